@@ -1,0 +1,121 @@
+/**
+ * Code points: names ↔ numbers ↔ the byte in the IP header. Pure, no system calls.
+ *
+ * The byte is called ToS in IPv4 and Traffic Class in IPv6; its upper six bits are the DSCP, its lower two are ECN
+ * (RFC 2474 section 3, RFC 3168 section 5).
+ *
+ * @module
+ */
+
+/** A code point, with the byte that carries it and the name it was asked for. */
+export interface Mark {
+  /** The name in capitals, such as `EF`, or `null` where the code point has none. */
+  readonly name: string | null;
+  /** The code point, 0 to 63 (RFC 2474 section 3). */
+  readonly dscp: number;
+  /** The ToS byte or Traffic Class, 0 to 252: `dscp << 2`, both ECN bits zero. */
+  readonly tos: number;
+}
+
+/** The two ECN bits of the byte; on TCP they belong to the kernel (RFC 3168 section 5). */
+export const ECN_BITS = 0b11;
+
+// RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Where two names share a
+// code point, the first is the one that `nameOf` gives.
+const NAMES: ReadonlyMap<string, number> = new Map([
+  ...[0, 1, 2, 3, 4, 5, 6, 7].map((n) => [`CS${n}`, n << 3] as const),
+  ...[1, 2, 3, 4].flatMap((n) => [1, 2, 3].map((drop) => [`AF${n}${drop}`, n << 3 | drop << 1] as const)),
+  ["EF", 46],
+  ["VOICE-ADMIT", 44],
+  ["VA", 44],
+  ["LE", 1],
+  ["DF", 0],
+  ["BE", 0],
+]);
+
+/** What {@linkcode parseDscp} takes, in words for a person. */
+export const DSCP_ALLOWED =
+  "EF, VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF13, AF21 to AF23, AF31 to AF33, AF41 to AF43, or a number from 0 to 63";
+
+/** What {@linkcode parseTos} takes, in words for a person. */
+export const TOS_ALLOWED = "a number from 0 to 255, decimal or 0x hex, whose two lowest bits (ECN) are 0";
+
+/** The name of a code point (0 to 63), or `null` where no RFC gives one. */
+export function nameOf(dscp: number): string | null {
+  for (const [name, value] of NAMES) if (value === dscp) return name;
+  return null;
+}
+
+/** The mark whose byte is `tos`, named by {@linkcode nameOf}; ECN bits are dropped. */
+export function markOf(tos: number): Mark {
+  const dscp = tos >> 2;
+  return { name: nameOf(dscp), dscp, tos: dscp << 2 };
+}
+
+/**
+ * Reads a code point as a person writes it: a name in any case, or a decimal number from 0 to 63.
+ *
+ * ```ts
+ * import { parseDscp } from "./dscp.ts";
+ * console.log(parseDscp("ef")); // { name: "EF", dscp: 46, tos: 184 }
+ * ```
+ *
+ * @throws {RangeError} the text is neither; the message lists what is allowed
+ */
+export function parseDscp(text: string): Mark {
+  const name = text.toUpperCase();
+  const named = NAMES.get(name);
+  if (named !== undefined) return { name, dscp: named, tos: named << 2 };
+  const dscp = /^(0|[1-9]\d?)$/.test(text) ? Number(text) : NaN;
+  if (!(dscp <= 63)) throw new RangeError(`${quote(text)} is not a DSCP; allowed are ${DSCP_ALLOWED}`);
+  return markOf(dscp << 2);
+}
+
+/**
+ * Reads a whole ToS byte or Traffic Class: decimal or 0x hex, 0 to 255, ECN bits zero.
+ *
+ * @throws {RangeError} the text is no such number, or sets ECN bits, which on TCP the kernel keeps to itself
+ */
+export function parseTos(text: string): Mark {
+  const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d{0,2})$/i.test(text) ? Number(text) : NaN;
+  if (!(tos <= 255)) throw new RangeError(`${quote(text)} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
+  checkTos(tos);
+  return markOf(tos);
+}
+
+/**
+ * Checks that `tos` is a byte a TCP socket can be given.
+ *
+ * @throws {RangeError} not an integer from 0 to 255, or one with ECN bits
+ */
+export function checkTos(tos: number): void {
+  if (!Number.isInteger(tos) || tos < 0 || tos > 255) {
+    throw new RangeError(`${tos} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
+  }
+  if ((tos & ECN_BITS) !== 0) {
+    throw new RangeError(
+      `ToS ${hex(tos)} sets ECN bits (the two lowest), which TCP owns: the kernel would drop them; allowed is ${
+        hex(tos & ~ECN_BITS)
+      }`,
+    );
+  }
+}
+
+/** Whether two bytes carry the same DSCP; TCP may set ECN bits of its own in packets (RFC 3168 section 6.1). */
+export function sameDscp(a: number, b: number): boolean {
+  return a >> 2 === b >> 2;
+}
+
+/** A byte as people of the field write it: `0xB8`. */
+export function hex(byte: number): string {
+  return `0x${byte.toString(16).toUpperCase().padStart(2, "0")}`;
+}
+
+/** A mark in words: `EF (0xB8)`, or `DSCP 13 (0x34)` where it has no name. */
+export function describe(mark: Mark): string {
+  return `${mark.name ?? `DSCP ${mark.dscp}`} (${hex(mark.tos)})`;
+}
+
+function quote(text: string): string {
+  return text === "" ? "an empty text" : JSON.stringify(text);
+}

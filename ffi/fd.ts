@@ -1,0 +1,132 @@
+/**
+ * The descriptor behind a `Deno.Conn` or `Deno.Listener`.
+ *
+ * Deno does not tell it, so the process's descriptors are walked until one has the same ends. Within a network
+ * namespace the two ends name exactly one TCP connection; a descriptor with only one of them is never taken.
+ *
+ * @module
+ */
+
+import {
+  descriptorTableSize,
+  getOption,
+  getpeername,
+  getsockname,
+  lowestFreeDescriptor,
+  openDescriptors,
+  SO_ACCEPTCONN,
+  SO_REUSEPORT,
+  SO_TYPE,
+  socketCookie,
+} from "./libc.ts";
+import { encode, endText, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
+
+/** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
+export interface Connection {
+  /** This end. */
+  readonly localAddr: Deno.Addr;
+  /** The other end. */
+  readonly remoteAddr: Deno.Addr;
+}
+
+/** A listening TCP socket, as `Deno.TcpListener`. */
+export interface Listening {
+  /** Where it listens. */
+  readonly addr: Deno.Addr;
+}
+
+/** No descriptor of this process, or more than one, has the ends asked for. */
+export class DescriptorError extends Error {
+  /** `DescriptorError`. */
+  override name = "DescriptorError";
+
+  /**
+   * The error of one search.
+   *
+   * @param lost the socket is there, but the other end has reset the connection
+   */
+  constructor(message: string, readonly lost: boolean = false) {
+    super(message);
+  }
+}
+
+// Where a socket was found, and its cookie, which tells whether the descriptor still is that socket: also after a reset,
+// when it has no other end any more.
+const known = new WeakMap<Connection | Listening, { fd: number; cookie: bigint | null }>();
+
+/**
+ * The file descriptor behind a TCP connection or listener, for use at once: after an `await` the socket may be closed
+ * and the number given to another, so ask again.
+ *
+ * The search starts at the newest descriptor, so for a connection made just now its cost does not depend on how many
+ * are open.
+ *
+ * ```ts
+ * import { fdOf } from "./mod.ts";
+ * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * console.log(fdOf(listener));
+ * listener.close();
+ * ```
+ *
+ * @throws {DescriptorError} no descriptor has both ends, or two listeners share the address (`reusePort`)
+ * @throws {TypeError} the socket is not TCP
+ * @throws {CannotRunError} not Linux, or no libc
+ * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
+ */
+export function fdOf(socket: Connection | Listening): number {
+  const before = known.get(socket);
+  if (before !== undefined && before.cookie !== null && before.cookie === socketCookie(before.fd)) return before.fd;
+  const fd = "addr" in socket ? findListener(socket) : findConnection(socket);
+  known.set(socket, { fd, cookie: socketCookie(fd) });
+  return fd;
+}
+
+function findConnection({ localAddr, remoteAddr }: Connection): number {
+  const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
+  const hasLocal = (fd: number) => getsockname(fd, found) && sameEnd(found, local) && isStream(fd);
+  const isIt = (fd: number) => hasLocal(fd) && getpeername(fd, found) && sameEnd(found, remote);
+  const fd = newestFirst().find(isIt);
+  if (fd !== undefined) return fd;
+  const ends = `${endText(tcp(localAddr))} to ${endText(tcp(remoteAddr))}`;
+  // After a reset the socket keeps its own end but has no peer any more.
+  const isReset = (fd: number) => hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
+  if (newestFirst().some(isReset)) throw new DescriptorError(`the connection from ${ends} was reset`, true);
+  throw new DescriptorError(`no open descriptor connects ${ends}`);
+}
+
+function findListener({ addr }: Listening): number {
+  const local = encode(tcp(addr));
+  const isIt = (fd: number) =>
+    getsockname(fd, found) && sameEnd(found, local) && isStream(fd) && getOption(fd, SO_ACCEPTCONN) === 1;
+  const fd = newestFirst().find(isIt);
+  if (fd === undefined) throw new DescriptorError(`no open descriptor listens on ${endText(tcp(addr))}`);
+  // With SO_REUSEPORT several listeners may have one address, and nothing here tells which of them is meant.
+  if (getOption(fd, SO_REUSEPORT) !== 0) {
+    for (const other of openDescriptors(0, descriptorTableSize())) {
+      if (other === fd || !isIt(other)) continue;
+      throw new DescriptorError(`descriptors ${fd} and ${other} both listen on ${endText(tcp(addr))}: which is meant?`);
+    }
+  }
+  return fd;
+}
+
+const found = new Uint8Array(SOCKADDR_SIZE);
+
+// A UDP socket may have the ports and addresses of a TCP one: they are numbered apart.
+function isStream(fd: number): boolean {
+  const SOCK_STREAM = 1;
+  return getOption(fd, SO_TYPE) === SOCK_STREAM;
+}
+
+// The kernel hands out the lowest free descriptor, so what was opened last sits under the lowest free one. Descriptors
+// above it are there when an older one was closed since.
+function* newestFirst(): Generator<number> {
+  const free = lowestFreeDescriptor();
+  for (let fd = free - 1; fd >= 0; fd--) yield fd;
+  yield* openDescriptors(free + 1, descriptorTableSize());
+}
+
+function tcp(address: Deno.Addr): Deno.NetAddr {
+  if (address.transport !== "tcp") throw new TypeError(`this needs a TCP socket, not ${address.transport}`);
+  return address;
+}

@@ -1,0 +1,281 @@
+/**
+ * The libc functions used, each with its C types; `errno` becomes a {@linkcode LibcError}.
+ *
+ * This is the only module that calls `Deno.dlopen`, and it does so when a function is first called, not on import.
+ * Opening costs more the more symbols it has, so they come in groups: one that every run needs and others that few do.
+ *
+ * @module
+ */
+
+/** The work cannot be done on this system at all: not Linux, or libc cannot be opened. */
+export class CannotRunError extends Error {
+  /** `CannotRunError`. */
+  override name = "CannotRunError";
+}
+
+/** A libc call returned -1. */
+export class LibcError extends Error {
+  /** `LibcError`. */
+  override name = "LibcError";
+
+  /**
+   * The error of one call.
+   *
+   * @param call the call in the words of its man page, such as `setsockopt(IP_TOS)`
+   * @param errno the error number, see errno(3)
+   */
+  constructor(readonly call: string, readonly errno: number) {
+    super(`${call}: ${strerror(errno)} (errno ${errno})`);
+  }
+}
+
+/** Error numbers that the code tells apart, as on x86_64 and aarch64; errno(3). */
+export const EINTR = 4, EAGAIN = 11, EMFILE = 24, ENFILE = 23, EINPROGRESS = 115;
+
+/** A socket option: the numbers the kernel knows it by, and its name for messages. */
+export interface SocketOption {
+  /** The protocol level, such as 0 for `IPPROTO_IP`. */
+  readonly level: number;
+  /** The option's number within the level. */
+  readonly option: number;
+  /** The option's name in the man page. */
+  readonly name: string;
+}
+
+const SOL_SOCKET = 1, IPPROTO_IP = 0, IPPROTO_IPV6 = 41;
+
+/** socket(7) */
+export const SO_TYPE: SocketOption = { level: SOL_SOCKET, option: 3, name: "SO_TYPE" };
+/** socket(7) */
+export const SO_REUSEPORT: SocketOption = { level: SOL_SOCKET, option: 15, name: "SO_REUSEPORT" };
+/** socket(7) */
+export const SO_ACCEPTCONN: SocketOption = { level: SOL_SOCKET, option: 30, name: "SO_ACCEPTCONN" };
+/** socket(7) */
+export const SO_DOMAIN: SocketOption = { level: SOL_SOCKET, option: 39, name: "SO_DOMAIN" };
+/** Documentation/networking/timestamping.rst in the kernel's sources */
+export const SO_TIMESTAMPING: SocketOption = { level: SOL_SOCKET, option: 37, name: "SO_TIMESTAMPING" };
+/** ip(7) */
+export const IP_TOS: SocketOption = { level: IPPROTO_IP, option: 1, name: "IP_TOS" };
+/** ipv6(7), RFC 3542 section 6.5 */
+export const IPV6_TCLASS: SocketOption = { level: IPPROTO_IPV6, option: 67, name: "IPV6_TCLASS" };
+
+const always = group({
+  getsockname: {
+    parameters: [
+      "i32", // int sockfd
+      "buffer", // struct sockaddr *addr
+      "buffer", // socklen_t *addrlen
+    ],
+    result: "i32",
+  },
+  getpeername: {
+    parameters: [
+      "i32", // int sockfd
+      "buffer", // struct sockaddr *addr
+      "buffer", // socklen_t *addrlen
+    ],
+    result: "i32",
+  },
+  getsockopt: {
+    parameters: [
+      "i32", // int sockfd
+      "i32", // int level
+      "i32", // int optname
+      "buffer", // void *optval
+      "buffer", // socklen_t *optlen
+    ],
+    result: "i32",
+  },
+  setsockopt: {
+    parameters: [
+      "i32", // int sockfd
+      "i32", // int level
+      "i32", // int optname
+      "buffer", // const void *optval
+      "u32", // socklen_t optlen
+    ],
+    result: "i32",
+  },
+  recv: {
+    parameters: [
+      "i32", // int sockfd
+      "buffer", // void *buf
+      "usize", // size_t len
+      "i32", // int flags
+    ],
+    result: "isize",
+  },
+  eventfd: {
+    parameters: [
+      "u32", // unsigned int initval
+      "i32", // int flags
+    ],
+    result: "i32",
+  },
+  close: {
+    parameters: [
+      "i32", // int fd
+    ],
+    result: "i32",
+  },
+  __errno_location: { parameters: [], result: "pointer" },
+});
+
+const searching = group({
+  getdtablesize: { parameters: [], result: "i32" },
+  poll: {
+    parameters: [
+      "buffer", // struct pollfd *fds
+      "u64", // nfds_t nfds
+      "i32", // int timeout
+    ],
+    result: "i32",
+  },
+});
+
+const explaining = group({
+  strerror: {
+    parameters: [
+      "i32", // int errnum
+    ],
+    result: "pointer",
+  },
+});
+
+/**
+ * Opens a library, for Linux only.
+ *
+ * @throws {CannotRunError} not Linux, or no such library
+ * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
+ */
+export function open<S extends Deno.ForeignLibraryInterface>(file: string, symbols: S): Deno.DynamicLibrary<S> {
+  if (Deno.build.os !== "linux") throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
+  try {
+    return Deno.dlopen(file, symbols);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new CannotRunError(`cannot open ${file}, the GNU C library`, { cause: error });
+  }
+}
+
+function group<const S extends Deno.ForeignLibraryInterface>(symbols: S): () => Deno.StaticForeignLibraryInterface<S> {
+  let library: Deno.DynamicLibrary<S> | undefined;
+  return () => (library ??= open("libc.so.6", symbols)).symbols;
+}
+
+/** The calling thread's error number; to be read at once after the call that set it. */
+function errno(): number {
+  const location = always().__errno_location();
+  return location === null ? 0 : new Deno.UnsafePointerView(location).getInt32();
+}
+
+function strerror(number: number): string {
+  const text = explaining().strerror(number);
+  return text === null ? "unknown error" : new Deno.UnsafePointerView(text).getCString();
+}
+
+// Reused by every call: the functions below are synchronous, so no two are ever inside one.
+const length = new Uint32Array(1);
+const int = new Int32Array(1);
+const cookie = new BigUint64Array(1);
+
+/** getsockname(2) into `address`; false where `fd` is no socket. */
+export function getsockname(fd: number, address: Uint8Array<ArrayBuffer>): boolean {
+  length[0] = address.length;
+  return always().getsockname(fd, address, length) === 0;
+}
+
+/** getpeername(2) into `address`; false where `fd` is no connected socket. */
+export function getpeername(fd: number, address: Uint8Array<ArrayBuffer>): boolean {
+  length[0] = address.length;
+  return always().getpeername(fd, address, length) === 0;
+}
+
+/** getsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
+export function getOption(fd: number, option: SocketOption): number {
+  length[0] = int.byteLength;
+  if (always().getsockopt(fd, option.level, option.option, int, length) !== 0) {
+    throw new LibcError(`getsockopt(${option.name})`, errno());
+  }
+  return int[0];
+}
+
+/**
+ * The number that the kernel gives a socket for good, never to another (`SO_COOKIE`, socket(7)); `null` where `fd` is no
+ * open socket or the kernel is older than Linux 4.12.
+ */
+export function socketCookie(fd: number): bigint | null {
+  const SO_COOKIE = 57;
+  length[0] = cookie.byteLength;
+  return always().getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, length) === 0 ? cookie[0] : null;
+}
+
+/** setsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
+export function setOption(fd: number, option: SocketOption, value: number): void {
+  int[0] = value;
+  if (always().setsockopt(fd, option.level, option.option, int, int.byteLength) !== 0) {
+    throw new LibcError(`setsockopt(${option.name})`, errno());
+  }
+}
+
+/**
+ * One message from the socket's error queue, recv(2) with `MSG_ERRQUEUE | MSG_DONTWAIT`.
+ *
+ * @returns the number of bytes, at most `buffer.length`; `null` where the queue is empty
+ * @throws {LibcError} the kernel refuses
+ */
+export function receiveError(fd: number, buffer: Uint8Array<ArrayBuffer>): number | null {
+  const MSG_ERRQUEUE = 0x2000, MSG_DONTWAIT = 0x40;
+  for (;;) {
+    const n = Number(always().recv(fd, buffer, BigInt(buffer.length), MSG_ERRQUEUE | MSG_DONTWAIT));
+    if (n >= 0) return n;
+    const number = errno();
+    if (number === EAGAIN) return null;
+    if (number !== EINTR) throw new LibcError("recv(MSG_ERRQUEUE)", number);
+  }
+}
+
+/**
+ * The lowest descriptor that is free, or the size of the table where none is: it is taken with eventfd(2), which needs
+ * no descriptor to copy from, and given back.
+ *
+ * @throws {LibcError} the kernel refuses for another reason than a full table
+ */
+export function lowestFreeDescriptor(): number {
+  const EFD_CLOEXEC = 0x80000;
+  const fd = always().eventfd(0, EFD_CLOEXEC);
+  if (fd >= 0) {
+    close(fd);
+    return fd;
+  }
+  const number = errno();
+  if (number === EMFILE || number === ENFILE) return descriptorTableSize();
+  throw new LibcError("eventfd", number);
+}
+
+/** One more than the highest descriptor this process may open, getdtablesize(3). */
+export function descriptorTableSize(): number {
+  return searching().getdtablesize();
+}
+
+/** The open descriptors among `from` to `to - 1`, in one poll(2), which marks those that are not open. */
+export function* openDescriptors(from: number, to: number): Generator<number> {
+  const POLLNVAL = 0x20, AT_ONCE = 65536;
+  for (let first = from; first < to; first += AT_ONCE) {
+    const count = Math.min(AT_ONCE, to - first);
+    // struct pollfd { int fd; short events; short revents; }
+    const table = new Int32Array(2 * count);
+    for (let i = 0; i < count; i++) table[2 * i] = first + i;
+    while (searching().poll(table, BigInt(count), 0) < 0) {
+      const number = errno();
+      if (number !== EINTR) throw new LibcError("poll", number);
+    }
+    const shorts = new Int16Array(table.buffer);
+    for (let i = 0; i < count; i++) if ((shorts[4 * i + 3] & POLLNVAL) === 0) yield first + i;
+  }
+}
+
+/** close(2). @throws {LibcError} the descriptor is not open */
+export function close(fd: number): void {
+  if (always().close(fd) !== 0) throw new LibcError("close", errno());
+}

@@ -1,0 +1,81 @@
+/**
+ * Sets the ToS byte or Traffic Class of a connection, and reads it back.
+ *
+ * @module
+ */
+
+import { checkTos, hex } from "./dscp.ts";
+import { type Connection, fdOf, type Listening } from "./fd.ts";
+import { getOption, IP_TOS, IPV6_TCLASS, setOption, SO_DOMAIN, type SocketOption } from "./libc.ts";
+import { AF_INET6 } from "./sockaddr.ts";
+
+/** The kernel took the call, but not the mark: another byte reads back. */
+export class MarkError extends Error {
+  /** `MarkError`. */
+  override name = "MarkError";
+
+  /**
+   * The error of one option.
+   *
+   * @param option the option's name, such as `IP_TOS`
+   * @param set the byte that was set
+   * @param readBack the byte that was read back
+   */
+  constructor(option: string, readonly set: number, readonly readBack: number) {
+    super(
+      `setsockopt(${option}, ${hex(set)}) was taken, but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)`,
+    );
+  }
+}
+
+/**
+ * Sets the byte that the connection's packets carry from now on: `IP_TOS` on an IPv4 socket; on an IPv6 one
+ * `IPV6_TCLASS` for IPv6 peers and `IP_TOS` for IPv4-mapped ones. Then reads it back, which proves only that the
+ * kernel took it: see {@linkcode takeSent} for what left. On a listener the byte passes to the sockets it accepts.
+ *
+ * ```ts
+ * import { setTos } from "./mod.ts";
+ * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+ * const conn = await Deno.connect({ port: (listener.addr as Deno.NetAddr).port });
+ * console.log(setTos(conn, 0xB8)); // 184
+ * conn.close();
+ * listener.close();
+ * ```
+ *
+ * @param tos 0 to 252, ECN bits zero
+ * @returns the byte read back, equal to `tos`
+ * @throws {RangeError} not such a byte
+ * @throws {LibcError} the kernel refuses; names the call and errno
+ * @throws {MarkError} the kernel reads back another byte
+ * @throws {DescriptorError} the connection is closed
+ */
+export function setTos(socket: Connection | Listening, tos: number): number {
+  checkTos(tos);
+  return markDescriptor(fdOf(socket), tos);
+}
+
+/**
+ * The byte that the connection's packets carry, as the kernel keeps it: 0 to 255.
+ *
+ * @throws {DescriptorError} the connection is closed
+ */
+export function getTos(socket: Connection | Listening): number {
+  const fd = fdOf(socket);
+  // Both hold the same byte once setTos was here; before that, IP_TOS is what the older half of the world uses.
+  return getOption(fd, optionsOf(fd)[0]);
+}
+
+/** {@linkcode setTos} for a descriptor that is known to be the right one. */
+export function markDescriptor(fd: number, tos: number): number {
+  for (const option of optionsOf(fd)) {
+    setOption(fd, option, tos);
+    const readBack = getOption(fd, option);
+    if (readBack !== tos) throw new MarkError(option.name, tos, readBack);
+  }
+  return tos;
+}
+
+// An AF_INET6 socket whose peer is IPv4-mapped sends IPv4 packets and obeys IP_TOS alone, so it gets both.
+function optionsOf(fd: number): SocketOption[] {
+  return getOption(fd, SO_DOMAIN) === AF_INET6 ? [IPV6_TCLASS, IP_TOS] : [IP_TOS];
+}

@@ -1,0 +1,1023 @@
+#!/usr/bin/env -S deno run --allow-net --allow-ffi
+/**
+ * Sends one HTTP GET whose packets carry a DSCP mark, and proves it.
+ *
+ * ```sh
+ * deno run --allow-net --allow-ffi main.ts                          # EF, to 127.0.0.1:8086 or the built-in server
+ * deno run --allow-net --allow-ffi main.ts -d AF41 http://[::1]:8086/
+ * deno run --allow-net --allow-ffi main.ts --json http://127.0.0.1:8086/
+ * ```
+ *
+ * The story from top to bottom: arguments → connect → mark → GET → reply → report. What touches the kernel is in
+ * `ffi/`, what talks HTTP or to a person is here.
+ *
+ * @module
+ */
+
+import {
+  CannotRunError,
+  DescriptorError,
+  endText,
+  fdOf,
+  hex,
+  LibcError,
+  type Mark,
+  MarkError,
+  parseDscp,
+  parseTos,
+  sameDscp,
+  type SentPacket,
+  setTos,
+  takeSent,
+  watchSent,
+} from "./ffi/mod.ts";
+
+const VERSION = "0.1.0";
+const DEFAULT_HOST = "127.0.0.1";
+const DEFAULT_PORT = 8086;
+
+/** The exit codes; those below 100 are curl's. */
+export const Exit = {
+  ok: 0,
+  usage: 2,
+  badUrl: 3,
+  hostNotFound: 6,
+  cannotConnect: 7,
+  badReply: 8,
+  endedEarly: 18,
+  httpError: 22,
+  cannotWrite: 23,
+  timeout: 28,
+  emptyReply: 52,
+  connectionLost: 56,
+  notMarked: 100,
+  leftChanged: 101,
+  arrivedChanged: 102,
+  cannotRun: 103,
+} as const;
+
+/** What ends a run: an exit code, one line for a person, and perhaps a hint what to do. */
+export class Failure extends Error {
+  /** `Failure`. */
+  override name = "Failure";
+
+  /**
+   * A failure to end the run with.
+   *
+   * @param code the exit code, one of {@linkcode Exit}
+   * @param message one line, free of control characters; empty where nobody is left to read it
+   * @param hint what to do about it
+   */
+  constructor(readonly code: number, message: string, readonly hint?: string) {
+    super(message);
+  }
+}
+
+// ─── Usage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const USAGE = `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it
+
+  deno run --allow-net --allow-ffi main.ts [options] [URL]
+
+Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself where nobody listens there.
+The reply's body goes to standard output, the report to standard error.
+
+The mark
+  -d, --dscp NAME         EF (the default), VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF43,
+                          or a number from 0 to 63
+      --tos BYTE          the whole ToS byte or Traffic Class, such as 184 or 0xB8; ECN bits 0
+
+The request
+  -H, --header LINE       'Name: value' adds or replaces a header, 'Name:' removes one, 'Name;' sends it empty
+  -4, --ipv4              IPv4 addresses only
+  -6, --ipv6              IPv6 addresses only
+      --connect-timeout S seconds to connect in (10)
+  -m, --max-time S        seconds for the whole request (30); 0 is no limit
+
+The output
+  -i, --include           status line and headers before the body
+  -f, --fail              exit 22 on status 400 and above, without the body
+  -s, --silent            no report
+      --json              one JSON object on standard output, instead of body and report
+  -V, --version           the version
+  -h, --help              this text
+
+Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect, 8 bad reply, 18 ended early,
+22 HTTP error with -f, 23 cannot write, 28 timeout, 52 empty reply, 56 connection lost; 2 bad usage;
+100 the kernel did not take the mark, 101 packets left with another mark, 103 cannot run here
+(not Linux, or a permission or libc is missing).
+`;
+
+// ─── Arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** What a run is asked to do. */
+export interface Options {
+  /** Where to, or `null` for the default with its built-in server. */
+  readonly url: string | null;
+  /** The mark to set. */
+  readonly mark: Mark;
+  /** 4 or 6 for one address family only. */
+  readonly family: 4 | 6 | null;
+  /** Headers of the user: a value adds or replaces, `null` removes. */
+  readonly headers: readonly (readonly [name: string, value: string | null])[];
+  /** Seconds; 0 is no limit. */
+  readonly connectTimeout: number;
+  /** Seconds for the whole request; 0 is no limit. */
+  readonly maxTime: number;
+  /** Status line and headers go out before the body. */
+  readonly include: boolean;
+  /** Status 400 and above is a failure. */
+  readonly fail: boolean;
+  /** No report. */
+  readonly silent: boolean;
+  /** One JSON object in place of body and report. */
+  readonly json: boolean;
+  /** Print this instead of doing anything. */
+  readonly print: "help" | "version" | null;
+}
+
+/** What a run without arguments does. */
+export const DEFAULTS: Options = {
+  url: null,
+  mark: parseDscp("EF"),
+  family: null,
+  headers: [],
+  connectTimeout: 10,
+  maxTime: 30,
+  include: false,
+  fail: false,
+  silent: false,
+  json: false,
+  print: null,
+};
+
+const OPTIONS = {
+  dscp: { type: "string", short: "d" },
+  tos: { type: "string" },
+  header: { type: "string", short: "H" },
+  ipv4: { type: "boolean", short: "4" },
+  ipv6: { type: "boolean", short: "6" },
+  "connect-timeout": { type: "string" },
+  "max-time": { type: "string", short: "m" },
+  include: { type: "boolean", short: "i" },
+  fail: { type: "boolean", short: "f" },
+  silent: { type: "boolean", short: "s" },
+  json: { type: "boolean" },
+  version: { type: "boolean", short: "V" },
+  help: { type: "boolean", short: "h" },
+} as const;
+
+type OptionName = keyof typeof OPTIONS;
+
+/** Reads the command line. @throws {Failure} bad usage, exit 2 */
+export async function parseArguments(args: readonly string[]): Promise<Options> {
+  if (args.length === 0) return DEFAULTS;
+  // A URL alone needs no parser: loading one costs a third of such a run.
+  if (args.length === 1 && !args[0].startsWith("-")) return { ...DEFAULTS, url: args[0] };
+
+  const { parseArgs } = await import("node:util");
+  // Not strict: its errors are in the words of a programmer, and it takes "-1" for an option rather than a bad value.
+  const { tokens } = parseArgs({
+    args: [...args],
+    options: OPTIONS,
+    strict: false,
+    allowPositionals: true,
+    tokens: true,
+  });
+  const options: { -readonly [K in keyof Options]: Options[K] } = { ...DEFAULTS };
+  const urls: string[] = [], headers: [string, string | null][] = [];
+  let markedBy: OptionName | null = null;
+  for (const token of tokens) {
+    if (token.kind === "positional") urls.push(token.value);
+    if (token.kind !== "option") continue;
+    if (!Object.hasOwn(OPTIONS, token.name)) throw usage(`unknown option ${quote(token.rawName)}`);
+    const name = token.name as OptionName;
+    const value = token.value ?? "";
+    if (OPTIONS[name].type === "string" && token.value === undefined) throw usage(`${token.rawName} needs a value`);
+    if (OPTIONS[name].type === "boolean" && token.value !== undefined) throw usage(`${token.rawName} takes no value`);
+    switch (name) {
+      case "dscp":
+      case "tos":
+        if (markedBy !== null && markedBy !== name) {
+          throw usage("--dscp and --tos exclude each other: give one of them");
+        }
+        markedBy = name;
+        options.mark = allowed(() => name === "dscp" ? parseDscp(value) : parseTos(value));
+        break;
+      case "header":
+        headers.push(parseHeader(value));
+        break;
+      case "ipv4":
+        options.family = 4;
+        break;
+      case "ipv6":
+        options.family = 6;
+        break;
+      case "connect-timeout":
+        options.connectTimeout = parseSeconds(token.rawName, value);
+        break;
+      case "max-time":
+        options.maxTime = parseSeconds(token.rawName, value);
+        break;
+      case "version":
+      case "help":
+        options.print ??= name;
+        break;
+      default:
+        options[name] = true;
+    }
+  }
+  if (urls.length > 1) throw usage(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
+  return { ...options, headers, url: urls[0] ?? null };
+}
+
+function usage(message: string): Failure {
+  return new Failure(Exit.usage, printable(message), "--help lists the options");
+}
+
+function allowed<T>(parse: () => T): T {
+  try {
+    return parse();
+  } catch (error) {
+    throw error instanceof RangeError ? usage(error.message) : error;
+  }
+}
+
+function parseSeconds(option: string, text: string): number {
+  // Timers hold milliseconds in 31 bits.
+  const most = 2_147_483;
+  const seconds = /^(\d+\.?\d*|\.\d+)$/.test(text) ? Number(text) : NaN;
+  if (!(seconds <= most)) {
+    throw usage(`${option} takes seconds from 0 to ${most}, such as 5 or 0.5, not ${quote(text)}`);
+  }
+  return seconds;
+}
+
+/** A header as curl's `-H` takes it. */
+function parseHeader(text: string): [name: string, value: string | null] {
+  const [, name, separator, rest] = /^([^:;]*)([:;]?)([^]*)$/.exec(text)!;
+  // RFC 9110 section 5.6.2
+  if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)) {
+    throw usage(
+      `${quote(text)} is not a header: its name must be letters, digits or !#$%&'*+-.^_\`|~, as in 'Name: value'`,
+    );
+  }
+  // RFC 9110 section 5.5
+  if (/[\r\n\0]/.test(text)) throw usage(`${quote(text)} is not a header: CR, LF and NUL may not be in it`);
+  const value = rest.trim();
+  if (separator === ":") return [name, value === "" ? null : value];
+  if (separator === ";" && value === "") return [name, ""];
+  throw usage(
+    `${quote(text)} is not a header: it must be 'Name: value', 'Name:' to remove one or 'Name;' for an empty one`,
+  );
+}
+
+// ─── Target ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Where a request goes. */
+export interface Target {
+  /** The URL as it is asked for, without fragment. */
+  readonly url: string;
+  /** Host name or address, without brackets. */
+  readonly host: string;
+  /** 1 to 65535. */
+  readonly port: number;
+  /** The Host header's value (RFC 9110 section 7.2). */
+  readonly authority: string;
+  /** Path and query, percent-encoded. */
+  readonly path: string;
+}
+
+/** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
+export function parseTarget(text: string): Target {
+  const bad = (why: string, hint?: string) => new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`, hint);
+  // deno-lint-ignore no-control-regex -- the URL parser would drop these without a word
+  if (/[\x00-\x1f\x7f]/.test(text)) throw bad("control characters are not allowed");
+  const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1].toLowerCase();
+  if (scheme !== undefined && scheme !== "http") throw bad(`the scheme must be http, not ${scheme}`);
+  const full = scheme === undefined ? `http://${text}` : text;
+  const url = /^http:\/\/[^/?#]/i.test(full) ? URL.parse(full) : null;
+  if (url === null) throw bad("it should look like http://host:port/path, an IPv6 address in brackets");
+  if (url.username !== "" || url.password !== "") {
+    throw new Failure(
+      Exit.badUrl,
+      "user and password in the URL are not supported",
+      "send them yourself: -H 'Authorization: Basic …' with the base64 of user:password",
+    );
+  }
+  const port = url.port === "" ? 80 : Number(url.port);
+  if (port === 0) throw bad("nobody can listen on port 0");
+  url.hash = "";
+  return {
+    url: url.href,
+    host: url.hostname.replace(/^\[(.*)\]$/, "$1"),
+    port,
+    authority: url.host,
+    path: `${url.pathname}${url.search}`,
+  };
+}
+
+// ─── Connect ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** What the script needs of a connection, whoever opened it. */
+export interface Wire {
+  /** This end. */
+  readonly localAddr: Deno.Addr;
+  /** The other end. */
+  readonly remoteAddr: Deno.Addr;
+  /** Reads what has come into `buffer`; the number of bytes, or `null` at the end. */
+  read(buffer: Uint8Array): Promise<number | null>;
+  /** Writes some of `bytes`; how many. */
+  write(bytes: Uint8Array): Promise<number>;
+  /** Closes the socket. */
+  close(): void;
+}
+
+async function connect(target: Target, options: Options, signal: AbortSignal): Promise<Wire> {
+  const { host, port } = target;
+  if (options.family === null) return await Deno.connect({ hostname: host, port, signal });
+  let failure: unknown;
+  for (const hostname of await resolve(host, options.family, signal)) {
+    try {
+      return await Deno.connect({ hostname, port, signal });
+    } catch (error) {
+      signal.throwIfAborted();
+      failure = error;
+    }
+  }
+  throw failure;
+}
+
+/** The addresses of a host in one family, by the system's own resolver. */
+async function resolve(host: string, family: 4 | 6, signal: AbortSignal): Promise<string[]> {
+  const notFound = new Failure(Exit.hostNotFound, `host ${quote(host)} has no IPv${family} address`);
+  const literal = /^[\d.]+$/.test(host) ? 4 : host.includes(":") ? 6 : null;
+  if (literal !== null) {
+    if (literal !== family) throw notFound;
+    return [host];
+  }
+  const { lookup } = await import("node:dns/promises");
+  const aborted = new Promise<never>((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+  const found = await Promise.race([lookup(host, { family, all: true }).catch(() => []), aborted]);
+  if (found.length === 0) throw notFound;
+  return found.map(({ address }) => address);
+}
+
+/** A connect that failed, in the words of the user. */
+function connectFailure(error: unknown, target: Target): unknown {
+  if (!(error instanceof Error) || error instanceof Failure || error instanceof Deno.errors.NotCapable) return error;
+  const where = endText({ transport: "tcp", hostname: target.host, port: target.port });
+  if (error.message.startsWith("failed to lookup address information") || error instanceof URIError) {
+    return new Failure(Exit.hostNotFound, `host ${quote(target.host)} not found`);
+  }
+  if (error instanceof Deno.errors.TimedOut) return new Failure(Exit.timeout, `no answer from ${where}`);
+  const hint = error instanceof Deno.errors.ConnectionRefused
+    ? `to start a server there: python3 -m http.server ${target.port}`
+    : undefined;
+  return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
+}
+
+/** An operating system error without the number that Deno adds. */
+function reason(error: Error): string {
+  return printable(error.message.replace(/ \(os error \d+\)$/, "").replace(/^[A-Z]/, (c) => c.toLowerCase()));
+}
+
+// ─── Request ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** The bytes of the GET. */
+export function request(target: Target, headers: Options["headers"]): Uint8Array<ArrayBuffer> {
+  const given = new Set(headers.map(([name]) => name.toLowerCase()));
+  const standard: [string, string][] = [
+    ["Host", target.authority],
+    ["User-Agent", `dscp-get/${VERSION}`],
+    ["Accept", "*/*"],
+    ["Connection", "close"],
+  ];
+  let text = `GET ${target.path} HTTP/1.1\r\n`;
+  for (const [name, value] of standard) if (!given.has(name.toLowerCase())) text += `${name}: ${value}\r\n`;
+  for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
+  return new TextEncoder().encode(text + "\r\n");
+}
+
+// ─── Reply ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** A reply as far as it was read. */
+export interface Reply {
+  /** The status code, 200 to 999. */
+  status: number;
+  /** The reason phrase, a character a byte. */
+  reason: string;
+  /** Names in small letters, values a character a byte, in the order they came. */
+  headers: [name: string, value: string][];
+  /** Bytes of the body that were read, without the framing of chunks. */
+  bodyBytes: number;
+  /** Whether the whole body was read. */
+  complete: boolean;
+}
+
+/** Where the bytes of a reply go; a promise where they have to wait. */
+export interface Sink {
+  /** Status line or header with its line end, as it came. */
+  head(line: Uint8Array): void | Promise<void>;
+  /** The reply so far, when its headers are complete and before its body; may throw to stop. */
+  begin(reply: Reply): void;
+  /** A piece of the body, valid until the next call. */
+  body(piece: Uint8Array): void | Promise<void>;
+}
+
+const HEAD_LIMIT = 256 * 1024;
+const READ_SIZE = 64 * 1024;
+
+/** Bytes from a connection, by line or by piece. */
+class Reader {
+  readonly #source: Pick<Wire, "read">;
+  readonly #buffer = new Uint8Array(READ_SIZE);
+  #from = 0;
+  #to = 0;
+
+  constructor(source: Pick<Wire, "read">) {
+    this.#source = source;
+  }
+
+  /** Reads when nothing is left; false at the end. */
+  async fill(): Promise<boolean> {
+    if (this.#from < this.#to) return true;
+    this.#from = 0;
+    this.#to = await this.#source.read(this.#buffer) ?? 0;
+    return this.#to > 0;
+  }
+
+  /** At most `most` bytes of what has come, valid until the next call; `null` at the end. */
+  async piece(most: number): Promise<Uint8Array | null> {
+    if (!await this.fill()) return null;
+    const end = Math.min(this.#to, this.#from + most);
+    const piece = this.#buffer.subarray(this.#from, end);
+    this.#from = end;
+    return piece;
+  }
+
+  /** A line with its end; what has come without one at the end of the connection. @throws {Failure} over `limit` */
+  async line(limit: number, what: string): Promise<Uint8Array> {
+    let line: Uint8Array = new Uint8Array();
+    while (await this.fill()) {
+      const at = this.#buffer.subarray(this.#from, this.#to).indexOf(LF);
+      const piece = await this.piece(at < 0 ? READ_SIZE : at + 1) as Uint8Array;
+      if (line.length + piece.length > limit) throw badReply(`${what} are larger than ${HEAD_LIMIT / 1024} KiB`);
+      const longer = new Uint8Array(line.length + piece.length);
+      longer.set(line);
+      longer.set(piece, line.length);
+      line = longer;
+      if (at >= 0) break;
+    }
+    return line;
+  }
+}
+
+const LF = 0x0a;
+
+function badReply(message: string): Failure {
+  return new Failure(Exit.badReply, `malformed reply: ${message}`);
+}
+
+function endedEarly(message: string): Failure {
+  return new Failure(Exit.endedEarly, `the reply ended early: ${message}`);
+}
+
+/**
+ * Reads one reply, RFC 9112 sections 4 to 7, and passes its body on as it comes.
+ *
+ * @param reply filled as the reply comes, so that it tells how far a failed one got
+ * @throws {Failure} malformed (8), ended early (18), empty (52)
+ */
+export async function readReply(source: Pick<Wire, "read">, reply: Reply, sink: Sink): Promise<void> {
+  const reader = new Reader(source);
+  if (!await reader.fill()) {
+    throw new Failure(Exit.emptyReply, "empty reply: the server closed the connection without a byte");
+  }
+  do await readHead(reader, reply, sink); while (reply.status < 200);
+  sink.begin(reply);
+  const framing = framingOf(reply);
+  if (framing === "chunked") await readChunks(reader, reply, sink);
+  else await readLength(reader, framing, reply, sink);
+  reply.complete = true;
+}
+
+async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
+  let budget = HEAD_LIMIT;
+  const nextLine = async () => {
+    const line = await reader.line(budget, "the headers");
+    budget -= line.length;
+    if (line.at(-1) !== LF) throw endedEarly("in the middle of the headers");
+    return line;
+  };
+
+  let raw = await nextLine();
+  const statusLine = /^HTTP\/1\.\d (\d{3})(?: (.*))?$/.exec(lineText(raw));
+  if (statusLine === null) throw badReply(`it starts with ${quote(lineText(raw).slice(0, 60))}, which is not HTTP/1.1`);
+  reply.status = Number(statusLine[1]);
+  reply.reason = statusLine[2] ?? "";
+  reply.headers = [];
+  if (reply.status < 100) throw badReply(`status ${statusLine[1]}`);
+  if (reply.status === 101) throw badReply("101 switches to a protocol that was not asked for");
+
+  for (;;) {
+    const waiting = sink.head(raw);
+    if (waiting) await waiting;
+    raw = await nextLine();
+    const text = lineText(raw);
+    if (text === "") break;
+    if (text.includes("\0")) throw badReply("a header holds a NUL byte");
+    const last = reply.headers.at(-1);
+    if (/^[ \t]/.test(text) && last !== undefined) {
+      // obs-fold, RFC 9112 section 5.2
+      last[1] = `${last[1]} ${text.trim()}`.trim();
+      continue;
+    }
+    const header = /^([^:]+?)[ \t]*:(.*)$/.exec(text);
+    if (header === null) throw badReply(`header line ${quote(text.slice(0, 60))} has no name and colon`);
+    reply.headers.push([header[1].toLowerCase(), header[2].replace(/^[ \t]+|[ \t]+$/g, "")]);
+  }
+  const waiting = sink.head(raw);
+  if (waiting) await waiting;
+}
+
+/** A line without its end, a character a byte. */
+function lineText(line: Uint8Array): string {
+  const end = line.at(-1) !== LF ? line.length : line.at(-2) === 0x0d ? line.length - 2 : line.length - 1;
+  let text = "";
+  for (let at = 0; at < end; at += 8192) text += String.fromCharCode(...line.subarray(at, Math.min(end, at + 8192)));
+  return text;
+}
+
+/** The values of a header, its lines and commas taken apart. */
+function listOf(reply: Reply, name: string): string[] {
+  return reply.headers.filter(([n]) => n === name).flatMap(([, value]) => value.split(",")).map((item) => item.trim());
+}
+
+/** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` for until the connection closes. */
+function framingOf(reply: Reply): number | "chunked" {
+  if (reply.status === 204 || reply.status === 304) return 0;
+  const codings = listOf(reply, "transfer-encoding").map((coding) => coding.toLowerCase()).filter((coding) =>
+    coding !== ""
+  );
+  if (codings.length > 0) {
+    if (codings.length === 1 && codings[0] === "chunked") return "chunked";
+    if (codings.some((coding) => coding !== "identity")) {
+      throw badReply(`Transfer-Encoding ${quote(codings.join(", "))} was not asked for`);
+    }
+  }
+  const lengths = new Set(listOf(reply, "content-length"));
+  if (lengths.size === 0) return Infinity;
+  const [length] = lengths;
+  if (lengths.size > 1) throw badReply(`conflicting Content-Length ${[...lengths].map(quote).join(" and ")}`);
+  if (!/^\d+$/.test(length) || !Number.isSafeInteger(Number(length))) throw badReply(`Content-Length ${quote(length)}`);
+  return Number(length);
+}
+
+/** Passes on `length` bytes, or all there are where it is `Infinity`. @returns bytes that are missing */
+async function pass(reader: Reader, length: number, reply: Reply, sink: Sink): Promise<number> {
+  for (let left = length; left > 0;) {
+    const piece = await reader.piece(left);
+    if (piece === null) return left;
+    left -= piece.length;
+    reply.bodyBytes += piece.length;
+    const waiting = sink.body(piece);
+    if (waiting) await waiting;
+  }
+  return 0;
+}
+
+async function readLength(reader: Reader, length: number, reply: Reply, sink: Sink): Promise<void> {
+  const missing = await pass(reader, length, reply, sink);
+  if (missing > 0 && missing !== Infinity) throw endedEarly(`${missing} of ${plural(length, "byte")} are missing`);
+}
+
+/** RFC 9112 section 7.1 */
+async function readChunks(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
+  const early = (where: string) => endedEarly(`${where}, after ${plural(reply.bodyBytes, "byte")}`);
+  const nextLine = async (what: string, limit: number) => {
+    const line = await reader.line(limit, what);
+    if (line.at(-1) !== LF) throw early("before the last chunk");
+    return line;
+  };
+  for (;;) {
+    const line = lineText(await nextLine("a chunk's extensions", HEAD_LIMIT));
+    const digits = /^([0-9a-f]+)[ \t]*(?:;.*)?$/i.exec(line)?.[1];
+    if (digits === undefined) throw badReply(`bad chunk size ${quote(line.slice(0, 60))}`);
+    const size = parseInt(digits, 16);
+    if (!Number.isSafeInteger(size)) throw badReply(`chunk size ${quote(digits.slice(0, 60))} is too large`);
+    if (size === 0) break;
+    const missing = await pass(reader, size, reply, sink);
+    if (missing > 0) throw early(`${missing} of a chunk's ${plural(size, "byte")} are missing`);
+    if (lineText(await nextLine("a chunk's ends", HEAD_LIMIT)) !== "") {
+      throw badReply("a chunk is longer than its size");
+    }
+  }
+  let budget = HEAD_LIMIT;
+  for (let trailer; lineText(trailer = await nextLine("the trailers", budget)) !== "";) budget -= trailer.length;
+}
+
+// ─── Exchange ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** One request and what became of it, filled as it goes. */
+export interface Exchange {
+  /** Where to. */
+  readonly target: Target;
+  /** Whether this process answers itself. */
+  readonly builtIn: boolean;
+  /** The mark that is set. */
+  readonly mark: Mark;
+  /** This end, once connected. */
+  local: Deno.NetAddr | null;
+  /** The other end, once connected. */
+  remote: Deno.NetAddr | null;
+  /** The descriptor, once found. */
+  fd: number | null;
+  /** The byte read back, once set. */
+  readBack: number | null;
+  /** The packets that left, as the kernel looped them back. */
+  packets: SentPacket[];
+  /** The reply, from its first byte on. */
+  reply: Reply | null;
+  /** Milliseconds since the start, as they were reached. */
+  milliseconds: { connect: number | null; firstByte: number | null; total: number | null };
+}
+
+function newExchange(target: Target, builtIn: boolean, mark: Mark): Exchange {
+  return {
+    target,
+    builtIn,
+    mark,
+    local: null,
+    remote: null,
+    fd: null,
+    readBack: null,
+    packets: [],
+    reply: null,
+    milliseconds: { connect: null, firstByte: null, total: null },
+  };
+}
+
+/**
+ * Connects, marks, asks, reads, proves and closes.
+ *
+ * @param exchange filled as it goes, so that it tells how far a failed one got
+ * @throws {Failure} whatever went wrong, with its exit code
+ */
+async function perform(exchange: Exchange, options: Options, sink: Sink): Promise<void> {
+  const { target, mark } = exchange;
+  const started = performance.now();
+  const elapsed = () => performance.now() - started;
+  const finish = (wire: Wire) => {
+    try {
+      // The copies outlive a reset of the connection, but not its descriptor.
+      if (exchange.readBack !== null) exchange.packets.push(...takeSent(wire));
+    } catch {
+      /* what cannot be read was not observed, and the report says so */
+    } finally {
+      wire.close();
+    }
+  };
+  const abort = new AbortController();
+  let wire: Wire | undefined;
+  let expired: Failure | undefined;
+  const expireAfter = (seconds: number, doing: string) =>
+    seconds === 0 ? undefined : setTimeout(() => {
+      expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
+      abort.abort(expired);
+      if (wire !== undefined) finish(wire);
+    }, seconds * 1000);
+  const maxTimer = expireAfter(options.maxTime, "the request");
+  const connectTimer = expireAfter(options.connectTimeout, "connecting");
+  try {
+    try {
+      wire = await connect(target, options, abort.signal);
+    } catch (error) {
+      throw expired ?? connectFailure(error, target);
+    } finally {
+      clearTimeout(connectTimer);
+    }
+    exchange.milliseconds.connect = elapsed();
+    exchange.local = wire.localAddr as Deno.NetAddr;
+    exchange.remote = wire.remoteAddr as Deno.NetAddr;
+    exchange.fd = fdOf(wire);
+    exchange.readBack = setTos(wire, mark.tos);
+    watchSent(wire);
+
+    await writeAll(wire, request(target, options.headers));
+
+    const reply: Reply = { status: 0, reason: "", headers: [], bodyBytes: 0, complete: false };
+    const firstByteOf = (wire: Wire): Pick<Wire, "read"> => ({
+      async read(buffer): Promise<number | null> {
+        const size = await wire.read(buffer);
+        if (exchange.reply === null && size !== null) {
+          exchange.milliseconds.firstByte = elapsed();
+          exchange.reply = reply;
+        }
+        return size;
+      },
+    });
+    await readReply(firstByteOf(wire), reply, sink);
+  } catch (error) {
+    throw expired ?? (wire === undefined ? error : connectionFailure(error));
+  } finally {
+    clearTimeout(maxTimer);
+    exchange.milliseconds.total = elapsed();
+    if (wire !== undefined && expired === undefined) finish(wire);
+  }
+  const changed = exchange.packets.find(({ tos }) => !sameDscp(tos, mark.tos));
+  if (changed !== undefined) {
+    throw new Failure(
+      Exit.leftChanged,
+      `set ${hex(mark.tos)}, left with ${hex(changed.tos)}: something on this host, such as nftables, rewrote it`,
+    );
+  }
+}
+
+async function writeAll(wire: Wire, bytes: Uint8Array): Promise<void> {
+  for (let sent = 0; sent < bytes.length;) sent += await wire.write(bytes.subarray(sent));
+}
+
+/** Whether the packets left with the mark; `null` where none was seen. */
+function proved({ packets, mark }: Exchange): boolean | null {
+  return packets.length === 0 ? null : packets.every(({ tos }) => sameDscp(tos, mark.tos));
+}
+
+/** An error on an open connection, in the words of the user. */
+function connectionFailure(error: unknown): unknown {
+  if (error instanceof DescriptorError && error.lost) return new Failure(Exit.connectionLost, error.message);
+  if (error instanceof LibcError || error instanceof MarkError || error instanceof DescriptorError) {
+    return new Failure(Exit.notMarked, `the kernel did not take the mark: ${error.message}`);
+  }
+  const lost = [
+    Deno.errors.ConnectionReset,
+    Deno.errors.BrokenPipe,
+    Deno.errors.ConnectionAborted,
+    Deno.errors.TimedOut,
+  ];
+  if (lost.some((kind) => error instanceof kind)) {
+    return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error as Error)}`);
+  }
+  return error;
+}
+
+// ─── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Writes all of `bytes` to standard output, now if it takes them. @throws {Failure} it does not, exit 23 */
+function toStandardOutput(bytes: Uint8Array): void | Promise<void> {
+  try {
+    while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
+  } catch (error) {
+    // A pipe that a parent made non-blocking is full.
+    if (error instanceof Deno.errors.WouldBlock) {
+      return new Promise((resolve) => setTimeout(resolve, 1)).then(() => toStandardOutput(bytes));
+    }
+    if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
+    throw new Failure(Exit.cannotWrite, `cannot write to standard output: ${reason(error as Error)}`);
+  }
+}
+
+/** Writes to standard error; where that is closed nobody is there to be told. */
+function toStandardError(text: string): void {
+  let bytes: Uint8Array = new TextEncoder().encode(text);
+  try {
+    while (bytes.length > 0) bytes = bytes.subarray(Deno.stderr.writeSync(bytes));
+  } catch { /* see above */ }
+}
+
+/** Where a reply goes under these options. */
+function sinkFor(options: Options): Sink {
+  return {
+    head: (line) => options.include && !options.json ? toStandardOutput(line) : undefined,
+    begin: ({ status, reason }) => {
+      if (options.fail && status >= 400) {
+        throw new Failure(Exit.httpError, printable(`the server answered ${status} ${reason}`.trim()));
+      }
+    },
+    body: (piece) => options.json ? undefined : toStandardOutput(piece),
+  };
+}
+
+/** Text for a terminal: control characters and marks that turn the writing direction come out escaped. */
+export function printable(text: string): string {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu, (c) => {
+    const code = c.codePointAt(0)!.toString(16);
+    return code.length <= 2 ? `\\x${code.padStart(2, "0")}` : `\\u{${code}}`;
+  });
+}
+
+function quote(text: string): string {
+  return `'${printable(text)}'`;
+}
+
+function plural(count: number, unit: string): string {
+  return `${count} ${unit}${count === 1 ? "" : "s"}`;
+}
+
+// ─── Report ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** The report's lines: what is known of an exchange, for a person. */
+function report(exchange: Exchange): string {
+  const lines: [label: string, text: string][] = [];
+  const { local, remote, fd, mark, readBack, packets, reply, milliseconds } = exchange;
+  if (local !== null && remote !== null) {
+    const who = exchange.builtIn ? ", the built-in server" : "";
+    lines.push(["connected", `${endText(local)} → ${endText(remote)}${who}; descriptor ${fd ?? "not found"}`]);
+  }
+  if (readBack !== null) {
+    lines.push([
+      "mark",
+      `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}; the kernel reads back ${hex(readBack)}`,
+    ]);
+    lines.push(["left", leftText(proved(exchange), packets)]);
+  }
+  if (reply !== null && reply.status > 0) {
+    const time = `${(milliseconds.total ?? 0).toFixed(1)} ms`;
+    const location = reply.headers.find(([name]) => name === "location")?.[1];
+    const leads = location !== undefined && reply.status >= 300 && reply.status < 400
+      ? `; leads to ${printable(location)}, not followed`
+      : "";
+    lines.push([
+      "reply",
+      `${printable(`${reply.status} ${reply.reason}`.trim())}, ${plural(reply.bodyBytes, "byte")} in ${time}${leads}`,
+    ]);
+  }
+  if (readBack !== null) {
+    lines.push(["handshake", "unmarked: SYN and ACK went out before the mark could be set"]);
+  }
+  const bold = Deno.stderr.isTerminal() && !Deno.noColor
+    ? (text: string) => `\x1b[1m${text}\x1b[0m`
+    : (text: string) => text;
+  return lines.map(([label, text]) => `${bold(label.padEnd(11))}${text}\n`).join("");
+}
+
+function leftText(proof: boolean | null, packets: readonly SentPacket[]): string {
+  if (proof === null) {
+    return "not observed: no packet of this connection was looped back, as on devices that cannot or behind NAT on this host";
+  }
+  const bytes = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
+  return `${plural(packets.length, "packet")} with ${bytes}, read from the IP header: ${
+    proof ? "proved" : "NOT the mark that was set"
+  }`;
+}
+
+/** The exchange as one line of JSON, in the form the README describes. */
+function json(exchange: Exchange | null, failure: Failure | null): string {
+  const end = (address: Deno.NetAddr | null) => address && { address: address.hostname, port: address.port };
+  const object = {
+    ...exchange && {
+      url: exchange.target.url,
+      server: exchange.builtIn ? "built-in" : "remote",
+      local: end(exchange.local),
+      remote: end(exchange.remote),
+      mark: { ...exchange.mark, readBack: exchange.readBack, handshake: false },
+      left: { proved: proved(exchange), packets: exchange.packets },
+      arrived: null,
+      reply: exchange.reply,
+      milliseconds: exchange.milliseconds,
+    },
+    ...failure && { error: { code: failure.code, message: failure.message } },
+  };
+  // JSON.stringify leaves DEL, C1 and direction marks as they are, and a terminal may be reading.
+  return JSON.stringify(object, (_, value) => typeof value === "number" ? Number(value.toFixed(3)) : value)
+    .replace(
+      /[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
+      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
+    ) +
+    "\n";
+}
+
+// ─── Server ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const PAGE =
+  `This page comes from dscp-get's built-in server: nobody else was listening on ${DEFAULT_HOST}:${DEFAULT_PORT}.
+Give a URL to ask another server; --help tells the rest.
+`;
+
+/** Answers every connection with {@linkcode PAGE} until the listener is closed. */
+async function serve(listener: Deno.TcpListener): Promise<void> {
+  for await (const conn of listener) {
+    answer(conn).catch(() => {}).finally(() => conn.close());
+  }
+}
+
+async function answer(conn: Deno.TcpConn): Promise<void> {
+  const reader = new Reader(conn);
+  while (lineText(await reader.line(HEAD_LIMIT, "the headers")) !== "");
+  const body = new TextEncoder().encode(PAGE);
+  const head = `HTTP/1.1 200 OK\r\nServer: dscp-get/${VERSION}\r\nContent-Type: text/plain; charset=utf-8\r\n` +
+    `Content-Length: ${body.length}\r\nConnection: close\r\n\r\n`;
+  await writeAll(conn, new Uint8Array([...new TextEncoder().encode(head), ...body]));
+}
+
+// ─── Main ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** Asks for what is missing before Deno does, which on a terminal would wait for an answer. */
+function checkPermissions(target: Target): void {
+  const where = endText({ transport: "tcp", hostname: target.host, port: target.port });
+  if (Deno.build.os !== "linux") throw new Failure(Exit.cannotRun, `this needs Linux, and here is ${Deno.build.os}`);
+  if (Deno.permissions.querySync({ name: "net", host: where }).state !== "granted") {
+    throw new Failure(
+      Exit.cannotRun,
+      `no permission to connect to ${where}`,
+      `run with --allow-net or --allow-net=${where}`,
+    );
+  }
+  if (Deno.permissions.querySync({ name: "ffi" }).state !== "granted") {
+    throw new Failure(Exit.cannotRun, "no permission to call libc, which sets the mark", "run with --allow-ffi");
+  }
+}
+
+function listen(port: number): Deno.TcpListener | null {
+  try {
+    return Deno.listen({ hostname: DEFAULT_HOST, port });
+  } catch (error) {
+    if (error instanceof Deno.errors.AddrInUse) return null;
+    throw error;
+  }
+}
+
+/** One request to a server in this process. */
+async function askOurselves(
+  listener: Deno.TcpListener,
+  options: Options,
+  sink: Sink,
+  tell: (exchange: Exchange) => void,
+): Promise<void> {
+  const serving = serve(listener);
+  try {
+    const exchange = newExchange(parseTarget(endText(listener.addr as Deno.NetAddr)), true, options.mark);
+    tell(exchange);
+    await perform(exchange, options, sink);
+  } finally {
+    listener.close();
+    await serving;
+  }
+}
+
+/** One run; `tell` hears of each exchange before it starts. */
+async function run(options: Options, sink: Sink, tell: (exchange: Exchange) => void, tries = 10): Promise<void> {
+  const target = parseTarget(options.url ?? `http://${DEFAULT_HOST}:${DEFAULT_PORT}/`);
+  checkPermissions(target);
+  if (options.url === null) {
+    const listener = listen(DEFAULT_PORT);
+    if (listener !== null) return await askOurselves(listener, options, sink, tell);
+  }
+  const exchange = newExchange(target, false, options.mark);
+  tell(exchange);
+  try {
+    await perform(exchange, options, sink);
+  } catch (error) {
+    if (options.url !== null || exchange.reply !== null || !hasVanished(error) || tries === 0) throw error;
+    // Somebody had the default port and is gone: another run's built-in server, which had its answer.
+    const free = { name: "net", host: `${DEFAULT_HOST}:0` } as const;
+    if (Deno.permissions.querySync(free).state === "granted") await askOurselves(listen(0)!, options, sink, tell);
+    else await run(options, sink, tell, tries - 1);
+  }
+}
+
+function hasVanished(error: unknown): boolean {
+  const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
+  return error instanceof Failure && codes.includes(error.code);
+}
+
+/** Whatever was thrown, as a failure that a person can read. */
+function failureOf(error: unknown): Failure {
+  if (error instanceof Failure) return error;
+  if (error instanceof CannotRunError) return new Failure(Exit.cannotRun, printable(error.message));
+  if (error instanceof Deno.errors.NotCapable) {
+    return new Failure(Exit.cannotRun, printable(error.message.split(",")[0]), "run with --allow-net --allow-ffi");
+  }
+  return new Failure(Exit.notMarked, printable(error instanceof Error ? error.message : String(error)));
+}
+
+/** Runs the script. @returns the exit code */
+export async function main(args: readonly string[]): Promise<number> {
+  let options = DEFAULTS;
+  let exchange: Exchange | null = null;
+  let failure: Failure | null = null;
+  try {
+    options = await parseArguments(args);
+    if (options.print !== null) {
+      await toStandardOutput(new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`));
+      return Exit.ok;
+    }
+    await run(options, sinkFor(options), (begun) => exchange = begun);
+  } catch (error) {
+    failure = failureOf(error);
+    if (failure.message === "") return failure.code;
+  }
+  if (options.json || (failure?.code === Exit.usage && args.includes("--json"))) {
+    try {
+      await toStandardOutput(new TextEncoder().encode(json(exchange, failure)));
+    } catch (error) {
+      return failureOf(error).code;
+    }
+  } else if (!options.silent && exchange !== null) toStandardError(report(exchange));
+  if (failure !== null) {
+    toStandardError(`dscp-get: ${failure.message}\n${failure.hint === undefined ? "" : `hint: ${failure.hint}\n`}`);
+  }
+  return failure?.code ?? Exit.ok;
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));
