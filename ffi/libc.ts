@@ -30,7 +30,7 @@ export class LibcError extends Error {
 }
 
 /** Error numbers that the code tells apart, as on x86_64 and aarch64; errno(3). */
-export const EINTR = 4, EAGAIN = 11, EMFILE = 24, ENFILE = 23, EINPROGRESS = 115;
+export const ENFILE = 23, EMFILE = 24;
 
 /** A socket option: the numbers the kernel knows it by, and its name for messages. */
 export interface SocketOption {
@@ -105,6 +105,9 @@ const always = group({
     ],
     result: "isize",
   },
+});
+
+const searching = group({
   eventfd: {
     parameters: [
       "u32", // unsigned int initval
@@ -118,10 +121,6 @@ const always = group({
     ],
     result: "i32",
   },
-  __errno_location: { parameters: [], result: "pointer" },
-});
-
-const searching = group({
   getdtablesize: { parameters: [], result: "i32" },
   poll: {
     parameters: [
@@ -134,6 +133,7 @@ const searching = group({
 });
 
 const explaining = group({
+  __errno_location: { parameters: [], result: "pointer" },
   strerror: {
     parameters: [
       "i32", // int errnum
@@ -158,15 +158,38 @@ export function open<S extends Deno.ForeignLibraryInterface>(file: string, symbo
   }
 }
 
-function group<const S extends Deno.ForeignLibraryInterface>(symbols: S): () => Deno.StaticForeignLibraryInterface<S> {
+/** Symbols that are opened together, when one of them is first asked for. */
+function group<const S extends Deno.ForeignLibraryInterface>(
+  symbols: S,
+): { (): Deno.StaticForeignLibraryInterface<S>; isOpen(): boolean } {
   let library: Deno.DynamicLibrary<S> | undefined;
-  return () => (library ??= open("libc.so.6", symbols)).symbols;
+  const opened = () => (library ??= open("libc.so.6", symbols)).symbols;
+  return Object.assign(opened, { isOpen: () => library !== undefined });
 }
 
-/** The calling thread's error number; to be read at once after the call that set it. */
-function errno(): number {
-  const location = always().__errno_location();
-  return location === null ? 0 : new Deno.UnsafePointerView(location).getInt32();
+/**
+ * Makes a call that returns -1 for an error.
+ *
+ * errno must be read at once, and few runs ever need it: so its symbol is opened only after a first failure, and as
+ * opening may change errno, the call is made once more.
+ *
+ * @returns what the call returns, or the error number negated
+ */
+function attempt(call: () => number): number {
+  const first = call();
+  if (first >= 0) return first;
+  const { __errno_location } = explaining();
+  const second = call();
+  if (second >= 0) return second;
+  const location = __errno_location();
+  return -(location === null ? 0 : new Deno.UnsafePointerView(location).getInt32());
+}
+
+/** {@linkcode attempt} for a call that should not fail. @throws {LibcError} it did */
+function check(name: string, call: () => number): number {
+  const result = attempt(call);
+  if (result < 0) throw new LibcError(name, -result);
+  return result;
 }
 
 function strerror(number: number): string {
@@ -194,9 +217,7 @@ export function getpeername(fd: number, address: Uint8Array<ArrayBuffer>): boole
 /** getsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
 export function getOption(fd: number, option: SocketOption): number {
   length[0] = int.byteLength;
-  if (always().getsockopt(fd, option.level, option.option, int, length) !== 0) {
-    throw new LibcError(`getsockopt(${option.name})`, errno());
-  }
+  check(`getsockopt(${option.name})`, () => always().getsockopt(fd, option.level, option.option, int, length));
   return int[0];
 }
 
@@ -213,26 +234,18 @@ export function socketCookie(fd: number): bigint | null {
 /** setsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
 export function setOption(fd: number, option: SocketOption, value: number): void {
   int[0] = value;
-  if (always().setsockopt(fd, option.level, option.option, int, int.byteLength) !== 0) {
-    throw new LibcError(`setsockopt(${option.name})`, errno());
-  }
+  check(`setsockopt(${option.name})`, () => always().setsockopt(fd, option.level, option.option, int, int.byteLength));
 }
 
 /**
  * One message from the socket's error queue, recv(2) with `MSG_ERRQUEUE | MSG_DONTWAIT`.
  *
- * @returns the number of bytes, at most `buffer.length`; `null` where the queue is empty
- * @throws {LibcError} the kernel refuses
+ * @returns the number of bytes, at most `buffer.length`; `null` where there is none to be had
  */
 export function receiveError(fd: number, buffer: Uint8Array<ArrayBuffer>): number | null {
   const MSG_ERRQUEUE = 0x2000, MSG_DONTWAIT = 0x40;
-  for (;;) {
-    const n = Number(always().recv(fd, buffer, BigInt(buffer.length), MSG_ERRQUEUE | MSG_DONTWAIT));
-    if (n >= 0) return n;
-    const number = errno();
-    if (number === EAGAIN) return null;
-    if (number !== EINTR) throw new LibcError("recv(MSG_ERRQUEUE)", number);
-  }
+  const size = always().recv(fd, buffer, BigInt(buffer.length), MSG_ERRQUEUE | MSG_DONTWAIT);
+  return size < 0 ? null : Number(size);
 }
 
 /**
@@ -243,14 +256,11 @@ export function receiveError(fd: number, buffer: Uint8Array<ArrayBuffer>): numbe
  */
 export function lowestFreeDescriptor(): number {
   const EFD_CLOEXEC = 0x80000;
-  const fd = always().eventfd(0, EFD_CLOEXEC);
-  if (fd >= 0) {
-    close(fd);
-    return fd;
-  }
-  const number = errno();
-  if (number === EMFILE || number === ENFILE) return descriptorTableSize();
-  throw new LibcError("eventfd", number);
+  const fd = attempt(() => searching().eventfd(0, EFD_CLOEXEC));
+  if (fd === -EMFILE || fd === -ENFILE) return descriptorTableSize();
+  if (fd < 0) throw new LibcError("eventfd", -fd);
+  close(fd);
+  return fd;
 }
 
 /** One more than the highest descriptor this process may open, getdtablesize(3). */
@@ -266,10 +276,7 @@ export function* openDescriptors(from: number, to: number): Generator<number> {
     // struct pollfd { int fd; short events; short revents; }
     const table = new Int32Array(2 * count);
     for (let i = 0; i < count; i++) table[2 * i] = first + i;
-    while (searching().poll(table, BigInt(count), 0) < 0) {
-      const number = errno();
-      if (number !== EINTR) throw new LibcError("poll", number);
-    }
+    check("poll", () => searching().poll(table, BigInt(count), 0));
     const shorts = new Int16Array(table.buffer);
     for (let i = 0; i < count; i++) if ((shorts[4 * i + 3] & POLLNVAL) === 0) yield first + i;
   }
@@ -277,5 +284,10 @@ export function* openDescriptors(from: number, to: number): Generator<number> {
 
 /** close(2). @throws {LibcError} the descriptor is not open */
 export function close(fd: number): void {
-  if (always().close(fd) !== 0) throw new LibcError("close", errno());
+  check("close", () => searching().close(fd));
+}
+
+/** Whether a search has opened what {@linkcode lowestFreeDescriptor} needs. */
+export function searchIsOpen(): boolean {
+  return searching.isOpen();
 }

@@ -40,7 +40,6 @@ export function watchSent(connection: Connection): void {
  *
  * Once the first byte of a reply is here, so are the copies of what asked for it.
  *
- * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the connection is closed
  */
 export function takeSent(connection: Connection): SentPacket[] {

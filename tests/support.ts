@@ -4,6 +4,9 @@
  * @module
  */
 
+import { open } from "../ffi/libc.ts";
+import { fdOf } from "../ffi/mod.ts";
+
 const decoder = new TextDecoder();
 
 /** The script under test. */
@@ -142,7 +145,7 @@ export class Background implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.stop("SIGKILL");
+    await this.stop();
   }
 }
 
@@ -251,6 +254,14 @@ export function replyingOn(hostname: string, ...pieces: (string | Uint8Array)[])
     await readRequest(conn, server);
     for (const piece of pieces) await send(conn, piece);
   }, hostname);
+}
+
+/** Resets a connection: connect(2) to no address. Closing it would say goodbye first. */
+export function reset(conn: Deno.Conn): void {
+  const AF_UNSPEC = 0;
+  const libc = open("libc.so.6", { connect: { parameters: ["i32", "buffer", "u32"], result: "i32" } });
+  libc.symbols.connect(fdOf(conn), new Uint16Array([AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0]), 16);
+  libc.close();
 }
 
 /** A port that nobody listens on now. */

@@ -1,0 +1,169 @@
+import assert from "node:assert/strict";
+import { Exit, Failure, parseArguments, parseTarget, request } from "../main.ts";
+import { dscpGet, replying } from "./support.ts";
+
+const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+async function refused(args: string[], code: number, message: RegExp): Promise<void> {
+  const { code: exit, stdout, stderr } = await dscpGet(args);
+  assert.equal(exit, code, `${args.join(" ")}: ${stderr}`);
+  assert.equal(stdout, "");
+  const [line, ...rest] = stderr.trimEnd().split("\n");
+  assert.match(line, message);
+  assert.ok(line.startsWith("dscp-get: "));
+  assert.ok(rest.every((hint) => hint.startsWith("hint: ")), stderr);
+}
+
+Deno.test("bad marks are usage errors that list what is allowed", async () => {
+  for (const value of ["64", "256", "-1", "1.5", "", "EXPEDITED"]) {
+    await refused(["-d", value], 2, /allowed are EF, VOICE-ADMIT or VA, LE.*CS0 to CS7, AF11.*0 to 63/);
+  }
+  for (const value of ["256", "-1", "1.5", "", "0x100"]) {
+    await refused(["--tos", value], 2, /allowed is a number from 0 to 255/);
+  }
+  await refused(["--tos=0x12"], 2, /ECN bits.*TCP owns.*allowed is 0x10/);
+  await refused(["-d", "EF", "--tos", "184"], 2, /exclude each other/);
+});
+
+Deno.test("other bad usage is told in one line: 2", async () => {
+  await refused(["--nonsense"], 2, /unknown option '--nonsense'/);
+  await refused(["--__proto__"], 2, /unknown option/);
+  await refused(["-d"], 2, /-d needs a value/);
+  await refused(["--json=yes"], 2, /--json takes no value/);
+  await refused(["-m", "soon"], 2, /-m takes seconds from 0 to 2147483.*'soon'/);
+  await refused(["--connect-timeout", "-1"], 2, /takes seconds/);
+  await refused(["http://a/", "http://b/"], 2, /one URL at a time/);
+});
+
+Deno.test("headers that would break the request are refused: 2", async () => {
+  for (
+    const header of ["no colon", "Na me: x", ": x", "", "Näme: x", "X: a\r\nInjected: b", "X: a\nb", "X\r: a", "@file"]
+  ) {
+    await refused(["-H", header], 2, /is not a header/);
+  }
+});
+
+Deno.test("bad URLs and other schemes: 3", async () => {
+  for (
+    const url of [
+      "http://",
+      "http:///path",
+      "http://[::1",
+      "http://a b/",
+      "http://h:99999/",
+      "http://h:0/",
+      "",
+      "mailto:x",
+      "http://h/\n",
+    ]
+  ) {
+    await refused([url], 3, /bad URL/);
+  }
+  await refused(["ftp://host/"], 3, /scheme must be http.*not ftp/);
+  const { code, stderr } = await dscpGet(["http://user:secret@127.0.0.1/"]);
+  assert.equal(code, 3);
+  assert.match(stderr, /hint: .*-H 'Authorization: /);
+  assert.ok(!stderr.includes("secret"));
+});
+
+Deno.test("with --json a failure is an object with code and message, also one of usage", async () => {
+  for (const [args, code] of [[["--json", "-d", "64"], 2], [["--json", "ftp://x/"], 3]] as const) {
+    const outcome = await dscpGet(args);
+    assert.equal(outcome.code, code);
+    const { error } = JSON.parse(outcome.stdout);
+    assert.equal(error.code, code);
+    assert.ok(error.message.length > 0);
+  }
+});
+
+Deno.test("terminal escapes in arguments come out escaped", async () => {
+  for (
+    const args of [["\x1b[31m://x"], ["-d", "\x1b]0;title\x07"], ["--\x1b[2J"], ["-H", "\u202egnp"], [
+      "http://h/",
+      "\x9b1m",
+    ]]
+  ) {
+    const { stderr } = await dscpGet(args);
+    // deno-lint-ignore no-control-regex -- the point of the test
+    assert.doesNotMatch(stderr, /[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]/);
+  }
+});
+
+Deno.test("-h and -V print to standard output and exit 0, whatever else is asked", async () => {
+  const help = await dscpGet(["-h", "http://127.0.0.1:1/"]);
+  assert.deepEqual([help.code, help.stderr], [0, ""]);
+  for (
+    const option of [
+      "--dscp",
+      "--tos",
+      "--header",
+      "--ipv4",
+      "--ipv6",
+      "--connect-timeout",
+      "--max-time",
+      "--include",
+      "--fail",
+      "--silent",
+      "--json",
+      "--version",
+      "--help",
+    ]
+  ) {
+    assert.ok(help.stdout.includes(option), option);
+  }
+  const { version } = JSON.parse(await Deno.readTextFile(new URL("../deno.json", import.meta.url)));
+  assert.equal((await dscpGet(["-V"])).stdout, `dscp-get ${version}\n`);
+});
+
+Deno.test("short options can be put together, as curl's can", async () => {
+  const options = await parseArguments(["-sif4", "-dAF41", "-m.5", "-H", "A: b", "--", "http://h/"]);
+  assert.deepEqual([options.silent, options.include, options.fail, options.family], [true, true, true, 4]);
+  assert.deepEqual([options.mark.name, options.maxTime, options.headers, options.url], [
+    "AF41",
+    0.5,
+    [["A", "b"]],
+    "http://h/",
+  ]);
+});
+
+Deno.test("a URL is read as curl reads it, and goes out percent-encoded without its fragment", () => {
+  const target = parseTarget("localhost:8086/a b/ü?q=ä&x=<y>#fragment");
+  assert.deepEqual(target, {
+    url: "http://localhost:8086/a%20b/%C3%BC?q=%C3%A4&x=%3Cy%3E",
+    host: "localhost",
+    port: 8086,
+    authority: "localhost:8086",
+    path: "/a%20b/%C3%BC?q=%C3%A4&x=%3Cy%3E",
+  });
+  assert.deepEqual([parseTarget("HTTP://[::1]:80/").authority, parseTarget("http://h").port], ["[::1]", 80]);
+  assert.throws(() => parseTarget("gopher://h/"), (error) => error instanceof Failure && error.code === Exit.badUrl);
+});
+
+Deno.test("the request has Host, User-Agent, Accept and Connection, and -H changes them as curl's does", async () => {
+  const text = (url: string, headers: [string, string | null][]): string =>
+    new TextDecoder().decode(request(parseTarget(url), headers));
+  const lines = text("http://[::1]:8086/x", []).split("\r\n");
+  assert.deepEqual(lines.slice(0, 2), ["GET /x HTTP/1.1", "Host: [::1]:8086"]);
+  assert.match(lines[2], /^User-Agent: dscp-get\/\d/);
+  assert.deepEqual(lines.slice(3), ["Accept: */*", "Connection: close", "", ""]);
+  assert.ok(text("http://h:80/", []).includes("\r\nHost: h\r\n"), "the scheme's own port is left out");
+
+  await using server = replying(OK);
+  await dscpGet([
+    "-s",
+    "-H",
+    "host: example.org",
+    "-H",
+    "Accept:",
+    "-H",
+    "X-Empty;",
+    "-H",
+    "A: 1",
+    "-H",
+    "A: 2",
+    server.url,
+  ]);
+  const sent = server.requests[0];
+  assert.ok(/^host: example\.org\r$/m.test(sent) && !/^Host/m.test(sent) && !/^Accept/m.test(sent), sent);
+  assert.ok(sent.includes("\r\nX-Empty: \r\n") && sent.includes("\r\nA: 1\r\nA: 2\r\n"), sent);
+});

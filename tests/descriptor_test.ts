@@ -1,0 +1,178 @@
+import assert from "node:assert/strict";
+import { type Connection, DescriptorError, fdOf, getTos, setTos } from "../ffi/mod.ts";
+
+/** A pair of connected sockets in this process. */
+class Pair implements Disposable {
+  private constructor(readonly client: Deno.TcpConn, readonly server: Deno.TcpConn) {}
+
+  static async open(listener: Deno.TcpListener): Promise<Pair> {
+    const { hostname, port } = listener.addr;
+    const [client, server] = await Promise.all([Deno.connect({ hostname, port }), listener.accept()]);
+    return new Pair(client, server);
+  }
+
+  [Symbol.dispose](): void {
+    for (const conn of [this.client, this.server]) {
+      try {
+        conn.close();
+      } catch { /* the test closed it */ }
+    }
+  }
+}
+
+function openDescriptors(): number {
+  return [...Deno.readDirSync("/proc/self/fd")].length;
+}
+
+/** The inode of the socket behind a descriptor, as the kernel tells it. */
+function inodeOf(fd: number): string {
+  return Deno.readLinkSync(`/proc/self/fd/${fd}`);
+}
+
+/** The inode of the socket with these ports, from the kernel's own table of TCP sockets. */
+function inodeByPorts(local: number, remote: number): string {
+  const hex = (port: number) => port.toString(16).toUpperCase().padStart(4, "0");
+  for (const file of ["/proc/net/tcp", "/proc/net/tcp6"]) {
+    for (const line of Deno.readTextFileSync(file).split("\n")) {
+      const fields = line.trim().split(/\s+/);
+      if (fields[1]?.endsWith(`:${hex(local)}`) && fields[2].endsWith(`:${hex(remote)}`)) {
+        return `socket:[${fields[9]}]`;
+      }
+    }
+  }
+  return "";
+}
+
+const portOf = (addr: Deno.Addr) => (addr as Deno.NetAddr).port;
+
+for (const hostname of ["127.0.0.1", "::1"]) {
+  Deno.test(`both ends of a connection within one process are told apart: ${hostname}`, async () => {
+    using listener = Deno.listen({ hostname, port: 0 });
+    using pair = await Pair.open(listener);
+    const { client, server } = pair;
+    assert.equal(inodeOf(fdOf(client)), inodeByPorts(portOf(client.localAddr), portOf(client.remoteAddr)));
+    assert.equal(inodeOf(fdOf(server)), inodeByPorts(portOf(server.localAddr), portOf(server.remoteAddr)));
+    assert.equal(inodeOf(fdOf(listener)), inodeByPorts(listener.addr.port, 0));
+    setTos(client, 0xb8);
+    assert.deepEqual([getTos(client), getTos(server), getTos(listener)], [0xb8, 0, 0]);
+  });
+}
+
+Deno.test("an IPv4 client of a dual-stack listener is found on both sides", async () => {
+  using listener = Deno.listen({ hostname: "::", port: 0 });
+  const [client, server] = await Promise.all([
+    Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port }),
+    listener.accept(),
+  ]);
+  assert.equal(setTos(client, 0xb8), 0xb8);
+  assert.equal(setTos(server, 0x20), 0x20);
+  assert.equal(getTos(server), 0x20);
+  client.close();
+  server.close();
+});
+
+Deno.test("a closed connection is not found, and the error names both ends", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using pair = await Pair.open(listener);
+  fdOf(pair.client);
+  pair.client.close();
+  const { localAddr, remoteAddr } = pair.client;
+  assert.throws(() => fdOf(pair.client), (error) => {
+    assert.ok(error instanceof DescriptorError);
+    assert.ok(
+      error.message.includes(`127.0.0.1:${portOf(localAddr)} to 127.0.0.1:${portOf(remoteAddr)}`),
+      error.message,
+    );
+    return true;
+  });
+});
+
+Deno.test("one matching end is not enough", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using pair = await Pair.open(listener);
+  const { localAddr, remoteAddr } = pair.client;
+  const elsewhere = { ...remoteAddr as Deno.NetAddr, port: 1 };
+  assert.throws(() => fdOf({ localAddr, remoteAddr: elsewhere }), DescriptorError);
+  assert.throws(() => fdOf({ localAddr: elsewhere, remoteAddr }), DescriptorError);
+  assert.throws(() => fdOf({ localAddr: listener.addr, remoteAddr: listener.addr }), DescriptorError);
+});
+
+Deno.test("a UDP socket is never taken for a TCP one", () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const server = Deno.listenDatagram({ transport: "udp", hostname: "127.0.0.1", port: 0 });
+  assert.throws(() => fdOf({ addr: { ...server.addr as Deno.NetAddr, transport: "tcp" } }), DescriptorError);
+  assert.throws(() => fdOf({ addr: server.addr }), TypeError);
+  assert.ok(fdOf(listener) > 0);
+  server.close();
+});
+
+Deno.test("two listeners on one address are an error, not a guess", () => {
+  using first = Deno.listen({ hostname: "127.0.0.1", port: 0, reusePort: true });
+  assert.ok(fdOf(first) > 0);
+  using second = Deno.listen({ hostname: "127.0.0.1", port: first.addr.port, reusePort: true });
+  assert.throws(() => fdOf(second), /both listen/);
+});
+
+Deno.test("among hundreds of connections, opened and closed in any order, each mark lands on its own socket", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const before = openDescriptors();
+  const open: Pair[] = [];
+  let seed = 7;
+  const random = (below: number) => (seed = (seed * 1103515245 + 12345) % 2 ** 31) % below;
+  for (let round = 0; round < 400; round++) {
+    if (open.length > 100 || (open.length > 0 && random(3) === 0)) {
+      open.splice(random(open.length), 1)[0][Symbol.dispose]();
+    } else open.push(await Pair.open(listener));
+  }
+  const marks = open.map((_, at) => at % 64 << 2);
+  open.forEach(({ client }, at) => setTos(client, marks[at]));
+  assert.deepEqual(open.map(({ client }) => getTos(client)), marks);
+  assert.deepEqual(open.map(({ server }) => getTos(server)), marks.map(() => 0));
+  for (const { client } of open) {
+    assert.equal(inodeOf(fdOf(client)), inodeByPorts(portOf(client.localAddr), portOf(client.remoteAddr)));
+  }
+  open.forEach((pair) => pair[Symbol.dispose]());
+  assert.equal(openDescriptors(), before);
+});
+
+Deno.test("a descriptor that was closed and given to another connection is noticed", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const first = await Pair.open(listener);
+  const fd = fdOf(first.client);
+  first[Symbol.dispose]();
+  using second = await Pair.open(listener);
+  const reused = [second.client, second.server].map((conn: Connection) => fdOf(conn));
+  assert.ok(reused.includes(fd), "the kernel hands the same number out again");
+  assert.throws(() => setTos(first.client, 0xb8), DescriptorError);
+  assert.deepEqual([getTos(second.client), getTos(second.server)], [0, 0]);
+});
+
+Deno.test("a connection that the other end has reset keeps its descriptor, or the error says that it is lost", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using known = await Pair.open(listener);
+  using unknown = await Pair.open(listener);
+  const fd = fdOf(known.client);
+  for (const { client, server } of [known, unknown]) {
+    await client.write(new Uint8Array(1));
+    // With a byte unread, the kernel answers the next one with a reset.
+    server.close();
+    await client.write(new Uint8Array(1)).catch(() => {});
+    await assert.rejects(client.write(new Uint8Array(1)));
+  }
+  assert.equal(fdOf(known.client), fd);
+  assert.throws(() => fdOf(unknown.client), (error) => error instanceof DescriptorError && error.lost);
+});
+
+Deno.test("bytes that TCP cannot carry are refused before any system call", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using pair = await Pair.open(listener);
+  for (const tos of [-1, 256, 1.5, NaN, 0xb9, 0x12]) assert.throws(() => setTos(pair.client, tos), RangeError);
+  assert.equal(getTos(pair.client), 0);
+});
+
+Deno.test("a listener passes its mark to what it accepts", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  setTos(listener, 0x20);
+  using pair = await Pair.open(listener);
+  assert.deepEqual([getTos(pair.server), getTos(pair.client)], [0x20, 0]);
+});

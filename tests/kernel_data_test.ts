@@ -1,0 +1,113 @@
+import assert from "node:assert/strict";
+import { parseLooped } from "../ffi/sent.ts";
+import { encode, sameEnd } from "../ffi/sockaddr.ts";
+import { CannotRunError, LibcError, open, receiveError, setOption } from "../ffi/libc.ts";
+
+const at = (hostname: string, port: number): Uint8Array => encode({ transport: "tcp", hostname, port });
+
+/** An IPv4 packet as RFC 791 draws it. */
+function ipv4(tos: number, source: number[], destination: number[], ports: number[], link = 14): Uint8Array {
+  const header = [0x45, tos, 0, 44, 0, 0, 0x40, 0, 64, 6, 0, 0, ...source, ...destination];
+  return Uint8Array.from([...Array(link).fill(0), ...header, ...ports, ...Array(20).fill(0)]);
+}
+
+const LOCAL = at("192.0.2.1", 0x1234), REMOTE = at("198.51.100.2", 80);
+const GOOD = [0xb8, [192, 0, 2, 1], [198, 51, 100, 2], [0x12, 0x34, 0, 80]] as const;
+
+Deno.test("a looped packet is read behind any link-layer header", () => {
+  for (const link of [0, 4, 14, 18, 22]) {
+    assert.deepEqual(parseLooped(ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], link), LOCAL, REMOTE), {
+      tos: 0xb8,
+      length: 44,
+    });
+  }
+});
+
+Deno.test("a packet of another connection, or cut before its ports, is not observed", () => {
+  assert.equal(parseLooped(ipv4(0xb8, [192, 0, 2, 9], [198, 51, 100, 9], [0x12, 0x34, 0, 80]), LOCAL, REMOTE), null);
+  assert.equal(parseLooped(ipv4(0xb8, [...GOOD[1]], [...GOOD[2]], [9, 9, 9, 9]), LOCAL, REMOTE), null);
+  const whole = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]]);
+  for (let size = 0; size < 14 + 24; size++) assert.equal(parseLooped(whole.subarray(0, size), LOCAL, REMOTE), null);
+});
+
+Deno.test("an IPv6 packet's Traffic Class is read across its two bytes", () => {
+  const packet = Uint8Array.from([
+    ...Array(14).fill(0),
+    0x6b,
+    0x8f,
+    0xff,
+    0xff,
+    0,
+    20,
+    6,
+    64,
+    ...Array(15).fill(0),
+    1,
+    ...Array(15).fill(0),
+    1,
+    0x12,
+    0x34,
+    0,
+    80,
+    ...Array(16).fill(0),
+  ]);
+  assert.deepEqual(parseLooped(packet, at("::1", 0x1234), at("::1", 80)), { tos: 0xb8, length: 60 });
+});
+
+Deno.test("random and mutilated bytes never become a mark", () => {
+  let seed = 1;
+  const byte = () => (seed = (seed * 1103515245 + 12345) % 2 ** 31) >> 16 & 0xff;
+  for (let round = 0; round < 20_000; round++) {
+    const packet = Uint8Array.from({ length: byte() % 129 }, byte);
+    assert.equal(parseLooped(packet, LOCAL, REMOTE), null, `round ${round}`);
+  }
+});
+
+Deno.test("addresses are compared as the kernel does, however they are written", () => {
+  assert.ok(sameEnd(at("127.0.0.1", 80), at("::ffff:127.0.0.1", 80)));
+  assert.ok(sameEnd(at("::ffff:7f00:1", 80), at("::ffff:127.0.0.1", 80)));
+  assert.ok(sameEnd(at("2001:DB8:0:0:0:0:0:1", 80), at("2001:db8::1", 80)));
+  assert.ok(sameEnd(at("fe80::1%eth0", 80), at("fe80::1", 80)));
+  assert.ok(!sameEnd(at("127.0.0.1", 80), at("127.0.0.1", 81)));
+  assert.ok(!sameEnd(at("::1", 80), at("0.0.0.1", 80)));
+  assert.deepEqual([...at("1:2:3:4:5:6:7:8", 258)].slice(2, 24), [
+    1,
+    2,
+    0,
+    0,
+    0,
+    0,
+    0,
+    1,
+    0,
+    2,
+    0,
+    3,
+    0,
+    4,
+    0,
+    5,
+    0,
+    6,
+    0,
+    7,
+    0,
+    8,
+  ]);
+  assert.throws(() => at("not an address", 80), TypeError);
+  assert.throws(() => at("1.2.3.4.5", 80), TypeError);
+});
+
+Deno.test("a libc call that fails names itself and its errno; one on a descriptor that is not open tells so", () => {
+  assert.throws(() => setOption(-1, { level: 0, option: 1, name: "IP_TOS" }, 0), (error) => {
+    assert.ok(error instanceof LibcError);
+    assert.deepEqual([error.call, error.errno], ["setsockopt(IP_TOS)", 9]);
+    assert.match(error.message, /Bad file descriptor \(errno 9\)/);
+    return true;
+  });
+  assert.equal(receiveError(-1, new Uint8Array(8)), null);
+});
+
+Deno.test("a libc that cannot be opened is a typed error", () => {
+  assert.throws(() => open("libc-that-is-not-there.so.6", {}), CannotRunError);
+});

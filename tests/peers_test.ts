@@ -1,0 +1,116 @@
+import assert from "node:assert/strict";
+import { get } from "../main.ts";
+import {
+  Background,
+  closedPort,
+  command,
+  dscpGet,
+  execute,
+  RawServer,
+  readRequest,
+  send,
+  testWith,
+} from "./support.ts";
+
+/** A folder with files to serve, gone when disposed of. */
+class Folder implements AsyncDisposable {
+  private constructor(readonly path: string) {}
+
+  static async create(): Promise<Folder> {
+    const path = await Deno.makeTempDir({ prefix: "dscp-get-" });
+    await Deno.chmod(path, 0o755);
+    await Deno.writeTextFile(`${path}/index.html`, "<p>hello\n");
+    await Deno.writeFile(`${path}/every`, Uint8Array.from({ length: 300_000 }, (_, at) => at * 31));
+    await Deno.writeTextFile(`${path}/empty`, "");
+    return new Folder(path);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Deno.remove(this.path, { recursive: true });
+  }
+}
+
+async function sameAsCurl(url: string): Promise<void> {
+  for (const path of ["", "every", "empty", "missing"]) {
+    const ours = await dscpGet(["--json", url + path]);
+    assert.equal(ours.code, 0, ours.stderr);
+    const { reply, left } = JSON.parse(ours.stdout);
+    const curl = await execute(["curl", "--silent", "--write-out", "%{stderr}%{http_code}", url + path]);
+    assert.deepEqual((await dscpGet(["-s", url + path])).bytes, curl.bytes, path);
+    assert.deepEqual([String(reply.status), reply.bodyBytes, left.proved], [curl.stderr, curl.bytes.length, true]);
+  }
+}
+
+testWith(["python3", "curl"], "Python's http.server gives us what it gives curl", async () => {
+  await using folder = await Folder.create();
+  const words = ["python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", folder.path, "0"];
+  await using server = new Background(words);
+  const said = await server.until((said) => said.includes("Serving HTTP"));
+  await sameAsCurl(`http://127.0.0.1:${/port (\d+)/.exec(said)![1]}/`);
+});
+
+testWith(["nginx", "curl"], "nginx gives us what it gives curl: from files, in chunks through a proxy", async () => {
+  await using folder = await Folder.create();
+  const [port, proxy] = [closedPort(), closedPort()];
+  await Deno.writeTextFile(
+    `${folder.path}/nginx.conf`,
+    `daemon off; pid ${folder.path}/pid; error_log stderr notice; worker_processes 1; events {}
+    http {
+      access_log off; client_body_temp_path ${folder.path}/body; proxy_temp_path ${folder.path}/proxy;
+      fastcgi_temp_path ${folder.path}/f; uwsgi_temp_path ${folder.path}/u; scgi_temp_path ${folder.path}/s;
+      server { listen 127.0.0.1:${port}; root ${folder.path}; ssi on; ssi_types *; keepalive_timeout 60; }
+      server { listen 127.0.0.1:${proxy}; location / { proxy_pass http://127.0.0.1:${port}; proxy_http_version 1.1; } }
+    }`,
+  );
+  await using server = new Background(["nginx", "-c", `${folder.path}/nginx.conf`, "-e", "stderr"]);
+  await server.until((said) => said.includes("start worker process"));
+  await sameAsCurl(`http://127.0.0.1:${port}/`);
+  const { reply } = JSON.parse((await dscpGet(["--json", `http://127.0.0.1:${proxy}/every`])).stdout);
+  assert.ok(reply.headers.some(([name, value]: string[]) => name === "transfer-encoding" && value === "chunked"));
+  await sameAsCurl(`http://127.0.0.1:${proxy}/`);
+});
+
+Deno.test("a thousand requests in one process, good and failing, leave as many descriptors open as before", async () => {
+  const count = () => [...Deno.readDirSync("/proc/self/fd")].length;
+  let served = 0;
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    const length = served++ % 4 === 0 ? 9 : 2; // each fourth reply ends early
+    await send(conn, `HTTP/1.1 200 OK\r\nContent-Length: ${length}\r\n\r\nok`);
+  });
+  let failures = 0;
+  const once = () => get(server.url).then(({ packets }) => assert.equal(packets[0].tos, 0xb8), () => failures++);
+  await once();
+  const before = count();
+  for (let at = 0; at < 999; at++) await once();
+  assert.equal(failures, 250);
+  assert.equal(count(), before);
+});
+
+testWith(["python3"], "a body of 1 GiB passes in constant memory", async () => {
+  const piece = new Uint8Array(1 << 20).fill(0x61);
+  let pieces = 0;
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    const length = pieces === 0 ? 1024 : pieces * piece.length;
+    await send(conn, `HTTP/1.1 200 OK\r\nContent-Length: ${length}\r\n\r\n`);
+    if (pieces === 0) await send(conn, piece.subarray(0, length));
+    for (let at = 0; at < pieces; at++) await send(conn, piece);
+  });
+  const measure = `import resource, subprocess, sys
+out = subprocess.Popen(["wc", "-c"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+code = subprocess.run(sys.argv[1:], stdout=out.stdin, stderr=subprocess.DEVNULL).returncode
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+out.stdin.close()
+print(code, peak, int(out.stdout.read()))`;
+  const run = async (count: number): Promise<number[]> => {
+    pieces = count;
+    const { stdout, stderr } = await execute(["python3", "-c", measure, ...command([server.url])]);
+    assert.equal(stderr, "");
+    return stdout.trim().split(" ").map(Number);
+  };
+  const [smallCode, small] = await run(0);
+  const [code, large, size] = await run(1024);
+  assert.deepEqual([smallCode, code, size], [0, 0, 2 ** 30]);
+  assert.ok(large - small <= 16 * 1024, `${large - small} KiB more`);
+});

@@ -1,0 +1,231 @@
+import assert from "node:assert/strict";
+import { Exit } from "../main.ts";
+import {
+  Background,
+  closedPort,
+  command,
+  dscpGet,
+  execute,
+  Namespace,
+  RawServer,
+  readRequest,
+  replying,
+  send,
+  testWith,
+} from "./support.ts";
+
+const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+testWith(["root", "ip"], "with nobody on the default port it answers itself, proves, and says so", async () => {
+  await using namespace = await Namespace.create();
+  const { code, stdout, stderr } = await dscpGet([], namespace);
+  assert.equal(code, 0, stderr);
+  assert.match(stdout, /dscp-get's built-in server/);
+  const lines = stderr.trimEnd().split("\n");
+  assert.match(lines[0], /^connected {2}127\.0\.0\.1:\d+ → 127\.0\.0\.1:8086, the built-in server; descriptor \d+$/);
+  assert.match(lines[1], /^mark {7}EF = DSCP 46 = byte 0xB8; the kernel reads back 0xB8$/);
+  assert.match(lines[2], /^left {7}1 packet with 0xB8, read from the IP header: proved$/);
+  assert.match(lines[3], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
+  assert.match(lines[4], /^handshake {2}unmarked/);
+  assert.equal(lines.length, 5);
+});
+
+testWith(["root", "ip", "python3"], "whoever has the default port is asked", async () => {
+  await using namespace = await Namespace.create();
+  await using server = new Background([...namespace.under, "python3", "-u", "-m", "http.server", "8086"]);
+  await server.until((said) => said.includes("Serving HTTP"));
+  const { code, stdout } = await dscpGet(["--json"], namespace);
+  assert.equal(code, 0);
+  const result = JSON.parse(stdout);
+  assert.equal(result.server, "remote");
+  assert.match(result.reply.headers.find(([name]: [string]) => name === "server")[1], /SimpleHTTP/);
+});
+
+testWith(
+  ["root", "ip"],
+  "twenty runs started at once all succeed, also where only that one port is allowed",
+  async () => {
+    await using namespace = await Namespace.create();
+    for (const flags of [undefined, ["--allow-net=127.0.0.1:8086", "--allow-ffi"]]) {
+      const runs = await Promise.all(Array.from({ length: 20 }, () => dscpGet([], { under: namespace.under, flags })));
+      assert.deepEqual(runs.map(({ code, stderr }) => code === 0 ? 0 : stderr), runs.map(() => 0));
+      for (const { stdout } of runs) assert.match(stdout, /built-in server/);
+    }
+  },
+);
+
+testWith(
+  ["root", "ip"],
+  "a server on the default port that vanishes before it replies is replaced by our own",
+  async () => {
+    await using namespace = await Namespace.create();
+    const closer = `const l = Deno.listen({ hostname: "127.0.0.1", port: 8086 }); console.log("ready");
+    const c = await l.accept(); await c.read(new Uint8Array(9)); c.close(); l.close();`;
+    await using server = new Background([...namespace.under, Deno.execPath(), "eval", closer]);
+    await server.until((said) => said.includes("ready"));
+    const { code, stdout, stderr } = await dscpGet([], namespace);
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /built-in server/);
+    assert.match(stderr, /127\.0\.0\.1:(?!8086)\d+, the built-in server/);
+  },
+);
+
+Deno.test("with a URL there is no built-in server: refused is 7, with the hint how to start one", async () => {
+  for (const host of ["127.0.0.1", "[::1]", "localhost"]) {
+    const port = closedPort();
+    const { code, stderr } = await dscpGet([`http://${host}:${port}/`]);
+    assert.equal(code, Exit.cannotConnect);
+    assert.match(
+      stderr,
+      new RegExp(`^dscp-get: cannot connect to .*:${port}: connection refused\nhint: .*http\\.server ${port}\n$`),
+    );
+  }
+});
+
+Deno.test("a host that does not exist is 6, also when a family is asked for", async () => {
+  for (const args of [[], ["-4"], ["-6"]]) {
+    const { code, stderr } = await dscpGet([...args, "http://does-not-exist.invalid/"]);
+    assert.equal(code, Exit.hostNotFound, stderr);
+    assert.match(stderr, /'does-not-exist\.invalid'/);
+  }
+  assert.equal((await dscpGet(["-6", "http://127.0.0.1/"])).code, Exit.hostNotFound);
+  assert.equal((await dscpGet(["-4", "http://[::1]/"])).code, Exit.hostNotFound);
+});
+
+Deno.test("-4 resolves names by the system's own resolver", async () => {
+  await using server = replying(OK);
+  const { code, stdout } = await dscpGet(["-4", "--json", `http://localhost:${server.port}/`]);
+  assert.equal(code, 0);
+  assert.equal(JSON.parse(stdout).remote.address, "127.0.0.1");
+});
+
+Deno.test("-m bounds the whole request: 28, and what left before is told", async () => {
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await conn.read(new Uint8Array(1));
+  });
+  const { code, stdout, stderr } = await dscpGet(["-m", "0.3", "--json", server.url]);
+  assert.equal(code, Exit.timeout);
+  assert.equal(stderr, "dscp-get: the request took longer than 0.3 seconds\n");
+  const result = JSON.parse(stdout);
+  assert.deepEqual([result.error.code, result.left.proved, result.reply], [28, true, null]);
+});
+
+testWith(["root", "ip", "nft"], "--connect-timeout bounds the connecting: 28", async () => {
+  await using namespace = await Namespace.create();
+  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+  await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+  for (const args of [["--connect-timeout", "0.3"], ["-m", "0.3"], ["-4", "--connect-timeout", ".3"]]) {
+    const { code, stderr } = await dscpGet([...args, "http://127.0.0.1:8099/"], namespace);
+    assert.equal(code, Exit.timeout, stderr);
+    assert.match(stderr, /^dscp-get: (connecting|the request) took longer than 0\.3 seconds\n$/);
+  }
+});
+
+Deno.test("a server that drips is read to its end within the time, and given up after it", async () => {
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    for (const byte of OK) {
+      await send(conn, byte);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  });
+  assert.equal((await dscpGet([server.url])).stdout, "ok");
+});
+
+Deno.test("-s silences the report, not the errors", async () => {
+  await using server = replying(OK);
+  assert.deepEqual((await dscpGet(["-s", server.url])).stderr, "");
+  assert.match((await dscpGet(["-s", `http://127.0.0.1:${closedPort()}/`])).stderr, /^dscp-get: cannot connect/);
+});
+
+Deno.test("--json puts one object in the documented form on standard output, and no body", async () => {
+  await using server = replying("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789");
+  const { code, stdout, stderr } = await dscpGet(["--json", "-d", "af41", `${server.url}x?y#z`]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  assert.equal(stdout.trimEnd().split("\n").length, 1);
+  const { local, milliseconds, left, ...rest } = JSON.parse(stdout);
+  assert.deepEqual(rest, {
+    url: `${server.url}x?y`,
+    server: "remote",
+    remote: { address: "127.0.0.1", port: server.port },
+    mark: { name: "AF41", dscp: 34, tos: 136, readBack: 136, handshake: false },
+    arrived: null,
+    reply: { status: 200, reason: "OK", headers: [["content-length", "10"]], bodyBytes: 10, complete: true },
+  });
+  assert.equal(local.address, "127.0.0.1");
+  assert.equal(left.proved, true);
+  const { connect, firstByte, total } = milliseconds;
+  assert.ok(0 < connect && connect <= firstByte && firstByte <= total);
+});
+
+Deno.test("standard output that is closed is 23, without a word", async () => {
+  const every = new Uint8Array(1 << 20);
+  await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`, every);
+  for (const args of [[], ["--json"], ["--help"]]) {
+    const words = command([...args, server.url]).map((word) => `'${word}'`).join(" ");
+    const { stdout, stderr } = await execute(["bash", "-c", `exec 3>&1; (${words}; echo $? >&3) | true`]);
+    assert.deepEqual([stdout, stderr], args[0] === "--help" && stdout === "0\n" ? ["0\n", ""] : ["23\n", ""]);
+  }
+});
+
+Deno.test("standard output that is full is 23, and says so", async () => {
+  await using server = replying(OK);
+  for (const args of [[], ["--json"], ["-V"]]) {
+    const words = command([...args, server.url]).map((word) => `'${word}'`).join(" ");
+    const { stderr } = await execute(["bash", "-c", `${words} >/dev/full; echo $? >&2`]);
+    assert.match(stderr, /dscp-get: cannot write to standard output: no space left on device\n23\n$/);
+  }
+});
+
+Deno.test("a missing permission is 103 and names the flag", async () => {
+  await using server = replying(OK);
+  const where = `127.0.0.1:${server.port}`;
+  for (
+    const [flags, hint] of [
+      [[], `run with --allow-net or --allow-net=${where}`],
+      [["--allow-ffi"], `run with --allow-net or --allow-net=${where}`],
+      [["--allow-net"], "run with --allow-ffi"],
+      [["--allow-net", "--allow-ffi=libc.so.6"], "run with --allow-ffi, without a file name"],
+      [["--allow-net=127.0.0.2", "--allow-ffi"], `run with --allow-net or --allow-net=${where}`],
+    ] as const
+  ) {
+    const { code, stdout, stderr } = await dscpGet([server.url], { flags });
+    assert.equal(code, Exit.cannotRun, stderr);
+    assert.deepEqual([stdout, stderr.split("\n").slice(1)], ["", [`hint: ${hint}`, ""]]);
+  }
+  const enough = { flags: [`--allow-net=${where}`, "--allow-ffi"] };
+  assert.equal((await dscpGet([server.url], enough)).code, 0);
+});
+
+testWith(["script"], "on a terminal a missing permission fails as well, instead of asking", async () => {
+  const words = command(["http://127.0.0.1:1/"], { flags: ["--allow-net"] }).filter((word) => word !== "--no-prompt");
+  const { code, stdout } = await execute(["script", "--quiet", "--return", "--command", words.join(" "), "/dev/null"]);
+  assert.equal(code, Exit.cannotRun);
+  assert.match(stdout, /no permission to call libc[^]*hint: run with --allow-ffi/);
+});
+
+testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
+  await using server = replying(OK);
+  const words = command(["-d", "cs1", server.url]).join(" ");
+  const onTerminal = ["script", "--quiet", "--return", "--command", words, "/dev/null"];
+  assert.ok((await execute(onTerminal)).stdout.includes("\x1b[1mmark"));
+  assert.ok(!(await execute(onTerminal, { NO_COLOR: "1" })).stdout.includes("\x1b["));
+  assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
+});
+
+testWith(["strace"], "a mark that the kernel does not take is 100 and names the call and errno", async () => {
+  await using server = replying(OK);
+  // Deno sets options of its own before and after; ours is the one with IP_TOS.
+  const find = await execute(["strace", "-f", "-e", "trace=setsockopt", ...command([server.url])]);
+  const calls = find.stderr.split("\n").filter((line) => /setsockopt\(/.test(line));
+  const ours = calls.findIndex((line) => line.includes("IP_TOS")) + 1;
+  assert.ok(ours > 0);
+  const inject = `inject=setsockopt:error=EPERM:when=${ours}+`;
+  const { code, stderr } = await execute(["strace", "-f", "-o", "/dev/null", "-e", inject, ...command([server.url])]);
+  assert.equal(code, Exit.notMarked, stderr);
+  assert.match(
+    stderr,
+    /^dscp-get: the kernel did not take the mark: setsockopt\(IP_TOS\): Operation not permitted \(errno 1\)$/m,
+  );
+});
