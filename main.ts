@@ -15,20 +15,29 @@
  */
 
 import {
+  type Arrived,
   CannotRunError,
+  describe,
   DescriptorError,
+  dial,
+  type Dialed,
   endText,
   fdOf,
   hex,
+  keepArrivals,
   LibcError,
   type Mark,
   MarkError,
+  markOf,
   parseDscp,
   parseTos,
+  resolve,
   sameDscp,
   type SentPacket,
   setTos,
+  takeArrived,
   takeSent,
+  watchArriving,
   watchSent,
 } from "./ffi/mod.ts";
 
@@ -48,10 +57,14 @@ export const Exit = {
   httpError: 22,
   cannotWrite: 23,
   timeout: 28,
+  tlsFailed: 35,
   emptyReply: 52,
   connectionLost: 56,
+  badCertificate: 60,
+  badCaFile: 77,
   notMarked: 100,
   leftChanged: 101,
+  arrivedChanged: 102,
   cannotRun: 103,
 } as const;
 
@@ -85,6 +98,7 @@ The mark
   -d, --dscp NAME         EF (the default), VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF43,
                           or a number from 0 to 63
       --tos BYTE          the whole ToS byte or Traffic Class, such as 184 or 0xB8; ECN bits 0
+      --mark-syn          mark the handshake too: on a busy link an unmarked SYN waits in the queue
 
 The request
   -H, --header LINE       'Name: value' adds or replaces a header, 'Name:' removes one, 'Name;' sends it empty
@@ -92,6 +106,8 @@ The request
   -6, --ipv6              IPv6 addresses only
       --connect-timeout S seconds to connect in (10)
   -m, --max-time S        seconds for the whole request (30); 0 is no limit
+  -k, --insecure          https with any certificate
+      --cacert FILE       https that trusts the certificates in FILE (PEM); needs --allow-read
 
 The output
   -i, --include           status line and headers before the body
@@ -101,9 +117,13 @@ The output
   -V, --version           the version
   -h, --help              this text
 
-Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect, 8 bad reply, 18 ended early,
-22 HTTP error with -f, 23 cannot write, 28 timeout, 52 empty reply, 56 connection lost; 2 bad usage;
-100 the kernel did not take the mark, 101 packets left with another mark, 103 cannot run here
+The far end
+      --serve [HOST:]PORT answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is ${DEFAULT_HOST}
+
+Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect or listen, 8 bad reply,
+18 ended early, 22 HTTP error with -f, 23 cannot write, 28 timeout, 35 TLS failed, 52 empty reply,
+56 connection lost, 60 bad certificate, 77 bad --cacert file; 2 bad usage; 100 the kernel did not take the
+mark, 101 packets left with another mark, 102 packets arrived with another mark, 103 cannot run here
 (not Linux, or a permission or libc is missing).
 `;
 
@@ -115,6 +135,14 @@ export interface Options {
   readonly url: string | null;
   /** The mark to set. */
   readonly mark: Mark;
+  /** The mark is set before the SYN goes out. */
+  readonly markSyn: boolean;
+  /** Any certificate will do. */
+  readonly insecure: boolean;
+  /** A file with roots to trust, in PEM. */
+  readonly cacert: string | null;
+  /** Be the far end, here. */
+  readonly serve: { readonly hostname: string; readonly port: number } | null;
   /** 4 or 6 for one address family only. */
   readonly family: 4 | 6 | null;
   /** Headers of the user: a value adds or replaces, `null` removes. */
@@ -139,6 +167,10 @@ export interface Options {
 export const DEFAULTS: Options = {
   url: null,
   mark: parseDscp("EF"),
+  markSyn: false,
+  insecure: false,
+  cacert: null,
+  serve: null,
   family: null,
   headers: [],
   connectTimeout: 10,
@@ -153,11 +185,15 @@ export const DEFAULTS: Options = {
 const OPTIONS = {
   dscp: { type: "string", short: "d" },
   tos: { type: "string" },
+  "mark-syn": { type: "boolean" },
   header: { type: "string", short: "H" },
   ipv4: { type: "boolean", short: "4" },
   ipv6: { type: "boolean", short: "6" },
   "connect-timeout": { type: "string" },
   "max-time": { type: "string", short: "m" },
+  insecure: { type: "boolean", short: "k" },
+  cacert: { type: "string" },
+  serve: { type: "string" },
   include: { type: "boolean", short: "i" },
   fail: { type: "boolean", short: "f" },
   silent: { type: "boolean", short: "s" },
@@ -206,6 +242,15 @@ export async function parseArguments(args: readonly string[]): Promise<Options> 
       case "header":
         headers.push(parseHeader(value));
         break;
+      case "mark-syn":
+        options.markSyn = true;
+        break;
+      case "cacert":
+        options.cacert = value;
+        break;
+      case "serve":
+        options.serve = parseListen(value);
+        break;
       case "ipv4":
         options.family = 4;
         break;
@@ -226,6 +271,7 @@ export async function parseArguments(args: readonly string[]): Promise<Options> 
         options[name] = true;
     }
   }
+  if (options.serve !== null && urls.length > 0) throw usage("--serve takes no URL: it is the far end");
   if (urls.length > 1) throw usage(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   return { ...options, headers, url: urls[0] ?? null };
 }
@@ -250,6 +296,14 @@ function parseSeconds(option: string, text: string): number {
     throw usage(`${option} takes seconds from 0 to ${most}, such as 5 or 0.5, not ${quote(text)}`);
   }
   return seconds;
+}
+
+function parseListen(text: string): { hostname: string; port: number } {
+  const parts = /^(?:(?:\[([^\]]+)\]|([^:]+)):)?(\d{1,5})$/.exec(text);
+  if (parts === null || Number(parts[3]) > 65535) {
+    throw usage(`--serve takes PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535, not ${quote(text)}`);
+  }
+  return { hostname: parts[1] ?? parts[2] ?? DEFAULT_HOST, port: Number(parts[3]) };
 }
 
 /** A header as curl's `-H` takes it. */
@@ -277,6 +331,8 @@ function parseHeader(text: string): [name: string, value: string | null] {
 export interface Target {
   /** The URL as it is asked for, without fragment. */
   readonly url: string;
+  /** Whether it is https. */
+  readonly secure: boolean;
   /** Host name or address, without brackets. */
   readonly host: string;
   /** 1 to 65535. */
@@ -292,7 +348,7 @@ const DEFAULT_TARGET: Target = localTarget(DEFAULT_PORT);
 
 function localTarget(port: number): Target {
   const authority = `${DEFAULT_HOST}:${port}`;
-  return { url: `http://${authority}/`, host: DEFAULT_HOST, port, authority, path: "/" };
+  return { url: `http://${authority}/`, secure: false, host: DEFAULT_HOST, port, authority, path: "/" };
 }
 
 /** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
@@ -301,9 +357,11 @@ export function parseTarget(text: string): Target {
   // deno-lint-ignore no-control-regex -- the URL parser would drop these without a word
   if (/[\x00-\x1f\x7f]/.test(text)) throw bad("control characters are not allowed");
   const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1].toLowerCase();
-  if (scheme !== undefined && scheme !== "http") throw bad(`the scheme must be http, not ${scheme}`);
+  if (scheme !== undefined && scheme !== "http" && scheme !== "https") {
+    throw bad(`the scheme must be http or https, not ${scheme}`);
+  }
   const full = scheme === undefined ? `http://${text}` : text;
-  const url = /^http:\/\/[^/?#]/i.test(full) ? URL.parse(full) : null;
+  const url = /^https?:\/\/[^/?#]/i.test(full) ? URL.parse(full) : null;
   if (url === null) throw bad("it should look like http://host:port/path, an IPv6 address in brackets");
   if (url.username !== "" || url.password !== "") {
     throw new Failure(
@@ -312,11 +370,13 @@ export function parseTarget(text: string): Target {
       "send them yourself: -H 'Authorization: Basic …' with the base64 of user:password",
     );
   }
-  const port = url.port === "" ? 80 : Number(url.port);
+  const secure = url.protocol === "https:";
+  const port = url.port === "" ? (secure ? 443 : 80) : Number(url.port);
   if (port === 0) throw bad("nobody can listen on port 0");
   url.hash = "";
   return {
     url: url.href,
+    secure,
     host: url.hostname.replace(/^\[(.*)\]$/, "$1"),
     port,
     authority: url.host,
@@ -341,12 +401,17 @@ export interface Wire {
 }
 
 async function connect(target: Target, options: Options, signal: AbortSignal): Promise<Wire> {
-  const { host, port } = target;
-  if (options.family === null) return await Deno.connect({ hostname: host, port, signal });
+  const { host: hostname, port } = target;
+  const { family } = options;
+  // Deno's own TLS takes no invalid certificate, that of node:tls does, and it needs a connection of node:net.
+  if (options.markSyn || (target.secure && options.insecure)) {
+    return await dial({ hostname, port, tos: options.markSyn ? options.mark.tos : null, family, signal });
+  }
+  if (family === null) return await Deno.connect({ hostname, port, signal });
   let failure: unknown;
-  for (const hostname of await resolve(host, options.family, signal)) {
+  for (const address of await resolve(hostname, family, signal)) {
     try {
-      return await Deno.connect({ hostname, port, signal });
+      return await Deno.connect({ hostname: address, port, signal });
     } catch (error) {
       signal.throwIfAborted();
       failure = error;
@@ -355,30 +420,17 @@ async function connect(target: Target, options: Options, signal: AbortSignal): P
   throw failure;
 }
 
-/** The addresses of a host in one family, by the system's own resolver. */
-async function resolve(host: string, family: 4 | 6, signal: AbortSignal): Promise<string[]> {
-  const notFound = new Failure(Exit.hostNotFound, `host ${quote(host)} has no IPv${family} address`);
-  const literal = /^[\d.]+$/.test(host) ? 4 : host.includes(":") ? 6 : null;
-  if (literal !== null) {
-    if (literal !== family) throw notFound;
-    return [host];
-  }
-  const { lookup } = await import("node:dns/promises");
-  const aborted = new Promise<never>((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
-  const found = await Promise.race([lookup(host, { family, all: true }).catch(() => []), aborted]);
-  if (found.length === 0) throw notFound;
-  return found.map(({ address }) => address);
-}
-
 /** A connect that failed, in the words of the user. */
-function connectFailure(error: unknown, target: Target): unknown {
+function connectFailure(error: unknown, target: Target, { family }: Options): unknown {
   if (!(error instanceof Error) || error instanceof Failure || error instanceof Deno.errors.NotCapable) return error;
+  if (error instanceof LibcError || error instanceof MarkError) return connectionFailure(error);
   const where = endText({ transport: "tcp", hostname: target.host, port: target.port });
   if (error.message.startsWith("failed to lookup address information") || error instanceof URIError) {
-    return new Failure(Exit.hostNotFound, `host ${quote(target.host)} not found`);
+    const why = family === null ? "not found" : `has no IPv${family} address`;
+    return new Failure(Exit.hostNotFound, `host ${quote(target.host)} ${why}`);
   }
   if (error instanceof Deno.errors.TimedOut) return new Failure(Exit.timeout, `no answer from ${where}`);
-  const hint = error instanceof Deno.errors.ConnectionRefused
+  const hint = error instanceof Deno.errors.ConnectionRefused && !target.secure
     ? `to start a server there: python3 -m http.server ${target.port}`
     : undefined;
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
@@ -416,6 +468,8 @@ export interface Reply {
   reason: string;
   /** Names in small letters, values a character a byte, in the order they came. */
   headers: [name: string, value: string][];
+  /** The Traffic Class of its first packet; on IPv6 only, as the kernel tells it there. */
+  tos: number | null;
   /** Bytes of the body that were read, without the framing of chunks. */
   bodyBytes: number;
   /** Whether the whole body was read. */
@@ -551,8 +605,13 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
 /** A line without its end, a character a byte. */
 function lineText(line: Uint8Array): string {
   const end = line.at(-1) !== LF ? line.length : line.at(-2) === 0x0d ? line.length - 2 : line.length - 1;
+  return latin1(line.subarray(0, end));
+}
+
+/** Text of a character a byte. */
+function latin1(bytes: Uint8Array): string {
   let text = "";
-  for (let at = 0; at < end; at += 8192) text += String.fromCharCode(...line.subarray(at, Math.min(end, at + 8192)));
+  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
   return text;
 }
 
@@ -644,23 +703,29 @@ export interface Exchange {
   readBack: number | null;
   /** The packets that left, as the kernel looped them back. */
   packets: SentPacket[];
-  /** The reply, from its first byte on. */
-  reply: Reply | null;
+  /** Whether the handshake was marked too. */
+  readonly handshake: boolean;
+  /** The reply; its status is 0 until the status line is here. */
+  readonly reply: Reply;
+  /** What the far end tells of the packets that arrived, or `null` where it tells nothing. */
+  arrived: Arrived | null;
   /** Milliseconds since the start, as they were reached. */
   milliseconds: { connect: number | null; firstByte: number | null; total: number | null };
 }
 
-function newExchange(target: Target, builtIn: boolean, mark: Mark): Exchange {
+function newExchange(target: Target, builtIn: boolean, { mark, markSyn }: Options): Exchange {
   return {
     target,
     builtIn,
     mark,
+    handshake: markSyn,
     local: null,
     remote: null,
     fd: null,
     readBack: null,
     packets: [],
-    reply: null,
+    reply: { status: 0, reason: "", headers: [], tos: null, bodyBytes: 0, complete: false },
+    arrived: null,
     milliseconds: { connect: null, firstByte: null, total: null },
   };
 }
@@ -672,73 +737,176 @@ function newExchange(target: Target, builtIn: boolean, mark: Mark): Exchange {
  * @throws {Failure} whatever went wrong, with its exit code
  */
 async function perform(exchange: Exchange, options: Options, sink: Sink): Promise<void> {
-  const { target, mark } = exchange;
+  const { target, milliseconds } = exchange;
   const started = performance.now();
   const elapsed = () => performance.now() - started;
-  const finish = (wire: Wire) => {
-    try {
-      // The copies outlive a reset of the connection, but not its descriptor.
-      if (exchange.readBack !== null) exchange.packets.push(...takeSent(wire));
-    } catch {
-      /* what cannot be read was not observed, and the report says so */
-    } finally {
-      wire.close();
-    }
-  };
+  const roots = target.secure && options.cacert !== null ? [readCertificates(options.cacert)] : [];
+
   const abort = new AbortController();
-  let wire: Wire | undefined;
-  let expired: Failure | undefined;
+  let wire: Wire | null = null;
+  let expired: Failure | null = null;
   const expireAfter = (seconds: number, doing: string) =>
     after(seconds * 1000, () => {
       expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
       abort.abort(expired);
-      if (wire !== undefined) finish(wire);
+      if (wire !== null) finish(exchange, wire);
     });
   const cancelMaxTime = expireAfter(options.maxTime, "the request");
   const cancelConnectTimeout = expireAfter(options.connectTimeout, "connecting");
   try {
-    try {
-      wire = await connect(target, options, abort.signal);
-    } catch (error) {
-      throw expired ?? connectFailure(error, target);
-    } finally {
-      cancelConnectTimeout();
-    }
-    exchange.milliseconds.connect = elapsed();
-    exchange.local = wire.localAddr as Deno.NetAddr;
-    exchange.remote = wire.remoteAddr as Deno.NetAddr;
-    exchange.fd = fdOf(wire);
-    exchange.readBack = setTos(wire, mark.tos);
-    watchSent(wire);
-
-    await writeAll(wire, request(target, options.headers));
-
-    const reply: Reply = { status: 0, reason: "", headers: [], bodyBytes: 0, complete: false };
-    const firstByteOf = (wire: Wire): Pick<Wire, "read"> => ({
-      async read(buffer): Promise<number | null> {
-        const size = await wire.read(buffer);
-        if (exchange.reply === null && size !== null) {
-          exchange.milliseconds.firstByte = elapsed();
-          exchange.reply = reply;
-        }
-        return size;
-      },
+    wire = await connect(target, options, abort.signal).catch((error) => {
+      throw connectFailure(error, target, options);
     });
-    await readReply(firstByteOf(wire), reply, sink);
+    cancelConnectTimeout();
+    milliseconds.connect = elapsed();
+    abort.signal.throwIfAborted();
+    mark(exchange, wire);
+    if (target.secure) {
+      wire = await secure(wire, target, options, roots, (begun) => {
+        wire = begun;
+        exchange.fd = fdOf(begun); // found now, it is known also after a reset
+      });
+    }
+    await writeAll(wire, request(target, options.headers));
+    const begin = (reply: Reply) => {
+      exchange.arrived = arrivedOf(reply);
+      sink.begin(reply);
+    };
+    await readReply(watchFirst(wire, exchange, elapsed), exchange.reply, { ...sink, begin });
   } catch (error) {
-    throw expired ?? (wire === undefined ? error : connectionFailure(error));
+    throw expired ?? connectionFailure(error);
   } finally {
+    cancelConnectTimeout();
     cancelMaxTime();
-    exchange.milliseconds.total = elapsed();
-    if (wire !== undefined && expired === undefined) finish(wire);
+    milliseconds.total = elapsed();
+    if (wire !== null && expired === null) finish(exchange, wire);
   }
-  const changed = exchange.packets.find(({ tos }) => !sameDscp(tos, mark.tos));
-  if (changed !== undefined) {
+  checkMarks(exchange);
+}
+
+/** Marks the connection, and has the kernel keep what leaves and arrives on it. */
+function mark(exchange: Exchange, wire: Wire): void {
+  exchange.local = wire.localAddr as Deno.NetAddr;
+  exchange.remote = wire.remoteAddr as Deno.NetAddr;
+  exchange.fd = fdOf(wire);
+  exchange.readBack = setTos(wire, exchange.mark.tos);
+  watchSent(wire);
+  if (exchange.local.hostname.includes(":")) watchArriving(wire);
+}
+
+/** The connection, with a look at what the kernel has of it once the first byte of the reply is here. */
+function watchFirst(wire: Wire, exchange: Exchange, elapsed: () => number): Pick<Wire, "read"> {
+  return {
+    async read(buffer): Promise<number | null> {
+      const size = await wire.read(buffer);
+      if (exchange.milliseconds.firstByte === null && size !== null) {
+        exchange.milliseconds.firstByte = elapsed();
+        if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
+      }
+      return size;
+    },
+  };
+}
+
+/** Takes what the kernel still has of a connection, and closes it. */
+function finish(exchange: Exchange, wire: Wire): void {
+  try {
+    // The copies outlive a reset of the connection, but not its descriptor.
+    if (exchange.readBack !== null) exchange.packets.push(...takeSent(wire));
+  } catch {
+    /* what cannot be read was not observed, and the report says so */
+  } finally {
+    wire.close();
+  }
+}
+
+/** @throws {Failure} packets left, or arrived, with another mark */
+function checkMarks(exchange: Exchange): void {
+  const { mark, packets } = exchange;
+  const left = packets.find(({ tos }) => !sameDscp(tos, mark.tos));
+  if (left !== undefined) {
     throw new Failure(
       Exit.leftChanged,
-      `set ${hex(mark.tos)}, left with ${hex(changed.tos)}: something on this host, such as nftables, rewrote it`,
+      `set ${hex(mark.tos)}, left with ${hex(left.tos)}: something on this host, such as nftables, rewrote it`,
     );
   }
+  const arrived = evidence(exchange).find(({ tos }) => !sameDscp(tos, mark.tos));
+  if (arrived !== undefined) {
+    throw new Failure(
+      Exit.arrivedChanged,
+      `sent ${describe(mark)}, arrived ${describe(markOf(arrived.tos))}: the path rewrote it`,
+    );
+  }
+}
+
+/** What the far end tells of packets that were marked: of the handshake only if it was. */
+function evidence({ arrived, handshake }: Exchange): { packet: string; tos: number }[] {
+  const told = [["SYN", arrived?.syn, handshake], ["ACK", arrived?.ack, handshake], [
+    "data",
+    arrived?.data,
+    true,
+  ]] as const;
+  return told.flatMap(([packet, tos, marked]) => marked && typeof tos === "number" ? [{ packet, tos }] : []);
+}
+
+/** The far end's evidence in a reply's headers, or `null` where there is none. */
+function arrivedOf({ headers }: Reply): Arrived | null {
+  const byteOf = (wanted: string): number | null => {
+    const value = headers.find(([name]) => name === wanted)?.[1] ?? "";
+    return /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
+  };
+  if (byteOf("arrived-tos") === null) return null;
+  const arrived = { syn: byteOf("arrived-syn"), ack: byteOf("arrived-ack"), data: byteOf("arrived-data") };
+  // A server that sends the one header alone speaks of the one packet that every server can tell of.
+  const isSilent = Object.values(arrived).every((byte) => byte === null);
+  return isSilent ? { ...arrived, syn: byteOf("arrived-tos") } : arrived;
+}
+
+/** Goes on in TLS; `tell` hears of the new connection before it shakes hands. @throws {Failure} it fails, 60 or 35 */
+async function secure(
+  wire: Wire,
+  target: Target,
+  options: Options,
+  roots: string[],
+  tell: (begun: Wire) => void,
+): Promise<Wire> {
+  try {
+    if ("startTls" in wire) return await (wire as Dialed).startTls(target.host, roots, options.insecure);
+    const tls = await Deno.startTls(wire as Deno.TcpConn, { hostname: target.host, caCerts: roots });
+    tell(tls);
+    await tls.handshake();
+    return tls;
+  } catch (error) {
+    const message = reason(error as Error);
+    const why = message.replace(/^invalid peer certificate: /, "");
+    if (why !== message) {
+      throw new Failure(
+        Exit.badCertificate,
+        `the server's certificate is not valid: ${why}`,
+        "--cacert FILE trusts the certificates in FILE, -k any",
+      );
+    }
+    throw new Failure(Exit.tlsFailed, `TLS failed: ${message}`);
+  }
+}
+
+/** @throws {Failure} the file cannot be read (77), or may not (103) */
+function readCertificates(file: string): string {
+  const permission = { name: "read", path: file } as const;
+  if (Deno.permissions.querySync(permission).state !== "granted") {
+    throw new Failure(
+      Exit.cannotRun,
+      `no permission to read ${quote(file)}`,
+      `run with --allow-read or --allow-read=${printable(file)}`,
+    );
+  }
+  try {
+    const text = Deno.readTextFileSync(file);
+    if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
+  } catch (error) {
+    throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${reason(error as Error).split(":")[0]}`);
+  }
+  throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
 }
 
 /**
@@ -766,20 +934,13 @@ function proved({ packets, mark }: Exchange): boolean | null {
 
 /** An error on an open connection, in the words of the user. */
 function connectionFailure(error: unknown): unknown {
+  if (!(error instanceof Error) || error instanceof Failure) return error;
+  if (error instanceof CannotRunError || error instanceof Deno.errors.NotCapable) return error;
   if (error instanceof DescriptorError && error.lost) return new Failure(Exit.connectionLost, error.message);
   if (error instanceof LibcError || error instanceof MarkError || error instanceof DescriptorError) {
     return new Failure(Exit.notMarked, `the kernel did not take the mark: ${error.message}`);
   }
-  const lost = [
-    Deno.errors.ConnectionReset,
-    Deno.errors.BrokenPipe,
-    Deno.errors.ConnectionAborted,
-    Deno.errors.TimedOut,
-  ];
-  if (lost.some((kind) => error instanceof kind)) {
-    return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error as Error)}`);
-  }
-  return error;
+  return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error)}`);
 }
 
 // ─── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -842,7 +1003,7 @@ function plural(count: number, unit: string): string {
 /** The report's lines: what is known of an exchange, for a person. */
 function report(exchange: Exchange): string {
   const lines: [label: string, text: string][] = [];
-  const { local, remote, fd, mark, readBack, packets, reply, milliseconds } = exchange;
+  const { local, remote, fd, mark, readBack, packets, arrived, handshake, reply, milliseconds } = exchange;
   if (local !== null && remote !== null) {
     const who = exchange.builtIn ? ", the built-in server" : "";
     lines.push(["connected", `${endText(local)} → ${endText(remote)}${who}; descriptor ${fd ?? "not found"}`]);
@@ -852,21 +1013,26 @@ function report(exchange: Exchange): string {
       "mark",
       `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}; the kernel reads back ${hex(readBack)}`,
     ]);
-    lines.push(["left", leftText(proved(exchange), packets)]);
+    // A TLS handshake that fails takes the descriptor with it, before anything could be asked.
+    if (packets.length > 0 || reply.status > 0) lines.push(["left", leftText(proved(exchange), packets)]);
   }
-  if (reply !== null && reply.status > 0) {
+  if (arrived !== null) lines.push(["arrived", arrivedText(exchange, arrived)]);
+  if (reply.status > 0) {
     const time = `${(milliseconds.total ?? 0).toFixed(1)} ms`;
+    const tos = reply.tos === null ? "" : `, its packets marked ${hex(reply.tos)}`;
     const location = reply.headers.find(([name]) => name === "location")?.[1];
-    const leads = location !== undefined && reply.status >= 300 && reply.status < 400
-      ? `; leads to ${printable(location)}, not followed`
-      : "";
-    lines.push([
-      "reply",
-      `${printable(`${reply.status} ${reply.reason}`.trim())}, ${plural(reply.bodyBytes, "byte")} in ${time}${leads}`,
-    ]);
+    const isRedirect = location !== undefined && reply.status >= 300 && reply.status < 400;
+    const leads = isRedirect ? `; leads to ${printable(location)}, not followed` : "";
+    const status = printable(`${reply.status} ${reply.reason}`.trim());
+    lines.push(["reply", `${status}, ${plural(reply.bodyBytes, "byte")} in ${time}${tos}${leads}`]);
   }
   if (readBack !== null) {
-    lines.push(["handshake", "unmarked: SYN and ACK went out before the mark could be set"]);
+    lines.push([
+      "handshake",
+      handshake
+        ? "marked: the socket had the mark before its SYN"
+        : "unmarked: SYN and ACK went out before the mark could be set (--mark-syn marks them)",
+    ]);
   }
   const bold = Deno.stderr.isTerminal() && !Deno.noColor
     ? (text: string) => `\x1b[1m${text}\x1b[0m`
@@ -884,6 +1050,17 @@ function leftText(proof: boolean | null, packets: readonly SentPacket[]): string
   }`;
 }
 
+function arrivedText(exchange: Exchange, { syn, ack, data }: Arrived): string {
+  const told = Object.entries({ SYN: syn, ACK: ack, data }).filter(([, tos]) => tos !== null);
+  const bytes = told.map(([packet, tos]) => `${packet} ${hex(tos!)}`).join(", ");
+  const proof = evidence(exchange);
+  if (proof.length === 0) {
+    return `${bytes}, told by the server: only the unmarked handshake (--mark-syn would tell more)`;
+  }
+  const kept = proof.every(({ tos }) => sameDscp(tos, exchange.mark.tos));
+  return `${bytes}, told by the server: ${kept ? "the mark survived the path" : "NOT the mark that was sent"}`;
+}
+
 /** The exchange as one line of JSON, in the form the README describes. */
 function json(exchange: Exchange | null, failure: Failure | null): string {
   const end = (address: Deno.NetAddr | null) => address && { address: address.hostname, port: address.port };
@@ -893,10 +1070,10 @@ function json(exchange: Exchange | null, failure: Failure | null): string {
       server: exchange.builtIn ? "built-in" : "remote",
       local: end(exchange.local),
       remote: end(exchange.remote),
-      mark: { ...exchange.mark, readBack: exchange.readBack, handshake: false },
+      mark: { ...exchange.mark, readBack: exchange.readBack, handshake: exchange.handshake },
       left: { proved: proved(exchange), packets: exchange.packets },
-      arrived: null,
-      reply: exchange.reply,
+      arrived: exchange.arrived,
+      reply: exchange.reply.status > 0 ? exchange.reply : null,
       milliseconds: exchange.milliseconds,
     },
     ...failure && { error: { code: failure.code, message: failure.message } },
@@ -912,38 +1089,172 @@ function json(exchange: Exchange | null, failure: Failure | null): string {
 
 // ─── Server ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-const PAGE =
-  `This page comes from dscp-get's built-in server: nobody else was listening on ${DEFAULT_HOST}:${DEFAULT_PORT}.
-Give a URL to ask another server; --help tells the rest.
-`;
+/** How much and how long the server bears with a client. */
+const SERVER = { head: 16 * 1024, headSeconds: 10, lingerSeconds: 1, connections: 1024 };
 
-/** Answers every connection with {@linkcode PAGE} until the listener is closed. */
-async function serve(listener: Deno.TcpListener): Promise<void> {
-  for await (const conn of listener) {
-    answer(conn).catch(() => {}).finally(() => conn.close());
+/** What the server says of a connection: the built-in one to a beginner, `--serve` to a program. */
+interface Page {
+  readonly type: string;
+  text(peer: Deno.NetAddr, arrived: Arrived): string;
+}
+
+const BUILT_IN_PAGE: Page = {
+  type: "text/plain; charset=utf-8",
+  text: () =>
+    `This page comes from dscp-get's built-in server: nobody else was listening on ${DEFAULT_HOST}:${DEFAULT_PORT}.
+Give a URL to ask another server; --help tells the rest.
+`,
+};
+
+const SERVE_PAGE: Page = {
+  type: "application/json",
+  text: ({ hostname, port }, arrived) => JSON.stringify({ peer: { address: hostname, port }, ...arrived }) + "\n",
+};
+
+/** Answers every connection with what arrived on it ({@linkcode keepArrivals} comes first), until the listener is closed and the last one is done. */
+async function serve(listener: Deno.TcpListener, page: Page, log: (line: string) => void): Promise<void> {
+  const open = new Set<Promise<void>>();
+  for (;;) {
+    if (open.size >= SERVER.connections) await Promise.race(open);
+    try {
+      const conn = await listener.accept();
+      const done = answer(conn, page, log).finally(() => {
+        conn.close();
+        open.delete(done);
+      });
+      open.add(done);
+    } catch (error) {
+      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) break;
+      // A client that is gone again, or no descriptor left until another client goes.
+      await Promise.race([...open, new Promise<void>((resolve) => after(100, resolve))]);
+    }
+  }
+  await Promise.all(open);
+}
+
+/** Answers one connection; clients may do as they like, so nothing here is an error. */
+async function answer(conn: Deno.TcpConn, page: Page, log: (line: string) => void): Promise<void> {
+  try {
+    const peer = conn.remoteAddr as Deno.NetAddr;
+    const handshake = takeArrived(conn);
+    const head = await within(SERVER.headSeconds, readRequestHead(conn));
+    if (head === "") return;
+    const { method, path, status } = judge(head);
+    // The request is here, so on IPv6 the latest packet is one of its own.
+    const arrived = { ...handshake, data: takeArrived(conn).data };
+    const strongest = arrived.data ?? arrived.syn;
+    if (strongest !== null) setTos(conn, markOf(strongest).tos);
+    const body = status === 200 ? page.text(peer, arrived) : `${STATUS[status]}\n`;
+    await writeAll(conn, replyTo(method, status, body, page.type, arrived));
+    const told = Object.entries(arrived).map(([packet, tos]) => `${packet} ${byteText(tos) ?? "-"}`).join(" ");
+    log(`${endText(peer)} ${printable(`${method} ${path}`.slice(0, 200))} ${status} ${told}`);
+    // Closing with bytes of the client unread would reset the reply away.
+    await conn.closeWrite();
+    await within(SERVER.lingerSeconds, readToEnd(conn));
+  } catch { /* the client is gone */ }
+}
+
+/** What `work` gives, or `null` once the time is over. */
+async function within<T>(seconds: number, work: Promise<T>): Promise<T | null> {
+  const over = Promise.withResolvers<null>();
+  const cancel = after(seconds * 1000, () => over.resolve(null));
+  try {
+    return await Promise.race([work, over.promise]);
+  } finally {
+    cancel();
   }
 }
 
-async function answer(conn: Deno.TcpConn): Promise<void> {
-  const reader = new Reader(conn);
-  while (lineText(await reader.line(HEAD_LIMIT, "the headers")) !== "");
-  const body = new TextEncoder().encode(PAGE);
-  const head = `HTTP/1.1 200 OK\r\nServer: dscp-get/${VERSION}\r\nContent-Type: text/plain; charset=utf-8\r\n` +
-    `Content-Length: ${body.length}\r\nConnection: close\r\n\r\n`;
-  await writeAll(conn, new Uint8Array([...new TextEncoder().encode(head), ...body]));
+/** The head of a request, or as much as is allowed of it and a byte more; a character a byte. */
+async function readRequestHead(conn: Deno.TcpConn): Promise<string> {
+  const buffer = new Uint8Array(SERVER.head + 1);
+  let size = 0;
+  while (size < buffer.length) {
+    const read = await conn.read(buffer.subarray(size));
+    if (read === null) break;
+    size += read;
+    // The blank line may lie across reads.
+    if (/\n\r?\n/.test(latin1(buffer.subarray(Math.max(0, size - read - 3), size)))) break;
+  }
+  return latin1(buffer.subarray(0, size));
+}
+
+async function readToEnd(conn: Deno.TcpConn): Promise<void> {
+  const buffer = new Uint8Array(SERVER.head);
+  while (await conn.read(buffer) !== null);
+}
+
+const STATUS: Record<number, string> = {
+  200: "OK",
+  400: "Bad Request",
+  405: "Method Not Allowed",
+  408: "Request Timeout",
+  431: "Request Header Fields Too Large",
+};
+
+/** What to answer to a request's head; `null` is one that did not come in time. */
+function judge(head: string | null): { method: string; path: string; status: number } {
+  if (head === null) return { method: "-", path: "-", status: 408 };
+  const [, method, path] = /^(?:\r?\n)?([!-~]+) ([!-~]+) HTTP\/1\.\d\r?\n/.exec(head) ?? [];
+  const known = { method: method ?? "-", path: path ?? "-" };
+  if (head.length > SERVER.head) return { ...known, status: 431 };
+  if (method === undefined || !/\n\r?\n/.test(head)) return { ...known, status: 400 };
+  return { ...known, status: method === "GET" || method === "HEAD" ? 200 : 405 };
+}
+
+function replyTo(method: string, status: number, body: string, type: string, arrived: Arrived): Uint8Array {
+  const bytes = new TextEncoder().encode(body);
+  const headers: [string, string | null][] = [
+    ["Server", `dscp-get/${VERSION}`],
+    ["Allow", status === 405 ? "GET, HEAD" : null],
+    ["Content-Type", status === 200 ? type : "text/plain; charset=utf-8"],
+    ["Content-Length", String(bytes.length)],
+    ["Arrived-ToS", byteText(arrived.data ?? arrived.syn)],
+    ["Arrived-SYN", byteText(arrived.syn)],
+    ["Arrived-ACK", byteText(arrived.ack)],
+    ["Arrived-Data", byteText(arrived.data)],
+    ["Connection", "close"],
+  ];
+  const lines = headers.flatMap(([name, value]) => value === null ? [] : [`${name}: ${value}\r\n`]);
+  const head = new TextEncoder().encode(`HTTP/1.1 ${status} ${STATUS[status]}\r\n${lines.join("")}\r\n`);
+  const reply = new Uint8Array(head.length + (method === "HEAD" ? 0 : bytes.length));
+  reply.set(head);
+  if (method !== "HEAD") reply.set(bytes, head.length);
+  return reply;
+}
+
+function byteText(byte: number | null): string | null {
+  return byte === null ? null : hex(byte);
+}
+
+/** `--serve`: the far end, until SIGINT or SIGTERM. */
+async function serveUntilSignal(options: Options): Promise<void> {
+  const { hostname, port } = options.serve!;
+  const where = endText({ transport: "tcp", hostname, port });
+  let listener: Deno.TcpListener;
+  try {
+    listener = Deno.listen({ hostname, port });
+    keepArrivals(listener);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable || error instanceof CannotRunError) throw error;
+    throw new Failure(Exit.cannotConnect, `cannot listen on ${where}: ${reason(error as Error)}`);
+  }
+  const stop = () => listener.close();
+  const signals = ["SIGINT", "SIGTERM"] as const;
+  for (const signal of signals) Deno.addSignalListener(signal, stop);
+  const log = options.silent ? () => {} : (line: string) => toStandardError(`${line}\n`);
+  log(`listening on ${endText(listener.addr)}; Ctrl-C ends it`);
+  await serve(listener, SERVE_PAGE, log);
+  for (const signal of signals) Deno.removeSignalListener(signal, stop);
 }
 
 // ─── Main ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/** @throws {Failure} a permission for this target is missing, exit 103 */
-function checkPermissions(target: Target): void {
-  const where = endText({ transport: "tcp", hostname: target.host, port: target.port });
+/** @throws {Failure} a permission for this address is missing, exit 103 */
+function checkPermissions(hostname: string, port: number): void {
+  const where = endText({ transport: "tcp", hostname, port });
   if (Deno.permissions.querySync({ name: "net", host: where }).state !== "granted") {
-    throw new Failure(
-      Exit.cannotRun,
-      `no permission to connect to ${where}`,
-      `run with --allow-net or --allow-net=${where}`,
-    );
+    throw new Failure(Exit.cannotRun, `no permission to use ${where}`, `run with --allow-net or --allow-net=${where}`);
   }
   if (Deno.permissions.querySync({ name: "ffi" }).state !== "granted") {
     throw new Failure(Exit.cannotRun, "no permission to call libc, which sets the mark", "run with --allow-ffi");
@@ -959,21 +1270,21 @@ function listen(port: number): Deno.TcpListener | null {
   }
 }
 
-/** One request to a server in this process. */
+/** One request to a server in this process; it goes with us, whoever else may still be asking it. */
 async function askOurselves(
   listener: Deno.TcpListener,
   options: Options,
   sink: Sink,
   tell: (exchange: Exchange) => void,
 ): Promise<void> {
-  const serving = serve(listener);
   try {
-    const exchange = newExchange(localTarget(listener.addr.port), true, options.mark);
+    keepArrivals(listener);
+    const serving = serve(listener, BUILT_IN_PAGE, () => {});
+    const exchange = newExchange(localTarget(listener.addr.port), true, options);
     tell(exchange);
-    await perform(exchange, options, sink);
+    await Promise.race([perform(exchange, options, sink), serving]);
   } finally {
     listener.close();
-    await serving;
   }
 }
 
@@ -981,13 +1292,15 @@ async function askOurselves(
 async function run(options: Options, sink: Sink, tell: (exchange: Exchange) => void): Promise<void> {
   if (Deno.build.os !== "linux") throw new Failure(Exit.cannotRun, `this needs Linux, and here is ${Deno.build.os}`);
   const target = options.url === null ? DEFAULT_TARGET : parseTarget(options.url);
+  const { hostname, port } = options.serve ?? { hostname: target.host, port: target.port };
   // On a terminal Deno would ask for what is missing, and wait for an answer.
-  if (Deno.stdin.isTerminal()) checkPermissions(target);
+  if (Deno.stdin.isTerminal()) checkPermissions(hostname, port);
   try {
-    if (options.url === null) await askAnybody(options, sink, tell);
+    if (options.serve !== null) await serveUntilSignal(options);
+    else if (options.url === null) await askAnybody(options, sink, tell);
     else await ask(target, options, sink, tell);
   } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) checkPermissions(target);
+    if (error instanceof Deno.errors.NotCapable) checkPermissions(hostname, port);
     throw error;
   }
 }
@@ -1009,7 +1322,7 @@ async function run(options: Options, sink: Sink, tell: (exchange: Exchange) => v
  */
 export async function get(url: string, options: Partial<Options> = {}, sink: Sink = NOWHERE): Promise<Exchange> {
   const all = { ...DEFAULTS, ...options };
-  const exchange = newExchange(parseTarget(url), false, all.mark);
+  const exchange = newExchange(parseTarget(url), false, all);
   await perform(exchange, all, sink);
   return exchange;
 }
@@ -1017,7 +1330,7 @@ export async function get(url: string, options: Partial<Options> = {}, sink: Sin
 const NOWHERE: Sink = { head() {}, begin() {}, body() {} };
 
 async function ask(target: Target, options: Options, sink: Sink, tell: (exchange: Exchange) => void): Promise<void> {
-  const exchange = newExchange(target, false, options.mark);
+  const exchange = newExchange(target, false, options);
   tell(exchange);
   await perform(exchange, options, sink);
 }
@@ -1057,7 +1370,7 @@ function failureOf(error: unknown): Failure {
   if (error instanceof Deno.errors.NotCapable) {
     return new Failure(Exit.cannotRun, printable(error.message.split(",")[0]), "run with --allow-net --allow-ffi");
   }
-  return new Failure(Exit.notMarked, printable(error instanceof Error ? error.message : String(error)));
+  return new Failure(Exit.cannotRun, printable(error instanceof Error ? error.message : String(error)));
 }
 
 /** Runs the script. @returns the exit code */

@@ -132,6 +132,8 @@ function* newestFirst(): Generator<number> {
 const FEW = 64;
 
 function tcp(address: Deno.Addr): Deno.NetAddr {
-  if (address.transport !== "tcp") throw new TypeError(`this needs a TCP socket, not ${address.transport}`);
-  return address;
+  // The addresses that Deno.startTls copies have lost their transport.
+  const { transport = "tcp" } = address as Partial<Deno.Addr>;
+  if (transport !== "tcp") throw new TypeError(`this needs a TCP socket, not ${transport}`);
+  return address as Deno.NetAddr;
 }

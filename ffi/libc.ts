@@ -30,7 +30,7 @@ export class LibcError extends Error {
 }
 
 /** Error numbers that the code tells apart, as on x86_64 and aarch64; errno(3). */
-export const ENFILE = 23, EMFILE = 24;
+export const ENFILE = 23, EMFILE = 24, ETIMEDOUT = 110, ECONNREFUSED = 111, EINPROGRESS = 115;
 
 /** A socket option: the numbers the kernel knows it by, and its name for messages. */
 export interface SocketOption {
@@ -42,10 +42,15 @@ export interface SocketOption {
   readonly name: string;
 }
 
-const SOL_SOCKET = 1, IPPROTO_IP = 0, IPPROTO_IPV6 = 41;
+const SOL_SOCKET = 1;
+
+/** Protocol numbers, which are also the levels of their options; protocols(5). */
+export const IPPROTO_IP = 0, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41;
 
 /** socket(7) */
 export const SO_TYPE: SocketOption = { level: SOL_SOCKET, option: 3, name: "SO_TYPE" };
+/** socket(7) */
+export const SO_ERROR: SocketOption = { level: SOL_SOCKET, option: 4, name: "SO_ERROR" };
 /** socket(7) */
 export const SO_REUSEPORT: SocketOption = { level: SOL_SOCKET, option: 15, name: "SO_REUSEPORT" };
 /** socket(7) */
@@ -58,6 +63,19 @@ export const SO_TIMESTAMPING: SocketOption = { level: SOL_SOCKET, option: 37, na
 export const IP_TOS: SocketOption = { level: IPPROTO_IP, option: 1, name: "IP_TOS" };
 /** ipv6(7), RFC 3542 section 6.5 */
 export const IPV6_TCLASS: SocketOption = { level: IPPROTO_IPV6, option: 67, name: "IPV6_TCLASS" };
+
+/** ip(7) */
+export const IP_PKTOPTIONS: SocketOption = { level: IPPROTO_IP, option: 9, name: "IP_PKTOPTIONS" };
+/** ip(7) */
+export const IP_RECVTOS: SocketOption = { level: IPPROTO_IP, option: 13, name: "IP_RECVTOS" };
+/** RFC 2292 section 13; Linux keeps it for TCP beside the newer ones */
+export const IPV6_2292PKTOPTIONS: SocketOption = { level: IPPROTO_IPV6, option: 6, name: "IPV6_2292PKTOPTIONS" };
+/** RFC 3542 section 6.5 */
+export const IPV6_RECVTCLASS: SocketOption = { level: IPPROTO_IPV6, option: 66, name: "IPV6_RECVTCLASS" };
+/** include/uapi/linux/tcp.h in the kernel's sources */
+export const TCP_SAVE_SYN: SocketOption = { level: IPPROTO_TCP, option: 27, name: "TCP_SAVE_SYN" };
+/** include/uapi/linux/tcp.h in the kernel's sources */
+export const TCP_SAVED_SYN: SocketOption = { level: IPPROTO_TCP, option: 28, name: "TCP_SAVED_SYN" };
 
 const always = group({
   getsockname: {
@@ -132,6 +150,42 @@ const searching = group({
   },
 });
 
+const dialing = group({
+  socket: {
+    parameters: [
+      "i32", // int domain
+      "i32", // int type
+      "i32", // int protocol
+    ],
+    result: "i32",
+  },
+  connect: {
+    parameters: [
+      "i32", // int sockfd
+      "buffer", // const struct sockaddr *addr
+      "u32", // socklen_t addrlen
+    ],
+    result: "i32",
+  },
+  shutdown: {
+    parameters: [
+      "i32", // int sockfd
+      "i32", // int how
+    ],
+    result: "i32",
+  },
+  wait: {
+    name: "poll",
+    nonblocking: true,
+    parameters: [
+      "buffer", // struct pollfd *fds
+      "u64", // nfds_t nfds
+      "i32", // int timeout
+    ],
+    result: "i32",
+  },
+});
+
 const explaining = group({
   __errno_location: { parameters: [], result: "pointer" },
   strerror: {
@@ -171,16 +225,17 @@ function group<const S extends Deno.ForeignLibraryInterface>(
  * Makes a call that returns -1 for an error.
  *
  * errno must be read at once, and few runs ever need it: so its symbol is opened only after a first failure, and as
- * opening may change errno, the call is made once more.
+ * opening may change errno, that call is then made once more.
  *
  * @returns what the call returns, or the error number negated
  */
 function attempt(call: () => number): number {
-  const first = call();
-  if (first >= 0) return first;
+  const isFirst = !explaining.isOpen();
+  let result = call();
+  if (result >= 0) return result;
   const { __errno_location } = explaining();
-  const second = call();
-  if (second >= 0) return second;
+  if (isFirst) result = call();
+  if (result >= 0) return result;
   const location = __errno_location();
   return -(location === null ? 0 : new Deno.UnsafePointerView(location).getInt32());
 }
@@ -192,7 +247,8 @@ function check(name: string, call: () => number): number {
   return result;
 }
 
-function strerror(number: number): string {
+/** The words for an error number, strerror(3). */
+export function strerror(number: number): string {
   const text = explaining().strerror(number);
   return text === null ? "unknown error" : new Deno.UnsafePointerView(text).getCString();
 }
@@ -219,6 +275,14 @@ export function getOption(fd: number, option: SocketOption): number {
   length[0] = int.byteLength;
   check(`getsockopt(${option.name})`, () => always().getsockopt(fd, option.level, option.option, int, length));
   return int[0];
+}
+
+/** getsockopt(2) of an option that is a structure. @returns its bytes, none where the kernel refuses */
+export function getOptionBytes(fd: number, option: SocketOption, room: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(room);
+  length[0] = room;
+  const result = always().getsockopt(fd, option.level, option.option, bytes, length);
+  return bytes.subarray(0, result === 0 ? Math.min(length[0], room) : 0);
 }
 
 /**
@@ -290,4 +354,31 @@ export function close(fd: number): void {
 /** Whether a search has opened what {@linkcode lowestFreeDescriptor} needs. */
 export function searchIsOpen(): boolean {
   return searching.isOpen();
+}
+
+/** A TCP socket of an address family, non-blocking and closed on exec, socket(2). @throws {LibcError} the kernel refuses */
+export function tcpSocket(family: number): number {
+  const SOCK_STREAM = 1, SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
+  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  return check("socket", () => dialing().socket(family, type, IPPROTO_TCP));
+}
+
+/** connect(2). @returns 0, or the error number: `EINPROGRESS` where it goes on by itself */
+export function connect(fd: number, address: Uint8Array<ArrayBuffer>): number {
+  // This call cannot be made twice, so whatever reads errno is opened before.
+  explaining();
+  return -attempt(() => dialing().connect(fd, address, address.length));
+}
+
+/** Waits in another thread, with poll(2), until the socket can be written to or has failed. */
+export async function writable(fd: number): Promise<void> {
+  const POLLOUT = 4;
+  // struct pollfd { int fd; short events; short revents; }
+  await dialing().wait(new Int32Array([fd, POLLOUT]), 1n, -1);
+}
+
+/** Ends a connection, or an attempt at one, in both directions, shutdown(2); whoever waits for it wakes up. */
+export function shutdown(fd: number): void {
+  const SHUT_RDWR = 2;
+  dialing().shutdown(fd, SHUT_RDWR);
 }

@@ -20,9 +20,25 @@
  * @module
  */
 
+import type { Dialed, DialOptions } from "./dial.ts";
+
+export { type Arrived, keepArrivals, takeArrived, watchArriving } from "./arrived.ts";
+export type { Dialed, DialOptions } from "./dial.ts";
 export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
 export { type Connection, DescriptorError, fdOf, type Listening } from "./fd.ts";
 export { CannotRunError, LibcError } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
 export { type SentPacket, takeSent, watchSent } from "./sent.ts";
 export { endText } from "./sockaddr.ts";
+
+// dial.ts needs node:net, which takes longer to load than a plain run takes as a whole: so it is loaded when it is used.
+
+/** Connects with the mark already set, so that the SYN carries it too: `dial` of `ffi/dial.ts`. */
+export async function dial(options: DialOptions): Promise<Dialed> {
+  return await (await import("./dial.ts")).dial(options);
+}
+
+/** The addresses of a host by the system's own resolver, IPv6 first: `resolve` of `ffi/dial.ts`. */
+export async function resolve(hostname: string, family: 4 | 6 | null = null, signal?: AbortSignal): Promise<string[]> {
+  return await (await import("./dial.ts")).resolve(hostname, family, signal);
+}

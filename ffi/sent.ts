@@ -9,7 +9,7 @@
  */
 
 import { type Connection, fdOf } from "./fd.ts";
-import { receiveError, setOption, SO_TIMESTAMPING } from "./libc.ts";
+import { IPPROTO_TCP, receiveError, setOption, SO_TIMESTAMPING } from "./libc.ts";
 import { encode, wireAddress } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header tells. */
@@ -85,8 +85,6 @@ interface Header extends SentPacket {
   /** Source and destination port, two bytes each. */
   readonly ports: Uint8Array;
 }
-
-const IPPROTO_TCP = 6;
 
 /** RFC 791 section 3.1 */
 function parseIPv4(bytes: Uint8Array): Header | null {

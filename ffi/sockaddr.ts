@@ -42,6 +42,18 @@ export function encode(address: Deno.NetAddr): Uint8Array<ArrayBuffer> {
   return sockaddr;
 }
 
+/** The address and port in a structure, written as Deno writes them. @throws {TypeError} not IP */
+export function decode(sockaddr: Uint8Array): Deno.NetAddr {
+  const port = sockaddr[2] << 8 | sockaddr[3];
+  const v4 = (bytes: Uint8Array) => bytes.join(".");
+  const address = wireAddress(sockaddr);
+  if (sockaddr[0] === AF_INET) return { transport: "tcp", hostname: v4(address), port };
+  if (address.length === 4) return { transport: "tcp", hostname: `::ffff:${v4(address)}`, port };
+  const groups = Array.from({ length: 8 }, (_, at) => (address[2 * at] << 8 | address[2 * at + 1]).toString(16));
+  // The URL parser shortens it as RFC 5952 asks.
+  return { transport: "tcp", hostname: new URL(`http://[${groups.join(":")}]/`).hostname.slice(1, -1), port };
+}
+
 /**
  * Whether two structures name the same end. `127.0.0.1` and `::ffff:127.0.0.1` are the same to the kernel, which keeps
  * one table of TCP connections for both.

@@ -53,7 +53,7 @@ Deno.test("every split of a reply gives the same body", async () => {
       read: (buffer: Uint8Array) =>
         Promise.resolve(pieces.length === 0 ? null : (buffer.set(pieces[0]), pieces.shift()!.length)),
     };
-    const into = { status: 0, reason: "", headers: [], bodyBytes: 0, complete: false };
+    const into = { status: 0, reason: "", headers: [], tos: null, bodyBytes: 0, complete: false };
     await readReply(source, into, {
       head() {},
       begin() {},

@@ -208,9 +208,9 @@ testWith(["script"], "on a terminal a missing permission fails as well, instead 
 testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
   await using server = replying(OK);
   const words = command(["-d", "cs1", server.url]).join(" ");
-  const onTerminal = ["script", "--quiet", "--return", "--command", words, "/dev/null"];
+  const onTerminal = ["env", "-u", "NO_COLOR", "script", "--quiet", "--return", "--command", words, "/dev/null"];
   assert.ok((await execute(onTerminal)).stdout.includes("\x1b[1mmark"));
-  assert.ok(!(await execute(onTerminal, { NO_COLOR: "1" })).stdout.includes("\x1b["));
+  assert.ok(!(await execute(["env", "NO_COLOR=1", ...onTerminal.slice(3)])).stdout.includes("\x1b["));
   assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
 });
 

@@ -170,6 +170,11 @@ export class Nobody implements AsyncDisposable {
     return [...become, ...clean, deno, "run", "--no-prompt", ...PERMISSIONS, `${this.folder}/main.ts`];
   }
 
+  /** Starts the far end as `nobody`. */
+  async serve(): Promise<FarEnd> {
+    return await FarEnd.of([...this.command, "--serve", "0"]);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await Deno.remove(this.folder, { recursive: true });
   }
@@ -268,6 +273,31 @@ export function reset(conn: Deno.Conn): void {
 export function closedPort(hostname = "127.0.0.1"): number {
   using listener = Deno.listen({ hostname, port: 0 });
   return listener.addr.port;
+}
+
+/** The script as the far end, on a port of its own. */
+export class FarEnd implements AsyncDisposable {
+  private constructor(readonly process: Background, readonly port: number) {}
+
+  static async start(where = "0", under: readonly string[] = []): Promise<FarEnd> {
+    return await FarEnd.of(command(["--serve", where], { under }));
+  }
+
+  /** Starts it with these words, and waits until it listens. */
+  static async of(words: readonly string[]): Promise<FarEnd> {
+    const process = new Background(words);
+    const said = await process.until((said) => said.includes("Ctrl-C"));
+    return new FarEnd(process, Number(/:(\d+);/.exec(said)![1]));
+  }
+
+  /** `http://127.0.0.1:PORT/` */
+  get url(): string {
+    return `http://127.0.0.1:${this.port}/`;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.process[Symbol.asyncDispose]();
+  }
 }
 
 // ─── Packets ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,118 @@
+/**
+ * What reached a socket: the byte of the SYN, of the ACK that ended the handshake, and of the latest packet.
+ *
+ * Needs no privilege. The kernel keeps the SYN's headers for those who ask (`TCP_SAVE_SYN`), tells the ToS byte of the
+ * handshake's ACK (ip(7), `IP_PKTOPTIONS`), and on IPv6 the Traffic Class of the latest packet (RFC 2292 section 13). On
+ * IPv4 nothing tells of later packets.
+ *
+ * @module
+ */
+
+import { type Connection, fdOf, type Listening } from "./fd.ts";
+import {
+  getOption,
+  getOptionBytes,
+  IP_PKTOPTIONS,
+  IP_RECVTOS,
+  IP_TOS,
+  IPV6_2292PKTOPTIONS,
+  IPV6_RECVTCLASS,
+  IPV6_TCLASS,
+  setOption,
+  SO_DOMAIN,
+  type SocketOption,
+  TCP_SAVE_SYN,
+  TCP_SAVED_SYN,
+} from "./libc.ts";
+import { AF_INET6, encode, wireAddress } from "./sockaddr.ts";
+
+/** The bytes that arrived, 0 to 255 each; `null` where the kernel does not tell. */
+export interface Arrived {
+  /** The ToS byte or Traffic Class of the SYN. */
+  readonly syn: number | null;
+  /** The ToS byte of the ACK that ended the handshake; on IPv4 only. */
+  readonly ack: number | null;
+  /** The Traffic Class of the latest packet; on IPv6 only. */
+  readonly data: number | null;
+}
+
+/**
+ * Makes a listener keep what {@linkcode takeArrived} tells of the connections it accepts; call it before clients come.
+ *
+ * @throws {LibcError} the kernel refuses
+ * @throws {DescriptorError} the listener is closed
+ */
+export function keepArrivals(listener: Listening): void {
+  const fd = fdOf(listener);
+  setOption(fd, TCP_SAVE_SYN, 1);
+  setOption(fd, IP_RECVTOS, 1);
+  if (getOption(fd, SO_DOMAIN) === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
+}
+
+/**
+ * Makes an IPv6 connection tell the Traffic Class of what it receives from now on, as `data` of
+ * {@linkcode takeArrived}; on IPv4 it does nothing.
+ *
+ * @throws {LibcError} the kernel refuses
+ * @throws {DescriptorError} the connection is closed
+ */
+export function watchArriving(connection: Connection): void {
+  const fd = fdOf(connection);
+  if (getOption(fd, SO_DOMAIN) === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
+}
+
+// The kernel gives the SYN away once, then forgets it.
+const syns = new WeakMap<Connection, number | null>();
+
+/**
+ * What has arrived on a connection that was accepted after {@linkcode keepArrivals}, or that
+ * {@linkcode watchArriving} watches.
+ *
+ * @throws {DescriptorError} the connection is closed
+ */
+export function takeArrived(connection: Connection): Arrived {
+  const fd = fdOf(connection);
+  let syn = syns.get(connection);
+  if (syn === undefined) syns.set(connection, syn = parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 512)));
+  // An IPv4-mapped connection tells what an IPv4 one does.
+  const isIPv4 = wireAddress(encode(connection.localAddr as Deno.NetAddr)).length === 4;
+  return {
+    syn,
+    ack: isIPv4 ? parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 512), IP_TOS) : null,
+    data: isIPv4 ? null : parseControl(getOptionBytes(fd, IPV6_2292PKTOPTIONS, 512), IPV6_TCLASS),
+  };
+}
+
+/**
+ * The ToS byte (RFC 791 section 3.1) or Traffic Class (RFC 8200 section 3) in a saved SYN, which starts with its IP
+ * header.
+ *
+ * @returns `null` where there is no whole IP header
+ */
+export function parseSyn(headers: Uint8Array): number | null {
+  const version = headers[0] >> 4;
+  if (version === 4 && headers.length >= 20) return headers[1];
+  if (version === 6 && headers.length >= 40) return (headers[0] & 0x0f) << 4 | headers[1] >> 4;
+  return null;
+}
+
+/**
+ * The value of a control message, cmsg(3): a byte, or an `int` in which only the low byte counts.
+ *
+ * @param messages control messages in a row, perhaps cut short
+ * @param option the level and type of the one that is meant
+ * @returns `null` where it is not among them
+ */
+export function parseControl(messages: Uint8Array, option: SocketOption): number | null {
+  // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; }, on the 64-bit machines that Deno runs on
+  const HEADER = 16;
+  const view = new DataView(messages.buffer, messages.byteOffset, messages.length);
+  for (let at = 0; at + HEADER < messages.length;) {
+    const length = Number(view.getBigUint64(at, true));
+    if (length <= HEADER || at + length > messages.length) return null;
+    const isIt = view.getInt32(at + 8, true) === option.level && view.getInt32(at + 12, true) === option.option;
+    if (isIt) return messages[at + HEADER];
+    at += Math.ceil(length / 8) * 8;
+  }
+  return null;
+}

@@ -1,0 +1,118 @@
+import assert from "node:assert/strict";
+import { parseControl, parseSyn } from "../ffi/arrived.ts";
+import { IP_TOS, IPV6_TCLASS } from "../ffi/libc.ts";
+import { Network, SERVER } from "./network.ts";
+import { Capture, dscpGet, FarEnd, type Outcome, replying, testWith } from "./support.ts";
+
+const NEEDS = ["root", "ip", "nft", "tcpdump"];
+
+/** Runs the script across the network, with tcpdump at both ends. */
+async function across(
+  network: Network,
+  host: string,
+  ...args: string[]
+): Promise<Outcome & { left: number[]; arrived: number[]; json: ReturnType<typeof JSON.parse> }> {
+  await using server = await FarEnd.start("[::]:8086", network.server.under);
+  await using near = await Capture.start(8086, "c0", network.client.under);
+  await using far = await Capture.start(8086, "s0", network.server.under);
+  const outcome = await dscpGet(["--json", ...args, `http://${host}:8086/`], network.client);
+  const bytes = async (capture: Capture) =>
+    (await capture.connection()).filter(({ to }) => to === 8086).map(({ tos }) => tos);
+  assert.match(server.process.said, / 200 /);
+  return { ...outcome, json: JSON.parse(outcome.stdout), left: await bytes(near), arrived: await bytes(far) };
+}
+
+for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]) {
+  const isIPv6 = version === "ip6";
+  const told = (tos: number) => ({ syn: tos, ack: isIPv6 ? null : tos, data: isIPv6 ? tos : null });
+
+  testWith(NEEDS, `a mark that survives the path is told so: ${version}`, async () => {
+    await using network = await Network.create();
+    const { code, stderr, json, left, arrived } = await across(network, host, "--mark-syn");
+    assert.equal(code, 0, stderr);
+    assert.deepEqual(json.arrived, told(0xb8));
+    assert.deepEqual([...new Set(left)], [0xb8]);
+    assert.deepEqual([...new Set(arrived)], [0xb8]);
+    assert.equal(json.reply.tos, isIPv6 ? 0xb8 : null);
+  });
+
+  testWith(NEEDS, `a router that clears the mark is found out, and both marks are named: 102: ${version}`, async () => {
+    await using network = await Network.create();
+    await network.router.run(
+      "nft",
+      "add table inet q; add chain inet q f { type filter hook forward priority mangle; }",
+    );
+    await network.router.run("nft", `add rule inet q f iifname r0 ${version} dscp ef ${version} dscp set cs0`);
+    const { code, stderr, json, left, arrived } = await across(network, host, "--mark-syn");
+    assert.equal(code, 102);
+    assert.equal(stderr, "dscp-get: sent EF (0xB8), arrived CS0 (0x00): the path rewrote it\n");
+    assert.deepEqual([json.arrived, json.left.proved, json.error.code], [told(0), true, 102]);
+    assert.deepEqual([...new Set(left)], [0xb8]);
+    assert.deepEqual([...new Set(arrived)], [0]);
+  });
+
+  testWith(NEEDS, `a router that remaps another mark leaves ours alone: ${version}`, async () => {
+    await using network = await Network.create();
+    await network.router.run(
+      "nft",
+      "add table inet q; add chain inet q f { type filter hook forward priority mangle; }",
+    );
+    await network.router.run("nft", `add rule inet q f iifname r0 ${version} dscp af41 ${version} dscp set cs1`);
+    const ours = await across(network, host, "--mark-syn");
+    assert.deepEqual([ours.code, ours.json.arrived], [0, told(0xb8)]);
+    const other = await across(network, host, "--mark-syn", "-d", "AF41");
+    assert.deepEqual([other.code, other.json.arrived], [102, told(0x20)]);
+    assert.deepEqual([...new Set(other.arrived)], [0x20]);
+  });
+}
+
+testWith(NEEDS, "without --mark-syn IPv4 shows the unmarked handshake only, IPv6 the data packet too", async () => {
+  await using network = await Network.create();
+  await network.router.run("nft", "add table inet q; add chain inet q f { type filter hook forward priority mangle; }");
+  const ipv4 = await across(network, SERVER.ipv4);
+  assert.deepEqual([ipv4.code, ipv4.json.arrived], [0, { syn: 0, ack: 0, data: null }]);
+  const ipv6 = await across(network, `[${SERVER.ipv6}]`);
+  assert.deepEqual([ipv6.code, ipv6.json.arrived], [0, { syn: 0, ack: null, data: 0xb8 }]);
+  await network.router.run("nft", "add rule inet q f iifname r0 ip6 dscp ef ip6 dscp set cs0");
+  const cleared = await across(network, `[${SERVER.ipv6}]`);
+  assert.deepEqual([cleared.code, cleared.json.arrived.data], [102, 0]);
+});
+
+Deno.test("a server that sends Arrived-ToS alone is believed as far as it goes, and nonsense is not", async () => {
+  const reply = (headers: string) => `HTTP/1.1 200 OK\r\n${headers}Content-Length: 0\r\n\r\n`;
+  for (
+    const [headers, arrived, code] of [
+      ["Arrived-ToS: 0xB8\r\n", { syn: 0xb8, ack: null, data: null }, 0],
+      ["Arrived-ToS: 0x20\r\n", { syn: 0x20, ack: null, data: null }, 102],
+      ["Arrived-ToS: 0xBA\r\n", { syn: 0xba, ack: null, data: null }, 0],
+      ["Arrived-ToS: 184\r\n", null, 0],
+      ["Arrived-ToS: 0x1B8\r\n", null, 0],
+      ["Arrived-ToS: \x1b[31m\r\n", null, 0],
+    ] as const
+  ) {
+    await using server = replying(reply(headers));
+    const outcome = await dscpGet(["--json", "--mark-syn", server.url]);
+    assert.deepEqual([outcome.code, JSON.parse(outcome.stdout).arrived], [code, arrived], headers);
+  }
+});
+
+Deno.test("saved SYNs and control messages that are short, cut or random tell nothing", () => {
+  assert.equal(parseSyn(Uint8Array.from([0x45, 0xb8, ...Array(18).fill(0)])), 0xb8);
+  assert.equal(parseSyn(Uint8Array.from([0x6b, 0x80, ...Array(38).fill(0)])), 0xb8);
+  assert.equal(parseSyn(new Uint8Array()), null);
+  assert.equal(parseSyn(Uint8Array.from([0x45, 0xb8])), null);
+  assert.equal(parseSyn(Uint8Array.from([0x6b, 0x80, ...Array(37).fill(0)])), null);
+  assert.equal(parseSyn(Uint8Array.from([0x55, ...Array(60).fill(0)])), null);
+
+  const message = Uint8Array.from([17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0, 0, 0]);
+  assert.equal(parseControl(message, IP_TOS), 0xb8);
+  assert.equal(parseControl(message, IPV6_TCLASS), null);
+  assert.equal(parseControl(Uint8Array.from([...message, ...message]).subarray(24), IP_TOS), 0xb8);
+  for (let size = 0; size < 17; size++) assert.equal(parseControl(message.subarray(0, size), IP_TOS), null);
+  let seed = 3;
+  const byte = () => (seed = (seed * 1103515245 + 12345) % 2 ** 31) >> 16 & 0xff;
+  for (let round = 0; round < 20_000; round++) {
+    const bytes = Uint8Array.from({ length: byte() % 65 }, byte);
+    assert.equal(parseControl(bytes, IP_TOS), null, "a length of eight random bytes is never a good one");
+  }
+});

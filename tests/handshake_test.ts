@@ -1,0 +1,141 @@
+import assert from "node:assert/strict";
+import { dial } from "../ffi/mod.ts";
+import { get } from "../main.ts";
+import {
+  Capture,
+  closedPort,
+  dscpGet,
+  execute,
+  Namespace,
+  Nobody,
+  RawServer,
+  readRequest,
+  replying,
+  replyingOn,
+  testWith,
+} from "./support.ts";
+
+const REPLY = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+
+for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"]) {
+  testWith(
+    ["root", "tcpdump"],
+    `--mark-syn marks every packet, SYN and FIN included, tcpdump agrees: ${host}`,
+    async () => {
+      await using server = replyingOn(host === "[::1]" ? "::1" : "127.0.0.1", REPLY);
+      await using capture = await Capture.start(server.port);
+      const { code, stdout, stderr } = await dscpGet(["--json", "--mark-syn", `http://${host}:${server.port}/`]);
+      assert.equal(code, 0, stderr);
+      const { mark, left } = JSON.parse(stdout);
+      assert.deepEqual([mark.handshake, left.proved], [true, true]);
+      const fromClient = (await capture.connection()).filter(({ to }) => to === server.port);
+      assert.deepEqual(fromClient.map(({ tos }) => tos), fromClient.map(() => 0xb8));
+      const flags = fromClient.map((packet) => packet.flags).join(" ");
+      assert.match(flags, /^S .*P.*F/);
+    },
+  );
+}
+
+Deno.test("--mark-syn has the exit codes and messages of the plain path", async () => {
+  const port = closedPort();
+  await using silent = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await conn.read(new Uint8Array(1));
+  });
+  await using early = replying("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel");
+  await using empty = replying();
+  for (
+    const args of [
+      [`http://127.0.0.1:${port}/`],
+      ["http://does-not-exist.invalid/"],
+      ["-6", "http://127.0.0.1/"],
+      ["-4", "http://[::1]/"],
+      ["-m", "0.3", silent.url],
+      [early.url],
+      [empty.url],
+    ]
+  ) {
+    const plain = await dscpGet(args);
+    const marked = await dscpGet(["--mark-syn", ...args]);
+    assert.equal(marked.code, plain.code, marked.stderr);
+    const error = (text: string) => text.slice(text.indexOf("dscp-get:"));
+    assert.equal(error(marked.stderr), error(plain.stderr));
+  }
+});
+
+testWith(["root", "ip", "nft"], "--mark-syn keeps to --connect-timeout, and leaves no descriptor", async () => {
+  await using namespace = await Namespace.create();
+  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+  await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+  const { code, stderr } = await dscpGet(
+    ["--mark-syn", "--connect-timeout", "0.3", "http://127.0.0.1:8099/"],
+    namespace,
+  );
+  assert.deepEqual([code, stderr], [28, "dscp-get: connecting took longer than 0.3 seconds\n"]);
+});
+
+Deno.test("--mark-syn tries the next address when one fails", async () => {
+  // In /etc/hosts "localhost" may have both; the server has only this one.
+  await using server = replying(REPLY);
+  const { code } = await dscpGet(["-s", "--mark-syn", `http://localhost:${server.port}/`]);
+  assert.equal(code, 0);
+});
+
+Deno.test("--mark-syn cannot reach a host that --allow-net excludes", async () => {
+  await using server = replying(REPLY);
+  const url = `http://127.0.0.1:${server.port}/`;
+  for (
+    const flags of [
+      ["--allow-net=127.0.0.1:1", "--allow-ffi"],
+      ["--allow-net=127.0.0.2", "--allow-ffi"],
+      ["--allow-net", `--deny-net=127.0.0.1:${server.port}`, "--allow-ffi"],
+    ]
+  ) {
+    const { code, stderr } = await dscpGet(["--mark-syn", url], { flags });
+    assert.equal(code, 103, stderr);
+    assert.match(stderr, /no permission to use 127\.0\.0\.1:\d+\nhint: run with --allow-net/);
+  }
+  const { code } = await dscpGet(["--mark-syn", `http://localhost:${server.port}/`], {
+    flags: ["--allow-net", "--deny-net=127.0.0.1", "--allow-ffi"],
+  });
+  assert.equal(code, 103, "the name is allowed, but not what it stands for");
+  assert.equal(server.requests.length, 0);
+  assert.equal(
+    (await dscpGet(["--mark-syn", url], { flags: [`--allow-net=127.0.0.1:${server.port}`, "--allow-ffi"] })).code,
+    0,
+  );
+});
+
+Deno.test("a body passes byte for byte with --mark-syn too", async () => {
+  const every = Uint8Array.from({ length: 3_000_000 }, (_, at) => at * 31);
+  await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`, every);
+  assert.deepEqual((await dscpGet(["-s", "--mark-syn", server.url])).bytes, every);
+});
+
+Deno.test("dialing leaves as many descriptors open as before, also when it fails or is given up", async () => {
+  const count = () => [...Deno.readDirSync("/proc/self/fd")].length;
+  await using server = replying(REPLY);
+  await get(server.url, { markSyn: true });
+  const before = count();
+  for (let at = 0; at < 50; at++) await get(server.url, { markSyn: true });
+  const port = closedPort();
+  for (let at = 0; at < 20; at++) {
+    await assert.rejects(dial({ hostname: "127.0.0.1", port, tos: 0xb8 }), Deno.errors.ConnectionRefused);
+  }
+  await assert.rejects(dial({ hostname: "127.0.0.1", port: server.port, tos: 3 }), RangeError);
+  await assert.rejects(
+    dial({ hostname: "127.0.0.1", port: server.port, tos: 0xb8, signal: AbortSignal.abort(new Error("no")) }),
+    /no/,
+  );
+  // Node's sockets close on the next turns of the event loop.
+  for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setImmediate(resolve));
+  assert.ok(count() <= before, `${count()} instead of ${before}`);
+});
+
+testWith(["root", "setpriv"], "nobody can mark the handshake too, and be the far end", async () => {
+  await using nobody = await Nobody.create();
+  await using server = await nobody.serve();
+  const { code, stdout, stderr } = await execute([...nobody.command, "--json", "--mark-syn", server.url]);
+  assert.equal(code, 0, stderr);
+  assert.deepEqual(JSON.parse(stdout).arrived, { syn: 0xb8, ack: 0xb8, data: null });
+});

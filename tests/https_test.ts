@@ -1,0 +1,135 @@
+import assert from "node:assert/strict";
+import { Background, Capture, closedPort, dscpGet, RawServer, send, succeed, testWith } from "./support.ts";
+
+const NEEDS = ["openssl"];
+const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
+
+/** openssl's server with a certificate for localhost of a root of our own; gone when disposed of. */
+class Secure implements AsyncDisposable {
+  private constructor(readonly folder: string, readonly port: number, readonly process: Background) {}
+
+  static async start(): Promise<Secure> {
+    const folder = await Deno.makeTempDir({ prefix: "dscp-get-" });
+    const openssl = (...words: string[]) => succeed("openssl", ...words);
+    const key = ["-newkey", "rsa:2048", "-nodes"];
+    await openssl(
+      "req",
+      "-x509",
+      ...key,
+      "-keyout",
+      `${folder}/ca.key`,
+      "-out",
+      `${folder}/ca.pem`,
+      "-subj",
+      "/CN=Test root",
+    );
+    await openssl("req", ...key, "-keyout", `${folder}/key`, "-out", `${folder}/csr`, "-subj", "/CN=localhost");
+    await Deno.writeTextFile(`${folder}/ext`, "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
+    const ca = ["-CA", `${folder}/ca.pem`, "-CAkey", `${folder}/ca.key`, "-CAcreateserial"];
+    await openssl("x509", "-req", "-in", `${folder}/csr`, ...ca, "-extfile", `${folder}/ext`, "-out", `${folder}/pem`);
+    const port = closedPort();
+    const serve = [
+      "s_server",
+      "-accept",
+      `127.0.0.1:${port}`,
+      "-cert",
+      `${folder}/pem`,
+      "-key",
+      `${folder}/key`,
+      "-www",
+    ];
+    const process = new Background([
+      "openssl",
+      ...serve,
+      "-servername",
+      "localhost",
+      "-cert2",
+      `${folder}/pem`,
+      "-key2",
+      `${folder}/key`,
+    ]);
+    await process.until((said) => said.includes("ACCEPT"));
+    return new Secure(folder, port, process);
+  }
+
+  get root(): string {
+    return `${this.folder}/ca.pem`;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.process.stop();
+    await Deno.remove(this.folder, { recursive: true });
+  }
+}
+
+for (const path of [[], ["--mark-syn"]]) {
+  const how = path.length === 0 ? "plain" : "marked from the SYN on";
+
+  testWith(
+    [...NEEDS, "root", "tcpdump"],
+    `https: the mark is set before the ClientHello, and TLS packets count: ${how}`,
+    async () => {
+      await using server = await Secure.start();
+      await using capture = await Capture.start(server.port);
+      const url = `https://localhost:${server.port}/`;
+      const { code, stdout, stderr } = await dscpGet(["--json", ...path, "--cacert", server.root, url], {
+        flags: FLAGS,
+      });
+      assert.equal(code, 0, stderr);
+      const { reply, left } = JSON.parse(stdout);
+      assert.deepEqual([reply.status, left.proved], [200, true]);
+      assert.ok(left.packets.length >= 2, "the ClientHello and the request at least");
+      const data = (await capture.connection()).filter(({ to, length }) => to === server.port && length > 0);
+      assert.deepEqual(data.map(({ tos }) => tos), data.map(() => 0xb8));
+      assert.ok(left.packets.length <= data.length);
+    },
+  );
+
+  testWith(
+    NEEDS,
+    `https: a certificate of an unknown root, or for another name, is 60; -k takes both: ${how}`,
+    async () => {
+      await using server = await Secure.start();
+      const unknown = await dscpGet([...path, `https://localhost:${server.port}/`]);
+      assert.equal(unknown.code, 60, unknown.stderr);
+      assert.match(unknown.stderr, /^dscp-get: the server's certificate is not valid: .*\nhint: --cacert FILE .*-k/m);
+      const other = ["--cacert", server.root, `https://other.localhost:${server.port}/`];
+      const misnamed = await dscpGet([...path, ...other], { flags: FLAGS });
+      assert.ok([60, 6].includes(misnamed.code), misnamed.stderr); // not every resolver knows names below localhost
+      const any = await dscpGet([...path, "-k", "-s", `https://localhost:${server.port}/`]);
+      assert.equal(any.code, 0, any.stderr);
+      assert.match(any.stdout, /s_server/);
+    },
+  );
+
+  Deno.test(`https: a server that does not speak TLS is 35: ${how}`, async () => {
+    await using server = new RawServer((conn) => send(conn, "HTTP/1.1 400 Bad Request\r\n\r\n"));
+    const { code, stderr } = await dscpGet([...path, `https://127.0.0.1:${server.port}/`]);
+    assert.equal(code, 35, stderr);
+  });
+
+  Deno.test(`https: a server that closes at once is 35: ${how}`, async () => {
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const closing = listener.accept().then((conn) => conn.close());
+    const { code, stderr } = await dscpGet([...path, `https://127.0.0.1:${listener.addr.port}/`]);
+    assert.equal(code, 35, stderr);
+    assert.match(stderr, /^dscp-get: TLS failed: /m);
+    await closing;
+    listener.close();
+  });
+}
+
+testWith(NEEDS, "--cacert says clearly what is wrong: permission 103, file 77", async () => {
+  const url = "https://127.0.0.1:1/";
+  const denied = await dscpGet(["--cacert", "/etc/hostname", url]);
+  assert.deepEqual([denied.code, denied.stderr], [
+    103,
+    "dscp-get: no permission to read '/etc/hostname'\nhint: run with --allow-read or --allow-read=/etc/hostname\n",
+  ]);
+  const missing = await dscpGet(["--cacert", "/does/not/exist", url], { flags: FLAGS });
+  assert.equal(missing.code, 77);
+  assert.match(missing.stderr, /cannot read '\/does\/not\/exist': no such file or directory/);
+  const empty = await dscpGet(["--cacert", "/dev/null", url], { flags: FLAGS });
+  assert.match(empty.stderr, /'\/dev\/null' holds no certificate in PEM form/);
+  assert.equal(empty.code, 77);
+});

@@ -1,0 +1,180 @@
+import assert from "node:assert/strict";
+import { Capture, dscpGet, execute, FarEnd, reset, send, testWith } from "./support.ts";
+
+const decoder = new TextDecoder();
+
+/** Sends a request as it is and reads all of the reply. */
+async function exchange(port: number, request: string | Uint8Array, hostname = "127.0.0.1"): Promise<string> {
+  using conn = await Deno.connect({ hostname, port });
+  await send(conn, request);
+  const reply = [];
+  for await (const piece of conn.readable) reply.push(decoder.decode(piece));
+  return reply.join("");
+}
+
+Deno.test("--serve answers GET and HEAD with what it saw", async () => {
+  await using server = await FarEnd.start();
+  using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await send(conn, "GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+  const local = conn.localAddr as Deno.NetAddr;
+  const reply = [];
+  for await (const piece of conn.readable) reply.push(decoder.decode(piece));
+  const [head, body] = reply.join("").split("\r\n\r\n");
+  assert.match(head, /^HTTP\/1\.1 200 OK\r\n/);
+  assert.match(head, /^Arrived-ToS: 0x00\r$/m);
+  assert.deepEqual(JSON.parse(body), {
+    peer: { address: local.hostname, port: local.port },
+    syn: 0,
+    ack: 0,
+    data: null,
+  });
+
+  const headOnly = await exchange(server.port, "HEAD / HTTP/1.0\r\n\r\n");
+  assert.match(headOnly, /^HTTP\/1\.1 200 OK\r\n[^]*Content-Length: [1-9][^]*\r\n\r\n$/);
+});
+
+testWith(
+  ["root", "tcpdump"],
+  "--serve marks its replies with the mark that arrived, and reports what tcpdump sees",
+  async () => {
+    for (const [hostname, url] of [["127.0.0.1", "127.0.0.1"], ["[::]", "[::1]"], ["[::]", "127.0.0.1"]]) {
+      await using server = await FarEnd.start(`${hostname}:0`);
+      for (const args of [["--mark-syn", "-d", "AF41"], ["-d", "AF41"]]) {
+        await using capture = await Capture.start(server.port);
+        const { code, stdout, stderr } = await dscpGet(["--json", ...args, `http://${url}:${server.port}/`]);
+        assert.equal(code, 0, stderr);
+        const { arrived, reply } = JSON.parse(stdout);
+        const packets = await capture.connection();
+        const [syn, , ack] = packets;
+        const data = packets.find(({ to, length }) => to === server.port && length > 0)!;
+        const answer = packets.find(({ from, length }) => from === server.port && length > 0)!;
+        const isIPv6 = url === "[::1]";
+        assert.deepEqual(arrived, { syn: syn.tos, ack: isIPv6 ? null : ack.tos, data: isIPv6 ? data.tos : null });
+        assert.equal(answer.tos, isIPv6 ? data.tos : syn.tos, "the strongest evidence comes back");
+        assert.equal(reply.tos, isIPv6 ? answer.tos : null);
+        assert.equal(data.tos, 0x88);
+      }
+    }
+  },
+);
+
+Deno.test("other methods are 405, garbage 400, a large header 431", async () => {
+  await using server = await FarEnd.start();
+  assert.match(
+    await exchange(server.port, "POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
+    /^HTTP\/1\.1 405 [^]*\r\nAllow: GET, HEAD\r\n/,
+  );
+  for (const garbage of ["\x16\x03\x01\x02\x00\r\n\r\n", "\0\0\0\n\n", "GET /\r\n\r\n", "GET  HTTP/1.1\r\n\r\n"]) {
+    assert.match(await exchange(server.port, garbage), /^HTTP\/1\.1 400 /);
+  }
+  assert.match(await exchange(server.port, `GET / HTTP/1.1\r\nX: ${"x".repeat(65536)}\r\n\r\n`), /^HTTP\/1\.1 431 /);
+  assert.match(await exchange(server.port, `GET / HTTP/1.1\r\nX: ${"x".repeat(16000)}\r\n\r\n`), /^HTTP\/1\.1 200 /);
+});
+
+Deno.test("a header that comes a byte at a time is read, and one that never ends is 408", async () => {
+  await using server = await FarEnd.start();
+  using slow = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  const waiting = exchange(server.port, "GET / HTTP/1.1\r\nX-Unfinished: ");
+  for (const byte of "GET / HTTP/1.1\r\nHost: a\r\n\r\n") {
+    await send(slow, byte);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  const size = await slow.read(new Uint8Array(1000));
+  assert.ok(size! > 100);
+  assert.match(await waiting, /^HTTP\/1\.1 408 /);
+});
+
+Deno.test("the log has one line a request, safe against control characters", async () => {
+  await using server = await FarEnd.start();
+  await exchange(server.port, "GET /\x1b[2J HTTP/1.1\r\n\r\n");
+  await exchange(server.port, "GET /ok?q=1 HTTP/1.1\r\n\r\n");
+  const said = await server.process.until((said) => said.includes("/ok"));
+  const lines = said.trimEnd().split("\n");
+  assert.match(lines[0], /^listening on 127\.0\.0\.1:\d+; Ctrl-C ends it$/);
+  assert.match(lines[1], /^127\.0\.0\.1:\d+ - - 400 syn 0x00 ack 0x00 data -$/);
+  assert.match(lines[2], /^127\.0\.0\.1:\d+ GET \/ok\?q=1 200 syn 0x00 ack 0x00 data -$/);
+  assert.equal(lines.length, 3);
+});
+
+Deno.test("SIGINT and SIGTERM end it: no new connections, those in progress finish, exit 0", async () => {
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    await using server = await FarEnd.start();
+    using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+    await send(conn, "GET / HTTP/1.1\r\n");
+    await exchange(server.port, "GET /first HTTP/1.1\r\n\r\n"); // it has accepted both by now
+    server.process.child.kill(signal);
+    while (
+      await Deno.connect({ hostname: "127.0.0.1", port: server.port }).then((c) => (c.close(), true), () => false)
+    );
+    await send(conn, "\r\n");
+    const buffer = new Uint8Array(1000);
+    const size = await conn.read(buffer);
+    assert.match(decoder.decode(buffer.subarray(0, size!)), /^HTTP\/1\.1 200 OK/);
+    conn.closeWrite();
+    const { code, signal: killedBy } = await server.process.child.status;
+    assert.deepEqual([code, killedBy], [0, null]);
+  }
+});
+
+Deno.test("a port in use, a bad address or a URL beside --serve are clear errors", async () => {
+  await using server = await FarEnd.start();
+  const inUse = await dscpGet(["--serve", String(server.port)]);
+  assert.equal(inUse.code, 7);
+  assert.match(inUse.stderr, /^dscp-get: cannot listen on 127\.0\.0\.1:\d+: address already in use/);
+  for (const where of ["", "x", "127.0.0.1", ":80", "70000", "::1:80", "[::1]", "a:b:1"]) {
+    assert.equal((await dscpGet(["--serve", where])).code, 2, where);
+  }
+  assert.equal((await dscpGet(["--serve", "0", "http://a/"])).code, 2);
+  assert.equal((await dscpGet(["--serve", "0"], { flags: ["--allow-ffi"] })).code, 103);
+  assert.equal((await dscpGet(["--serve", "0"], { flags: ["--allow-net"] })).code, 103);
+});
+
+testWith(
+  ["bash"],
+  "a thousand slow clients hold up none of a thousand others, and no descriptor stays open",
+  async () => {
+    // 1,000 slow ones, 24 at most at once of the others.
+    await using server = await FarEnd.start("0", ["bash", "-c", 'ulimit -n 4096 2>/dev/null; exec "$@"', "bash"]);
+    const descriptors = () => [...Deno.readDirSync(`/proc/${server.process.child.pid}/fd`)].length;
+    await exchange(server.port, "GET / HTTP/1.1\r\n\r\n");
+    const before = descriptors();
+    const slow: Deno.TcpConn[] = [];
+    for (let at = 0; at < 1000; at++) {
+      const conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+      await send(conn, "GET / HT");
+      slow.push(conn);
+    }
+    let good = 0;
+    const worker = async () => {
+      while (good < 1000) {
+        good++;
+        assert.match(await exchange(server.port, "GET / HTTP/1.1\r\n\r\n"), /^HTTP\/1\.1 200/);
+      }
+    };
+    await Promise.all(Array.from({ length: 8 }, worker));
+    slow.forEach((conn, at) => {
+      if (at % 2 === 0) reset(conn);
+      conn.close();
+    });
+    // The last of them is gone once the server has its descriptors back; this ends in the test's time or not at all.
+    while (descriptors() > before) await exchange(server.port, "GET / HTTP/1.1\r\n\r\n");
+    assert.ok(descriptors() <= before);
+  },
+);
+
+testWith(["curl"], "curl gets the answer, and a header of 64 KiB does not end the server", async () => {
+  await using server = await FarEnd.start();
+  const { stdout } = await execute(["curl", "--silent", "--dump-header", "-", server.url]);
+  assert.match(stdout, /Arrived-ToS: 0x00/);
+  const large = await execute([
+    "curl",
+    "--silent",
+    "--write-out",
+    "%{http_code}",
+    "-H",
+    `X: ${"x".repeat(65536)}`,
+    server.url,
+  ]);
+  assert.match(large.stdout, /431$/);
+  assert.equal((await execute(["curl", "--silent", "--fail", server.url])).code, 0);
+});
