@@ -1064,6 +1064,7 @@ function arrivedText(exchange: Exchange, { syn, ack, data }: Arrived): string {
 /** The exchange as one line of JSON, in the form the README describes. */
 function json(exchange: Exchange | null, failure: Failure | null): string {
   const end = (address: Deno.NetAddr | null) => address && { address: address.hostname, port: address.port };
+  const replyOf = ({ tos, ...reply }: Reply) => reply.status > 0 ? { ...reply, ...tos !== null && { tos } } : null;
   const object = {
     ...exchange && {
       url: exchange.target.url,
@@ -1073,7 +1074,7 @@ function json(exchange: Exchange | null, failure: Failure | null): string {
       mark: { ...exchange.mark, readBack: exchange.readBack, handshake: exchange.handshake },
       left: { proved: proved(exchange), packets: exchange.packets },
       arrived: exchange.arrived,
-      reply: exchange.reply.status > 0 ? exchange.reply : null,
+      reply: replyOf(exchange.reply),
       milliseconds: exchange.milliseconds,
     },
     ...failure && { error: { code: failure.code, message: failure.message } },

@@ -59,7 +59,7 @@ Deno.test("bad URLs and other schemes: 3", async () => {
   ) {
     await refused([url], 3, /bad URL/);
   }
-  await refused(["ftp://host/"], 3, /scheme must be http.*not ftp/);
+  await refused(["ftp://host/"], 3, /scheme must be http or https, not ftp/);
   const { code, stderr } = await dscpGet(["http://user:secret@127.0.0.1/"]);
   assert.equal(code, 3);
   assert.match(stderr, /hint: .*-H 'Authorization: /);
@@ -130,6 +130,7 @@ Deno.test("a URL is read as curl reads it, and goes out percent-encoded without 
   const target = parseTarget("localhost:8086/a b/ü?q=ä&x=<y>#fragment");
   assert.deepEqual(target, {
     url: "http://localhost:8086/a%20b/%C3%BC?q=%C3%A4&x=%3Cy%3E",
+    secure: false,
     host: "localhost",
     port: 8086,
     authority: "localhost:8086",

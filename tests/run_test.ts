@@ -25,9 +25,10 @@ testWith(["root", "ip"], "with nobody on the default port it answers itself, pro
   assert.match(lines[0], /^connected {2}127\.0\.0\.1:\d+ → 127\.0\.0\.1:8086, the built-in server; descriptor \d+$/);
   assert.match(lines[1], /^mark {7}EF = DSCP 46 = byte 0xB8; the kernel reads back 0xB8$/);
   assert.match(lines[2], /^left {7}1 packet with 0xB8, read from the IP header: proved$/);
-  assert.match(lines[3], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
-  assert.match(lines[4], /^handshake {2}unmarked/);
-  assert.equal(lines.length, 5);
+  assert.match(lines[3], /^arrived {4}SYN 0x00, ACK 0x00, told by the server: only the unmarked handshake/);
+  assert.match(lines[4], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
+  assert.match(lines[5], /^handshake {2}unmarked/);
+  assert.equal(lines.length, 6);
 });
 
 testWith(["root", "ip", "python3"], "whoever has the default port is asked", async () => {
