@@ -95,8 +95,8 @@ Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itsel
 The reply's body goes to standard output, the report to standard error.
 
 The mark
-  -d, --dscp NAME         EF (the default), VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF43,
-                          or a number from 0 to 63
+  -d, --dscp NAME[,NAME…] EF (the default), VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF43,
+                          or a number from 0 to 63; several take turns; all is the 64 of them
       --tos BYTE          the whole ToS byte or Traffic Class, such as 184 or 0xB8; ECN bits 0
       --mark-syn          mark the handshake too: on a busy link an unmarked SYN waits in the queue
 
@@ -117,6 +117,10 @@ The output
   -V, --version           the version
   -h, --help              this text
 
+Did the network care?
+  -n, --count N           N rounds of requests, one after the other, and a table of their times
+      --interval S        seconds between them (0)
+
 The far end
       --serve [HOST:]PORT answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is ${DEFAULT_HOST}
 
@@ -133,8 +137,12 @@ mark, 101 packets left with another mark, 102 packets arrived with another mark,
 export interface Options {
   /** Where to, or `null` for the default with its built-in server. */
   readonly url: string | null;
-  /** The mark to set. */
-  readonly mark: Mark;
+  /** The marks to set, in turn. */
+  readonly marks: readonly Mark[];
+  /** How many rounds of them. */
+  readonly count: number;
+  /** Seconds between requests. */
+  readonly interval: number;
   /** The mark is set before the SYN goes out. */
   readonly markSyn: boolean;
   /** Any certificate will do. */
@@ -166,7 +174,9 @@ export interface Options {
 /** What a run without arguments does. */
 export const DEFAULTS: Options = {
   url: null,
-  mark: parseDscp("EF"),
+  marks: [parseDscp("EF")],
+  count: 1,
+  interval: 0,
   markSyn: false,
   insecure: false,
   cacert: null,
@@ -186,6 +196,8 @@ const OPTIONS = {
   dscp: { type: "string", short: "d" },
   tos: { type: "string" },
   "mark-syn": { type: "boolean" },
+  count: { type: "string", short: "n" },
+  interval: { type: "string" },
   header: { type: "string", short: "H" },
   ipv4: { type: "boolean", short: "4" },
   ipv6: { type: "boolean", short: "6" },
@@ -237,10 +249,16 @@ export async function parseArguments(args: readonly string[]): Promise<Options> 
           throw usage("--dscp and --tos exclude each other: give one of them");
         }
         markedBy = name;
-        options.mark = allowed(() => name === "dscp" ? parseDscp(value) : parseTos(value));
+        options.marks = allowed(() => name === "dscp" ? parseMarks(value) : [parseTos(value)]);
         break;
       case "header":
         headers.push(parseHeader(value));
+        break;
+      case "count":
+        options.count = parseCount(value);
+        break;
+      case "interval":
+        options.interval = parseSeconds(token.rawName, value);
         break;
       case "mark-syn":
         options.markSyn = true;
@@ -286,6 +304,18 @@ function allowed<T>(parse: () => T): T {
   } catch (error) {
     throw error instanceof RangeError ? usage(error.message) : error;
   }
+}
+
+function parseMarks(text: string): Mark[] {
+  if (text.toLowerCase() === "all") return Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2));
+  return text.split(",").map(parseDscp);
+}
+
+function parseCount(text: string): number {
+  const most = 1_000_000;
+  const count = /^[1-9]\d*$/.test(text) ? Number(text) : NaN;
+  if (!(count <= most)) throw usage(`--count takes a number from 1 to ${most}, not ${quote(text)}`);
+  return count;
 }
 
 function parseSeconds(option: string, text: string): number {
@@ -400,12 +430,12 @@ export interface Wire {
   close(): void;
 }
 
-async function connect(target: Target, options: Options, signal: AbortSignal): Promise<Wire> {
+async function connect({ target, mark }: Exchange, options: Options, signal: AbortSignal): Promise<Wire> {
   const { host: hostname, port } = target;
   const { family } = options;
   // Deno's own TLS takes no invalid certificate, that of node:tls does, and it needs a connection of node:net.
   if (options.markSyn || (target.secure && options.insecure)) {
-    return await dial({ hostname, port, tos: options.markSyn ? options.mark.tos : null, family, signal });
+    return await dial({ hostname, port, tos: options.markSyn ? mark.tos : null, family, signal });
   }
   if (family === null) return await Deno.connect({ hostname, port, signal });
   let failure: unknown;
@@ -490,14 +520,23 @@ const HEAD_LIMIT = 256 * 1024;
 const READ_SIZE = 64 * 1024;
 
 /** Bytes from a connection, by line or by piece. */
-class Reader {
+class Reader implements Disposable {
+  // One buffer serves all readers that come one after the other.
+  static #spare: Uint8Array<ArrayBuffer> | null = null;
+
   readonly #source: Pick<Wire, "read">;
-  readonly #buffer = new Uint8Array(READ_SIZE);
+  readonly #buffer: Uint8Array<ArrayBuffer>;
   #from = 0;
   #to = 0;
 
   constructor(source: Pick<Wire, "read">) {
     this.#source = source;
+    this.#buffer = Reader.#spare ?? new Uint8Array(READ_SIZE);
+    Reader.#spare = null;
+  }
+
+  [Symbol.dispose](): void {
+    Reader.#spare = this.#buffer;
   }
 
   /** Reads when nothing is left; false at the end. */
@@ -551,7 +590,7 @@ function endedEarly(message: string): Failure {
  * @throws {Failure} malformed (8), ended early (18), empty (52)
  */
 export async function readReply(source: Pick<Wire, "read">, reply: Reply, sink: Sink): Promise<void> {
-  const reader = new Reader(source);
+  using reader = new Reader(source);
   if (!await reader.fill()) {
     throw new Failure(Exit.emptyReply, "empty reply: the server closed the connection without a byte");
   }
@@ -713,7 +752,7 @@ export interface Exchange {
   milliseconds: { connect: number | null; firstByte: number | null; total: number | null };
 }
 
-function newExchange(target: Target, builtIn: boolean, { mark, markSyn }: Options): Exchange {
+function newExchange(target: Target, builtIn: boolean, mark: Mark, { markSyn }: Options): Exchange {
   return {
     target,
     builtIn,
@@ -754,13 +793,13 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
   const cancelMaxTime = expireAfter(options.maxTime, "the request");
   const cancelConnectTimeout = expireAfter(options.connectTimeout, "connecting");
   try {
-    wire = await connect(target, options, abort.signal).catch((error) => {
+    wire = await connect(exchange, options, abort.signal).catch((error) => {
       throw connectFailure(error, target, options);
     });
     cancelConnectTimeout();
     milliseconds.connect = elapsed();
     abort.signal.throwIfAborted();
-    mark(exchange, wire);
+    setMark(exchange, wire);
     if (target.secure) {
       wire = await secure(wire, target, options, roots, (begun) => {
         wire = begun;
@@ -785,7 +824,7 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
 }
 
 /** Marks the connection, and has the kernel keep what leaves and arrives on it. */
-function mark(exchange: Exchange, wire: Wire): void {
+function setMark(exchange: Exchange, wire: Wire): void {
   exchange.local = wire.localAddr as Deno.NetAddr;
   exchange.remote = wire.remoteAddr as Deno.NetAddr;
   exchange.fd = fdOf(wire);
@@ -909,18 +948,47 @@ function readCertificates(file: string): string {
   throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
 }
 
+interface Alarm {
+  readonly at: number;
+  readonly action: () => void;
+}
+
+const alarms = new Set<Alarm>();
+const cell = new Int32Array(new SharedArrayBuffer(4));
+let wakesAt = Infinity;
+
 /**
  * Runs `action` once `milliseconds` have passed, unless cancelled; 0 is never.
  *
- * A timed wait on memory that nobody else writes to: the first `setTimeout` of a process costs Deno a fifth of a whole
- * plain run, this nothing to speak of.
+ * The clock is a timed wait on memory that nobody writes to: the first `setTimeout` of a process costs Deno a fifth of a
+ * whole plain run, this nothing to speak of. A wait cannot be taken back, so all alarms share one.
+ *
+ * @returns cancels it
  */
 function after(milliseconds: number, action: () => void): () => void {
   if (milliseconds === 0) return () => {};
-  const cell = new Int32Array(new SharedArrayBuffer(4));
-  const waiting = Atomics.waitAsync(cell, 0, 0, milliseconds);
-  if (waiting.async) waiting.value.then((how) => how === "timed-out" && action());
-  return () => void Atomics.notify(cell, 0);
+  const alarm: Alarm = { at: performance.now() + milliseconds, action };
+  alarms.add(alarm);
+  wakeAt(alarm.at);
+  return () => alarms.delete(alarm);
+}
+
+function wakeAt(time: number): void {
+  if (time >= wakesAt) return;
+  wakesAt = time;
+  const waiting = Atomics.waitAsync(cell, 0, 0, Math.max(1, time - performance.now()));
+  if (waiting.async) waiting.value.then(ring);
+}
+
+function ring(): void {
+  wakesAt = Infinity;
+  const now = performance.now();
+  for (const alarm of alarms) {
+    if (alarm.at > now) continue;
+    alarms.delete(alarm);
+    alarm.action();
+  }
+  for (const alarm of alarms) wakeAt(alarm.at);
 }
 
 async function writeAll(wire: Wire, bytes: Uint8Array): Promise<void> {
@@ -967,16 +1035,22 @@ function toStandardError(text: string): void {
   } catch { /* see above */ }
 }
 
+/** Whether a run is for its times: then bodies are thrown away. */
+function isSeries(options: Options): boolean {
+  return options.marks.length * options.count > 1;
+}
+
 /** Where a reply goes under these options. */
 function sinkFor(options: Options): Sink {
+  const isDropped = options.json || isSeries(options);
   return {
-    head: (line) => options.include && !options.json ? toStandardOutput(line) : undefined,
+    head: (line) => options.include && !isDropped ? toStandardOutput(line) : undefined,
     begin: ({ status, reason }) => {
       if (options.fail && status >= 400) {
         throw new Failure(Exit.httpError, printable(`the server answered ${status} ${reason}`.trim()));
       }
     },
-    body: (piece) => options.json ? undefined : toStandardOutput(piece),
+    body: (piece) => isDropped ? undefined : toStandardOutput(piece),
   };
 }
 
@@ -1062,10 +1136,11 @@ function arrivedText(exchange: Exchange, { syn, ack, data }: Arrived): string {
 }
 
 /** The exchange as one line of JSON, in the form the README describes. */
-function json(exchange: Exchange | null, failure: Failure | null): string {
+function json(exchange: Exchange | null, failure: Failure | null, round?: number): string {
   const end = (address: Deno.NetAddr | null) => address && { address: address.hostname, port: address.port };
   const replyOf = ({ tos, ...reply }: Reply) => reply.status > 0 ? { ...reply, ...tos !== null && { tos } } : null;
   const object = {
+    ...round !== undefined && { round },
     ...exchange && {
       url: exchange.target.url,
       server: exchange.builtIn ? "built-in" : "remote",
@@ -1086,6 +1161,149 @@ function json(exchange: Exchange | null, failure: Failure | null): string {
       (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
     ) +
     "\n";
+}
+
+// ─── Table ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** What became of the requests with one mark. */
+class Row {
+  readonly mark: Mark;
+  requests = 0;
+  failures = 0;
+  /** The bytes that packets left with and arrived with, as far as anybody saw. */
+  readonly left = new Set<number>();
+  readonly arrived = new Set<number>();
+  /** Milliseconds of those requests whose whole reply came. */
+  readonly connect: number[] = [];
+  readonly total: number[] = [];
+
+  constructor(mark: Mark) {
+    this.mark = mark;
+  }
+
+  add(exchange: Exchange, failure: Failure | null): void {
+    this.requests++;
+    if (failure !== null) this.failures++;
+    for (const { tos } of exchange.packets) this.left.add(tos);
+    for (const { tos } of evidence(exchange)) this.arrived.add(tos);
+    if (!exchange.reply.complete) return;
+    this.connect.push(exchange.milliseconds.connect!);
+    this.total.push(exchange.milliseconds.total!);
+  }
+}
+
+/** The value below which `share` (0 to 1) of the values lie, by nearest rank; `NaN` of none. */
+export function quantile(values: readonly number[], share: number): number {
+  const sorted = Float64Array.from(values).sort();
+  return sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? NaN;
+}
+
+const BAR = 24;
+
+/** A bar of `share` (0 to 1) of {@linkcode BAR} characters, to an eighth of one. */
+function bar(share: number): string {
+  const eighths = Math.round(share * BAR * 8);
+  return "█".repeat(eighths >> 3) + (eighths % 8 === 0 ? "" : "▏▎▍▌▋▊▉"[eighths % 8 - 1]);
+}
+
+/** The rows as a table, with a bar for each median of the total time. */
+function table(rows: readonly Row[]): string {
+  const longest = Math.max(...rows.map(({ total }) => quantile(total, 0.5)).filter(Number.isFinite));
+  const bytes = (seen: Set<number>, mark: Mark) => {
+    if (seen.size === 0) return "-";
+    const text = [...seen].map(hex).join(" ");
+    return [...seen].every((tos) => sameDscp(tos, mark.tos)) ? text : `${text} !`;
+  };
+  const times = (values: number[]) => [0.5, 0.95, 1].map((share) => quantile(values, share)).map(shortTime);
+  const cells = [
+    ["mark", "byte", "left", "arrived", "requests", "failed", "connect ms", "p95", "max", "total ms", "p95", "max", ""],
+    ...rows.map((row) => {
+      const median = quantile(row.total, 0.5);
+      return [
+        row.mark.name ?? String(row.mark.dscp),
+        hex(row.mark.tos),
+        bytes(row.left, row.mark),
+        bytes(row.arrived, row.mark),
+        String(row.requests),
+        String(row.failures),
+        ...times(row.connect),
+        ...times(row.total),
+        Number.isFinite(median) ? bar(median / longest) : "",
+      ];
+    }),
+  ];
+  const widths = cells[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)));
+  const isText = (column: number) => column < 4 || column === widths.length - 1;
+  const line = (row: string[]) =>
+    row.map((cell, at) => isText(at) ? cell.padEnd(widths[at]) : cell.padStart(widths[at])).join("  ").trimEnd();
+  return cells.map((row) => `${line(row)}\n`).join("");
+}
+
+/** Milliseconds in few characters: `0.42`, `17.3`, `1520`. */
+function shortTime(milliseconds: number): string {
+  if (!Number.isFinite(milliseconds)) return "-";
+  return milliseconds.toFixed(milliseconds < 1 ? 2 : milliseconds < 100 ? 1 : 0);
+}
+
+/**
+ * The two-sided p-value of the Mann–Whitney U test, by its normal approximation with corrections for ties and for
+ * continuity: how likely two samples of the same kind would be as far apart in rank as these.
+ *
+ * @returns 0 to 1; 1 where a sample is empty or all values are equal
+ */
+export function mannWhitney(a: readonly number[], b: readonly number[]): number {
+  const all = [...a.map((value) => ({ value, isA: true })), ...b.map((value) => ({ value, isA: false }))];
+  all.sort((x, y) => x.value - y.value);
+  const n = all.length;
+  let rankSum = 0, ties = 0;
+  for (let first = 0, next; first < n; first = next) {
+    for (next = first + 1; next < n && all[next].value === all[first].value;) next++;
+    const rank = (first + next + 1) / 2;
+    for (let at = first; at < next; at++) if (all[at].isA) rankSum += rank;
+    ties += (next - first) ** 3 - (next - first);
+  }
+  const u = rankSum - a.length * (a.length + 1) / 2;
+  const variance = a.length * b.length / 12 * (n + 1 - ties / (n * (n - 1)));
+  const distance = Math.max(0, Math.abs(u - a.length * b.length / 2) - 0.5);
+  return variance > 0 ? Math.min(1, 2 * normalTail(distance / Math.sqrt(variance))) : 1;
+}
+
+/** The chance of a standard normal value above `z`, `z` from 0 up. */
+function normalTail(z: number): number {
+  const density = Math.exp(-z * z / 2) / Math.sqrt(2 * Math.PI);
+  if (z < 3) {
+    let term = z, sum = z;
+    for (let k = 3; term > 1e-17; k += 2) sum += term *= z * z / k;
+    return 0.5 - density * sum;
+  }
+  let fraction = z;
+  for (let k = 60; k > 0; k--) fraction = z + k / fraction;
+  return density / fraction;
+}
+
+const SIGNIFICANT = 0.01;
+const FEWEST = 8;
+
+/** In one sentence, whether the network cared: each mark against best effort. Empty where there is nothing to compare. */
+function verdict(rows: readonly Row[]): string {
+  const plain = rows.find(({ mark }) => mark.dscp === 0);
+  const others = rows.filter(({ mark }) => mark.dscp !== 0);
+  if (plain === undefined || others.length === 0) return "";
+  const nameOf = ({ mark }: Row) => mark.name ?? `DSCP ${mark.dscp}`;
+  if (rows.some(({ total }) => total.length < FEWEST)) {
+    return `Against ${nameOf(plain)}: too few replies to tell, ${FEWEST} with each mark are the least.\n`;
+  }
+  const real = others.flatMap((row) => {
+    const p = mannWhitney(row.total, plain.total);
+    // Of many comparisons some would seem real by chance (Bonferroni).
+    if (p >= SIGNIFICANT / others.length) return [];
+    const [ours, theirs] = [quantile(row.total, 0.5), quantile(plain.total, 0.5)];
+    const [ratio, word] = ours < theirs ? [theirs / ours, "faster"] : [ours / theirs, "slower"];
+    return [`${nameOf(row)} is ${ratio.toFixed(ratio < 10 ? 2 : 0)} times ${word} (p = ${p.toPrecision(2)})`];
+  });
+  const same = others.length - real.length;
+  const rest = same === 0 ? [] : [`no difference seen${real.length > 0 ? ` for ${plural(same, "other")}` : ""}`];
+  return `Against ${nameOf(plain)}, in median total time: ${[...real, ...rest].join(", ")}.\n`;
 }
 
 // ─── Server ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1271,26 +1489,11 @@ function listen(port: number): Deno.TcpListener | null {
   }
 }
 
-/** One request to a server in this process; it goes with us, whoever else may still be asking it. */
-async function askOurselves(
-  listener: Deno.TcpListener,
-  options: Options,
-  sink: Sink,
-  tell: (exchange: Exchange) => void,
-): Promise<void> {
-  try {
-    keepArrivals(listener);
-    const serving = serve(listener, BUILT_IN_PAGE, () => {});
-    const exchange = newExchange(localTarget(listener.addr.port), true, options);
-    tell(exchange);
-    await Promise.race([perform(exchange, options, sink), serving]);
-  } finally {
-    listener.close();
-  }
-}
+/** What a run does with its target. */
+type Work = (target: Target, builtIn: boolean) => Promise<void>;
 
-/** One run; `tell` hears of each exchange before it starts. */
-async function run(options: Options, sink: Sink, tell: (exchange: Exchange) => void): Promise<void> {
+/** Works with the target that was asked for. @param hasReply whether any byte of a reply came */
+async function run(options: Options, work: Work, hasReply: () => boolean): Promise<void> {
   if (Deno.build.os !== "linux") throw new Failure(Exit.cannotRun, `this needs Linux, and here is ${Deno.build.os}`);
   const target = options.url === null ? DEFAULT_TARGET : parseTarget(options.url);
   const { hostname, port } = options.serve ?? { hostname: target.host, port: target.port };
@@ -1298,11 +1501,117 @@ async function run(options: Options, sink: Sink, tell: (exchange: Exchange) => v
   if (Deno.stdin.isTerminal()) checkPermissions(hostname, port);
   try {
     if (options.serve !== null) await serveUntilSignal(options);
-    else if (options.url === null) await askAnybody(options, sink, tell);
-    else await ask(target, options, sink, tell);
+    else if (options.url === null) await askAnybody(work, hasReply);
+    else await work(target, false);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) checkPermissions(hostname, port);
     throw error;
+  }
+}
+
+/** Asks whoever has the default port, or ourselves where nobody has it. */
+async function askAnybody(work: Work, hasReply: () => boolean, tries = 10): Promise<void> {
+  const listener = listen(DEFAULT_PORT);
+  if (listener !== null) return await askOurselves(listener, work);
+  try {
+    await work(DEFAULT_TARGET, false);
+  } catch (error) {
+    if (hasReply() || !hasVanished(error) || tries === 0) throw error;
+    // Somebody had the port and is gone: another run's built-in server, which had its answer.
+    const free = { name: "net", host: `${DEFAULT_HOST}:0` } as const;
+    if (Deno.permissions.querySync(free).state === "granted") await askOurselves(listen(0)!, work);
+    else await askAnybody(work, hasReply, tries - 1);
+  }
+}
+
+function hasVanished(error: unknown): boolean {
+  const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
+  return error instanceof Failure && codes.includes(error.code);
+}
+
+/** Works with a server in this process; it goes with us, whoever else may still be asking it. */
+async function askOurselves(listener: Deno.TcpListener, work: Work): Promise<void> {
+  try {
+    keepArrivals(listener);
+    const serving = serve(listener, BUILT_IN_PAGE, () => {});
+    await Promise.race([work(localTarget(listener.addr.port), true), serving]);
+  } finally {
+    listener.close();
+  }
+}
+
+/**
+ * Several marks in turn, round after round, and the table of them.
+ *
+ * @throws {Failure} the first that a request met, or one that makes going on pointless
+ */
+async function series(target: Target, builtIn: boolean, options: Options): Promise<void> {
+  const rows = options.marks.map((mark) => new Row(mark));
+  const count = options.count * rows.length;
+  const isQuiet = options.json || options.silent;
+  const screen = new Screen(Deno.stderr.isTerminal() && !isQuiet);
+  const result = () => screen.replace(isQuiet ? "" : table(rows) + verdict(rows));
+  const interrupt = (code: number) => () => {
+    result();
+    Deno.exit(code);
+  };
+  const signals = [["SIGINT", interrupt(130)], ["SIGTERM", interrupt(143)]] as const;
+  for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
+  const failures: Failure[] = [];
+  let done = 0;
+  try {
+    for (let round = 1; round <= options.count; round++) {
+      for (const row of rows) {
+        if (done > 0 && options.interval > 0) await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
+        const exchange = newExchange(target, builtIn, row.mark, options);
+        const failure = await perform(exchange, options, sinkFor(options)).then(() => null, failureOf);
+        if (failure !== null) {
+          // Without a permission or libc no other request would fare better.
+          if (failure.code === Exit.cannotRun) throw failure;
+          if (failures.push(failure) > 1) failures.length = 2;
+        }
+        row.add(exchange, failure);
+        done++;
+        if (options.json) await toStandardOutput(new TextEncoder().encode(json(exchange, failure, round)));
+        else screen.offer(() => `${table(rows)}${done} of ${count} requests, Ctrl-C ends it here\n`);
+      }
+    }
+  } finally {
+    for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
+    if (done > 0) result();
+  }
+  if (failures.length > 0) {
+    const { code, message } = failures[0];
+    const failed = rows.reduce((sum, row) => sum + row.failures, 0);
+    throw new Failure(code, `${failed} of ${plural(count, "request")} failed; the first: ${message}`);
+  }
+}
+
+/** Text on standard error that on a terminal is replaced by newer text. */
+class Screen {
+  readonly #isLive: boolean;
+  #lines = 0;
+  #drawn = 0;
+
+  constructor(isLive: boolean) {
+    this.#isLive = isLive;
+  }
+
+  /** Draws what is offered, ten times a second at most; where it cannot be replaced it is not drawn at all. */
+  offer(text: () => string): void {
+    if (!this.#isLive || performance.now() - this.#drawn < 100) return;
+    const lines = text().split("\n");
+    // What has scrolled off the screen cannot be replaced: the last line tells enough.
+    const fits = lines.length < Deno.consoleSize().rows;
+    this.replace(fits ? lines.join("\n") : `${lines.at(-2)}\n`);
+    this.#drawn = performance.now();
+  }
+
+  /** Draws over what was drawn last. */
+  replace(text: string): void {
+    const up = this.#lines > 0 ? `\x1b[${this.#lines}A\x1b[J` : "";
+    toStandardError(up + text);
+    this.#lines = this.#isLive ? text.split("\n").length - 1 : 0;
   }
 }
 
@@ -1323,39 +1632,12 @@ async function run(options: Options, sink: Sink, tell: (exchange: Exchange) => v
  */
 export async function get(url: string, options: Partial<Options> = {}, sink: Sink = NOWHERE): Promise<Exchange> {
   const all = { ...DEFAULTS, ...options };
-  const exchange = newExchange(parseTarget(url), false, all);
+  const exchange = newExchange(parseTarget(url), false, all.marks[0], all);
   await perform(exchange, all, sink);
   return exchange;
 }
 
 const NOWHERE: Sink = { head() {}, begin() {}, body() {} };
-
-async function ask(target: Target, options: Options, sink: Sink, tell: (exchange: Exchange) => void): Promise<void> {
-  const exchange = newExchange(target, false, options);
-  tell(exchange);
-  await perform(exchange, options, sink);
-}
-
-/** Asks whoever has the default port, or ourselves where nobody has it. */
-async function askAnybody(options: Options, sink: Sink, tell: (exchange: Exchange) => void, tries = 10): Promise<void> {
-  const listener = listen(DEFAULT_PORT);
-  if (listener !== null) return await askOurselves(listener, options, sink, tell);
-  let answered = false;
-  try {
-    await ask(DEFAULT_TARGET, options, { ...sink, head: (line) => (answered = true, sink.head(line)) }, tell);
-  } catch (error) {
-    if (answered || !hasVanished(error) || tries === 0) throw error;
-    // Somebody had the port and is gone: another run's built-in server, which had its answer.
-    const free = { name: "net", host: `${DEFAULT_HOST}:0` } as const;
-    if (Deno.permissions.querySync(free).state === "granted") await askOurselves(listen(0)!, options, sink, tell);
-    else await askAnybody(options, sink, tell, tries - 1);
-  }
-}
-
-function hasVanished(error: unknown): boolean {
-  const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
-  return error instanceof Failure && codes.includes(error.code);
-}
 
 /** Whatever was thrown, as a failure that a person can read. */
 function failureOf(error: unknown): Failure {
@@ -1385,13 +1667,18 @@ export async function main(args: readonly string[]): Promise<number> {
       await toStandardOutput(new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`));
       return Exit.ok;
     }
-    await run(options, sinkFor(options), (begun) => exchange = begun);
+    const once: Work = async (target, builtIn) => {
+      exchange = newExchange(target, builtIn, options.marks[0], options);
+      await perform(exchange, options, sinkFor(options));
+    };
+    const many: Work = (target, builtIn) => series(target, builtIn, options);
+    await run(options, isSeries(options) ? many : once, () => exchange !== null && exchange.reply.status > 0);
   } catch (error) {
     failure = failureOf(error);
   }
   // With standard output gone there is nobody to report to.
   if (failure?.code === Exit.cannotWrite) exchange = null;
-  else if (options.json || (failure?.code === Exit.usage && args.includes("--json"))) {
+  else if ((options.json && !isSeries(options)) || (failure?.code === Exit.usage && args.includes("--json"))) {
     try {
       await toStandardOutput(new TextEncoder().encode(json(exchange, failure)));
     } catch (error) {

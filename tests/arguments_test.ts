@@ -118,7 +118,7 @@ Deno.test("-h and -V print to standard output and exit 0, whatever else is asked
 Deno.test("short options can be put together, as curl's can", async () => {
   const options = await parseArguments(["-sif4", "-dAF41", "-m.5", "-H", "A: b", "--", "http://h/"]);
   assert.deepEqual([options.silent, options.include, options.fail, options.family], [true, true, true, 4]);
-  assert.deepEqual([options.mark.name, options.maxTime, options.headers, options.url], [
+  assert.deepEqual([options.marks[0].name, options.maxTime, options.headers, options.url], [
     "AF41",
     0.5,
     [["A", "b"]],
