@@ -19,11 +19,16 @@ export const MAIN = new URL("../main.ts", import.meta.url).pathname;
  * `CI=true` it runs and fails instead.
  */
 export function testWith(needs: readonly string[], name: string, run: () => Promise<void>): void {
-  const missing = needs.filter((need) => !has(need));
+  const absent = missing(needs).join(", ");
   const ci = Deno.env.get("CI") === "true";
-  if (missing.length === 0) Deno.test(name, run);
-  else if (ci) Deno.test(name, () => Promise.reject(new Error(`needs ${missing.join(", ")}`)));
-  else Deno.test({ name: `${name} (skipped: needs ${missing.join(", ")})`, ignore: true, fn: run });
+  if (absent === "") Deno.test(name, run);
+  else if (ci) Deno.test(name, () => Promise.reject(new Error(`needs ${absent}`)));
+  else Deno.test({ name: `${name} (skipped: needs ${absent})`, ignore: true, fn: run });
+}
+
+/** Those of the needs, root or programs, that are not there. */
+export function missing(needs: readonly string[]): string[] {
+  return needs.filter((need) => !has(need));
 }
 
 function has(need: string): boolean {
@@ -384,6 +389,13 @@ export class Namespace implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    // Whoever still runs inside would keep the namespace alive after its name is gone.
+    const { stdout } = await execute(["ip", "netns", "pids", this.name]);
+    for (const pid of stdout.split("\n").filter((line) => line !== "")) {
+      try {
+        Deno.kill(Number(pid), "SIGKILL");
+      } catch { /* it has ended */ }
+    }
     await succeed("ip", "netns", "delete", this.name);
   }
 }

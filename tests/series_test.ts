@@ -1,0 +1,170 @@
+import assert from "node:assert/strict";
+import { mannWhitney, quantile } from "../main.ts";
+import {
+  Background,
+  command,
+  dscpGet,
+  execute,
+  Namespace,
+  RawServer,
+  readRequest,
+  replying,
+  send,
+  testWith,
+} from "./support.ts";
+
+const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+Deno.test("marks take turns, round after round, and JSON has a line a request", async () => {
+  await using server = replying(OK);
+  const { code, stdout, stderr } = await dscpGet(["--json", "-d", "EF,af41,0", "-n", "3", server.url]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assert.deepEqual(
+    lines.map(({ round, mark, left }) => [round, mark.name, left.packets[0].tos]),
+    [1, 2, 3].flatMap((round) => [[round, "EF", 0xb8], [round, "AF41", 0x88], [round, "CS0", 0]]),
+  );
+});
+
+Deno.test("-d all is the 64 code points", async () => {
+  await using server = replying(OK);
+  const { stdout } = await dscpGet(["--json", "-d", "all", server.url]);
+  const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assert.deepEqual(lines.map(({ left }) => left.packets[0].tos), Array.from({ length: 64 }, (_, dscp) => dscp * 4));
+});
+
+Deno.test("piped, one table comes at the end, a row a mark, and no body", async () => {
+  await using server = replying(OK);
+  const { code, stdout, stderr } = await dscpGet(["-d", "EF,DF", "-n", "9", server.url]);
+  assert.deepEqual([code, stdout], [0, ""]);
+  const [head, ef, df, sentence, ...rest] = stderr.split("\n");
+  assert.match(head, /^mark +byte +left +arrived +requests +failed +connect ms +p95 +max +total ms +p95 +max$/);
+  assert.match(ef, /^EF +0xB8 +0xB8 +- +9 +0( +[\d.]+){6} +[█▏▎▍▌▋▊▉]+$/);
+  assert.match(df, /^DF +0x00 +0x00 +- +9 +0( +[\d.]+){6} +[█▏▎▍▌▋▊▉]+$/);
+  assert.match(
+    sentence,
+    /^Against DF, in median total time: .*(no difference seen|EF is [\d.]+ times (faster|slower) \(p = \S+\))\.$/,
+  );
+  assert.deepEqual(rest, [""]);
+  assert.match((await dscpGet(["-d", "EF,DF", "-n", "2", server.url])).stderr, /too few replies to tell/);
+  assert.equal((await dscpGet(["-s", "-n", "2", server.url])).stderr, "");
+});
+
+Deno.test("a failed request is counted in its row, the run goes on, and the exit code is the first failure's", async () => {
+  let served = 0;
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await send(conn, ["", "nonsense\r\n", OK][Math.min(served++ % 4, 2)]);
+  });
+  const { code, stderr } = await dscpGet(["-n", "8", server.url]);
+  assert.equal(code, 52);
+  assert.match(stderr, /^EF +0xB8 +0xB8 +- +8 +4 /m);
+  assert.match(stderr, /^dscp-get: 4 of 8 requests failed; the first: empty reply/m);
+  const json = await dscpGet(["--json", "-n", "2", server.url]);
+  assert.deepEqual(json.stdout.trim().split("\n").map((line) => JSON.parse(line).error?.code), [52, 8]);
+});
+
+Deno.test("-m bounds each request", async () => {
+  let served = 0;
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    if (served++ % 2 === 0) await send(conn, OK);
+    else await conn.read(new Uint8Array(1));
+  });
+  const { code, stderr } = await dscpGet(["-n", "4", "-m", "0.2", server.url]);
+  assert.equal(code, 28);
+  assert.match(stderr, /^EF .* 4 +2 /m);
+});
+
+testWith(["root", "ip", "nft"], "a mark that is rewritten on this host shows in its row only, and is 101", async () => {
+  await using namespace = await Namespace.create();
+  await namespace.run("nft", "add table ip t; add chain ip t out { type route hook output priority mangle; }");
+  await namespace.run("nft", "add rule ip t out ip dscp af41 ip dscp set cs1");
+  const { code, stderr } = await dscpGet(["-d", "EF,AF41", "-n", "2"], namespace);
+  assert.equal(code, 101);
+  assert.match(stderr, /^EF +0xB8 +0xB8 +- +2 +0 /m);
+  assert.match(stderr, /^AF41 +0x88 +0x20 ! +- +2 +2 /m);
+});
+
+Deno.test("Ctrl-C prints the table of what was done so far: 130", async () => {
+  let served = 0;
+  const third = Promise.withResolvers<void>();
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    if (++served < 3) return await send(conn, OK);
+    third.resolve();
+    await conn.read(new Uint8Array(1));
+  });
+  await using run = new Background(command(["-n", "100", server.url]));
+  await third.promise;
+  const { code } = await run.stop("SIGINT");
+  assert.equal(code, 130);
+  assert.match(run.said, /^mark [^]*^EF +0xB8 +0xB8 +- +2 +0 /m);
+});
+
+testWith(["script"], "on a terminal the table grows, with a line for what is left", async () => {
+  await using server = replying(OK);
+  const words = command(["-d", "EF,DF", "-n", "300", server.url]).join(" ");
+  const { stdout } = await execute([
+    "script",
+    "--quiet",
+    "--return",
+    "--command",
+    `stty rows 24; ${words}`,
+    "/dev/null",
+  ]);
+  assert.match(stdout, /\d+ of 600 requests, Ctrl-C ends it here/);
+  assert.ok(stdout.includes("A\x1b[J"), "it goes up and clears");
+  const last = stdout.slice(stdout.lastIndexOf("\x1b[J"));
+  assert.match(last, /EF .* 300 +0 [^]*Against DF/);
+  assert.doesNotMatch(last, /Ctrl-C/);
+});
+
+Deno.test("--interval waits between requests", async () => {
+  const times: number[] = [];
+  await using server = new RawServer(async (conn) => {
+    times.push(performance.now());
+    await readRequest(conn);
+    await send(conn, OK);
+  });
+  assert.equal((await dscpGet(["-s", "-n", "3", "--interval", "0.2", server.url])).code, 0);
+  // The one thing about time that holds on any machine: a wait is not shorter than asked for.
+  assert.ok(times[1] - times[0] >= 195 && times[2] - times[1] >= 195, times.join());
+});
+
+Deno.test("bad counts, intervals and lists are usage errors", async () => {
+  for (
+    const args of [
+      ["-n", "0"],
+      ["-n", "-1"],
+      ["-n", "1.5"],
+      ["-n", "x"],
+      ["-n", "1000001"],
+      ["--interval", "x"],
+      ["-d", "EF,"],
+      ["-d", "EF,64"],
+      ["-d", "all,EF"],
+    ]
+  ) {
+    assert.equal((await dscpGet(args)).code, 2, args.join(" "));
+  }
+});
+
+Deno.test("the rank test gives the values of the books", () => {
+  const close = (actual: number, expected: number) => assert.ok(Math.abs(actual / expected - 1) < 1e-9, `${actual}`);
+  // scipy.stats.mannwhitneyu(a, b, method="asymptotic")
+  close(mannWhitney([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]), 0.012185780355344813);
+  assert.equal(mannWhitney([1, 1, 1], [1, 1, 1]), 1);
+  assert.equal(mannWhitney([], [1]), 1);
+  const [low, high] = [Array.from({ length: 50 }, (_, at) => at), Array.from({ length: 50 }, (_, at) => at + 100)];
+  // z = (1250 - 0.5) / sqrt(2500 * 101 / 12) = 8.6138; 2 * (1 - Φ(z)) = 7.07e-18
+  assert.ok(Math.abs(mannWhitney(low, high) / 7.066e-18 - 1) < 0.01, `${mannWhitney(low, high)}`);
+  assert.equal(mannWhitney(low, high), mannWhitney(high, low));
+  assert.ok(mannWhitney(low, low) > 0.99);
+});
+
+Deno.test("quantiles are by nearest rank", () => {
+  assert.deepEqual([0.5, 0.95, 1].map((share) => quantile([4, 1, 3, 2], share)), [2, 4, 4]);
+  assert.deepEqual([quantile([7], 0.5), quantile([7], 0.95)], [7, 7]);
+  assert.ok(Number.isNaN(quantile([], 0.5)));
+});
