@@ -556,18 +556,27 @@ class Reader implements Disposable {
     return piece;
   }
 
+  /** A line with its end, valid until the next call, if all of it is here; else `null`. */
+  lineNow(): Uint8Array | null {
+    const at = this.#buffer.indexOf(LF, this.#from);
+    if (at < 0 || at >= this.#to) return null;
+    const line = this.#buffer.subarray(this.#from, at + 1);
+    this.#from = at + 1;
+    return line;
+  }
+
   /** A line with its end; what has come without one at the end of the connection. @throws {Failure} over `limit` */
   async line(limit: number, what: string): Promise<Uint8Array> {
     let line: Uint8Array = new Uint8Array();
-    while (await this.fill()) {
-      const at = this.#buffer.subarray(this.#from, this.#to).indexOf(LF);
-      const piece = await this.piece(at < 0 ? READ_SIZE : at + 1) as Uint8Array;
+    for (let isWhole = false; !isWhole && await this.fill();) {
+      const now = this.lineNow();
+      const piece = now ?? await this.piece(READ_SIZE) as Uint8Array;
       if (line.length + piece.length > limit) throw badReply(`${what} are larger than ${HEAD_LIMIT / 1024} KiB`);
       const longer = new Uint8Array(line.length + piece.length);
       longer.set(line);
       longer.set(piece, line.length);
       line = longer;
-      if (at >= 0) break;
+      isWhole = now !== null;
     }
     return line;
   }
@@ -604,14 +613,23 @@ export async function readReply(source: Pick<Wire, "read">, reply: Reply, sink: 
 
 async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
   let budget = HEAD_LIMIT;
-  const nextLine = async () => {
-    const line = await reader.line(budget, "the headers");
+  const spend = (line: Uint8Array) => {
     budget -= line.length;
+    if (budget < 0) throw badReply(`the headers are larger than ${HEAD_LIMIT / 1024} KiB`);
+    return line;
+  };
+  const nextLine = async () => {
+    const line = spend(await reader.line(budget, "the headers"));
     if (line.at(-1) !== LF) throw endedEarly("in the middle of the headers");
     return line;
   };
+  // Nearly always the whole head is here at once, and nothing has to be waited for.
+  const lineNow = () => {
+    const line = reader.lineNow();
+    return line && spend(line);
+  };
 
-  let raw = await nextLine();
+  let raw = lineNow() ?? await nextLine();
   const statusLine = /^HTTP\/1\.\d (\d{3})(?: (.*))?$/.exec(lineText(raw));
   if (statusLine === null) throw badReply(`it starts with ${quote(lineText(raw).slice(0, 60))}, which is not HTTP/1.1`);
   reply.status = Number(statusLine[1]);
@@ -623,7 +641,7 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
   for (;;) {
     const waiting = sink.head(raw);
     if (waiting) await waiting;
-    raw = await nextLine();
+    raw = lineNow() ?? await nextLine();
     const text = lineText(raw);
     if (text === "") break;
     if (text.includes("\0")) throw badReply("a header holds a NUL byte");
@@ -643,14 +661,17 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
 
 /** A line without its end, a character a byte. */
 function lineText(line: Uint8Array): string {
-  const end = line.at(-1) !== LF ? line.length : line.at(-2) === 0x0d ? line.length - 2 : line.length - 1;
+  const size = line.length;
+  const end = line[size - 1] !== LF ? size : line[size - 2] === 0x0d ? size - 2 : size - 1;
   return latin1(line.subarray(0, end));
 }
 
 /** Text of a character a byte. */
 function latin1(bytes: Uint8Array): string {
   let text = "";
-  for (let at = 0; at < bytes.length; at += 8192) text += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  for (let at = 0; at < bytes.length; at += 8192) {
+    text += String.fromCharCode.apply(null, bytes.subarray(at, at + 8192) as unknown as number[]);
+  }
   return text;
 }
 

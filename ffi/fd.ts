@@ -20,7 +20,7 @@ import {
   SO_TYPE,
   socketCookie,
 } from "./libc.ts";
-import { encode, endText, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { decode, encode, endText, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
 export interface Connection {
@@ -51,9 +51,22 @@ export class DescriptorError extends Error {
   }
 }
 
-// Where a socket was found, and its cookie, which tells whether the descriptor still is that socket: also after a reset,
-// when it has no other end any more.
-const known = new WeakMap<Connection | Listening, { fd: number; cookie: bigint | null }>();
+/** A socket of this process, as the kernel knows it. */
+interface Socket {
+  readonly fd: number;
+  /** The number that tells whether the descriptor still is that socket: also after a reset, when it has no peer. */
+  readonly cookie: number | null;
+}
+
+interface ConnectedSocket extends Socket {
+  /** Its ends, as `sockaddr`. */
+  readonly local: Uint8Array;
+  readonly remote: Uint8Array;
+}
+
+// Where sockets were found, so that they need not be searched for again.
+const connections = new WeakMap<Connection, ConnectedSocket>();
+const listeners = new WeakMap<Listening, Socket>();
 
 /**
  * The file descriptor behind a TCP connection or listener, for use at once: after an `await` the socket may be closed
@@ -75,20 +88,35 @@ const known = new WeakMap<Connection | Listening, { fd: number; cookie: bigint |
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
 export function fdOf(socket: Connection | Listening): number {
-  const before = known.get(socket);
-  if (before !== undefined && before.cookie !== null && before.cookie === socketCookie(before.fd)) return before.fd;
-  const fd = "addr" in socket ? findListener(socket) : findConnection(socket);
-  known.set(socket, { fd, cookie: socketCookie(fd) });
+  if (!("addr" in socket)) return socketOf(socket).fd;
+  const known = listeners.get(socket);
+  if (known !== undefined && isStill(known)) return known.fd;
+  const fd = findListener(socket);
+  listeners.set(socket, { fd, cookie: socketCookie(fd) });
   return fd;
 }
 
-function findConnection({ localAddr, remoteAddr }: Connection): number {
-  const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
+/** What {@linkcode fdOf} finds of a connection, with its ends; the same errors. */
+export function socketOf(connection: Connection): ConnectedSocket {
+  const known = connections.get(connection);
+  if (known !== undefined && isStill(known)) return known;
+  const local = encode(tcp(connection.localAddr)), remote = encode(tcp(connection.remoteAddr));
+  const fd = findConnection(local, remote);
+  const socket = { fd, cookie: socketCookie(fd), local, remote };
+  connections.set(connection, socket);
+  return socket;
+}
+
+function isStill({ fd, cookie }: Socket): boolean {
+  return cookie !== null && cookie === socketCookie(fd);
+}
+
+function findConnection(local: Uint8Array, remote: Uint8Array): number {
   const hasLocal = (fd: number) => getsockname(fd, found) && sameEnd(found, local) && isStream(fd);
   const isIt = (fd: number) => hasLocal(fd) && getpeername(fd, found) && sameEnd(found, remote);
   const fd = newestFirst().find(isIt);
-  if (fd !== undefined) return fd;
-  const ends = `${endText(tcp(localAddr))} to ${endText(tcp(remoteAddr))}`;
+  if (fd !== undefined) return lastFound = fd;
+  const ends = `${endText(decode(local))} to ${endText(decode(remote))}`;
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) => hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
   if (newestFirst().some(isReset)) throw new DescriptorError(`the connection from ${ends} was reset`, true);
@@ -122,6 +150,8 @@ function isStream(fd: number): boolean {
 // The kernel hands out the lowest free descriptor, so what was opened last sits under the lowest free one. Descriptors
 // above it are there when an older one was closed since.
 function* newestFirst(): Generator<number> {
+  // One connection after the other gets the same number again.
+  yield lastFound;
   // Asking for the lowest free one takes functions that a small process never needs: it looks at its few first.
   if (!searchIsOpen()) yield* Array(FEW).keys();
   const free = lowestFreeDescriptor();
@@ -130,6 +160,7 @@ function* newestFirst(): Generator<number> {
 }
 
 const FEW = 64;
+let lastFound = 0;
 
 function tcp(address: Deno.Addr): Deno.NetAddr {
   // The addresses that Deno.startTls copies have lost their transport.

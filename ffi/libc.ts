@@ -256,7 +256,7 @@ export function strerror(number: number): string {
 // Reused by every call: the functions below are synchronous, so no two are ever inside one.
 const length = new Uint32Array(1);
 const int = new Int32Array(1);
-const cookie = new BigUint64Array(1);
+const cookie = new Uint32Array(2);
 
 /** getsockname(2) into `address`; false where `fd` is no socket. */
 export function getsockname(fd: number, address: Uint8Array<ArrayBuffer>): boolean {
@@ -289,10 +289,10 @@ export function getOptionBytes(fd: number, option: SocketOption, room: number): 
  * The number that the kernel gives a socket for good, never to another (`SO_COOKIE`, socket(7)); `null` where `fd` is no
  * open socket or the kernel is older than Linux 4.12.
  */
-export function socketCookie(fd: number): bigint | null {
+export function socketCookie(fd: number): number | null {
   const SO_COOKIE = 57;
   length[0] = cookie.byteLength;
-  return always().getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, length) === 0 ? cookie[0] : null;
+  return always().getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, length) === 0 ? cookie[1] * 2 ** 32 + cookie[0] : null;
 }
 
 /** setsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */

@@ -8,9 +8,9 @@
  * @module
  */
 
-import { type Connection, fdOf } from "./fd.ts";
+import { type Connection, fdOf, socketOf } from "./fd.ts";
 import { IPPROTO_TCP, receiveError, setOption, SO_TIMESTAMPING } from "./libc.ts";
-import { encode, wireAddress } from "./sockaddr.ts";
+import { sameBytes, wireAddress } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header tells. */
 export interface SentPacket {
@@ -43,8 +43,7 @@ export function watchSent(connection: Connection): void {
  * @throws {DescriptorError} the connection is closed
  */
 export function takeSent(connection: Connection): SentPacket[] {
-  const fd = fdOf(connection);
-  const local = encode(connection.localAddr as Deno.NetAddr), remote = encode(connection.remoteAddr as Deno.NetAddr);
+  const { fd, local, remote } = socketOf(connection);
   const packets: SentPacket[] = [];
   for (let size; (size = receiveError(fd, copy)) !== null;) {
     const packet = parseLooped(copy.subarray(0, size), local, remote);
@@ -72,8 +71,9 @@ export function parseLooped(packet: Uint8Array, local: Uint8Array, remote: Uint8
   for (let at = 0; at < packet.length; at++) {
     const header = parse(packet.subarray(at));
     if (header === null) continue;
-    const isOurs = equal(header.source, source) && equal(header.ports.subarray(0, 2), local.subarray(2, 4));
-    const isTheirs = equal(header.destination, destination) && equal(header.ports.subarray(2), remote.subarray(2, 4));
+    const isOurs = sameBytes(header.source, source) && sameBytes(header.ports.subarray(0, 2), local.subarray(2, 4));
+    const isTheirs = sameBytes(header.destination, destination) &&
+      sameBytes(header.ports.subarray(2), remote.subarray(2, 4));
     if (isOurs || isTheirs) return { tos: header.tos, length: header.length };
   }
   return null;
@@ -111,8 +111,4 @@ function parseIPv6(bytes: Uint8Array): Header | null {
     destination: bytes.subarray(24, 40),
     ports: bytes.subarray(size, size + 4),
   };
-}
-
-function equal(a: Uint8Array, b: Uint8Array): boolean {
-  return a.length === b.length && a.every((byte, i) => byte === b[i]);
 }

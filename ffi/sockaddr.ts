@@ -20,7 +20,8 @@ const MAPPED_PREFIX = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
  * @throws {TypeError} the text is not an IP address
  */
 export function addressBytes(text: string): Uint8Array<ArrayBuffer> {
-  if (/^\d+\.\d+\.\d+\.\d+$/.test(text)) return Uint8Array.from(text.split("."), Number);
+  const ipv4 = /^(\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(text);
+  if (ipv4 !== null) return new Uint8Array([+ipv4[1], +ipv4[2], +ipv4[3], +ipv4[4]]);
   // The URL parser knows every way of writing an IPv6 address and gives the shortest, without dots.
   const canonical = URL.parse(`http://[${text.replace(/%.*/, "")}]/`)?.hostname;
   if (canonical === undefined) throw new TypeError(`${JSON.stringify(text)} is not an IP address`);
@@ -34,10 +35,10 @@ export function addressBytes(text: string): Uint8Array<ArrayBuffer> {
 export function encode(address: Deno.NetAddr): Uint8Array<ArrayBuffer> {
   const bytes = addressBytes(address.hostname);
   const sockaddr = new Uint8Array(bytes.length === 4 ? 16 : SOCKADDR_SIZE);
-  const view = new DataView(sockaddr.buffer);
   // The family is in the machine's own order, and every machine that Deno runs on is little-endian.
-  view.setUint16(0, bytes.length === 4 ? AF_INET : AF_INET6, true);
-  view.setUint16(2, address.port);
+  sockaddr[0] = bytes.length === 4 ? AF_INET : AF_INET6;
+  sockaddr[2] = address.port >> 8;
+  sockaddr[3] = address.port & 0xff;
   sockaddr.set(bytes, bytes.length === 4 ? 4 : 8);
   return sockaddr;
 }
@@ -62,7 +63,14 @@ export function sameEnd(a: Uint8Array, b: Uint8Array): boolean {
   // The port first: it alone tells most sockets apart.
   if (a[2] !== b[2] || a[3] !== b[3]) return false;
   const x = unmapped(a), y = unmapped(b);
-  return x !== null && y !== null && x.length === y.length && x.every((byte, i) => byte === y[i]);
+  return x !== null && y !== null && sameBytes(x, y);
+}
+
+/** Whether two runs of bytes are the same. */
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.length !== b.length) return false;
+  for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) return false;
+  return true;
 }
 
 /** The address's bytes, 4 of them for an IPv4-mapped one; `null` for a family that is not IP. */
