@@ -630,11 +630,13 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
   };
 
   let raw = lineNow() ?? await nextLine();
-  const statusLine = /^HTTP\/1\.\d (\d{3})(?: (.*))?$/.exec(lineText(raw));
+  // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
+  const statusLine = /^HTTP\/1\.[01] +(\d{3})(?: +(.*))?$/.exec(lineText(raw));
   if (statusLine === null) throw badReply(`it starts with ${quote(lineText(raw).slice(0, 60))}, which is not HTTP/1.1`);
   reply.status = Number(statusLine[1]);
   reply.reason = statusLine[2] ?? "";
   reply.headers = [];
+  if (reply.reason.includes("\0")) throw badReply("the status line holds a NUL byte");
   if (reply.status < 100) throw badReply(`status ${statusLine[1]}`);
   if (reply.status === 101) throw badReply("101 switches to a protocol that was not asked for");
 
@@ -682,15 +684,18 @@ function listOf(reply: Reply, name: string): string[] {
 
 /** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` for until the connection closes. */
 function framingOf(reply: Reply): number | "chunked" {
-  if (reply.status === 204 || reply.status === 304) return 0;
-  const codings = listOf(reply, "transfer-encoding").map((coding) => coding.toLowerCase()).filter((coding) =>
-    coding !== ""
-  );
-  if (codings.length > 0) {
+  const length = lengthOf(reply);
+  return reply.status === 204 || reply.status === 304 ? 0 : length;
+}
+
+function lengthOf(reply: Reply): number | "chunked" {
+  if (reply.headers.some(([name]) => name === "transfer-encoding")) {
+    const codings = listOf(reply, "transfer-encoding").map((coding) => coding.toLowerCase()).filter((coding) =>
+      coding !== ""
+    );
     if (codings.length === 1 && codings[0] === "chunked") return "chunked";
-    if (codings.some((coding) => coding !== "identity")) {
-      throw badReply(`Transfer-Encoding ${quote(codings.join(", "))} was not asked for`);
-    }
+    if (codings.every((coding) => coding === "identity")) return Infinity;
+    throw badReply(`Transfer-Encoding ${quote(codings.join(", "))} was not asked for`);
   }
   const lengths = new Set(listOf(reply, "content-length"));
   if (lengths.size === 0) return Infinity;
@@ -739,8 +744,13 @@ async function readChunks(reader: Reader, reply: Reply, sink: Sink): Promise<voi
       throw badReply("a chunk is longer than its size");
     }
   }
-  let budget = HEAD_LIMIT;
-  for (let trailer; lineText(trailer = await nextLine("the trailers", budget)) !== "";) budget -= trailer.length;
+  for (let budget = HEAD_LIMIT;;) {
+    const trailer = await nextLine("the trailers", budget);
+    const text = lineText(trailer);
+    if (text === "") break;
+    if (!text.includes(":")) throw badReply(`trailer line ${quote(text.slice(0, 60))} has no colon`);
+    budget -= trailer.length;
+  }
 }
 
 // ─── Exchange ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,363 @@
+import assert from "node:assert/strict";
+import { Exit, Failure, get, parseArguments, parseTarget } from "../main.ts";
+import { closedPort, dscpGet, execute, latin1, RawServer, readRequest, send, testWith } from "./support.ts";
+
+/** Numbers that are the same for the same seed (mulberry32). */
+class Random {
+  #state: number;
+
+  constructor(seed: number) {
+    this.#state = seed;
+  }
+
+  below(limit: number): number {
+    this.#state = this.#state + 0x6d2b79f5 | 0;
+    let t = Math.imul(this.#state ^ this.#state >>> 15, 1 | this.#state);
+    t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
+    return ((t ^ t >>> 14) >>> 0) % limit;
+  }
+
+  oneOf<T>(values: readonly T[]): T {
+    return values[this.below(values.length)];
+  }
+
+  /** One of the first value mostly, one of the others at times. */
+  mostly<T>(first: T, ...others: T[]): T {
+    return this.below(8) < 6 ? first : this.oneOf(others);
+  }
+
+  bytes(size: number): string {
+    return String.fromCharCode(...Array.from({ length: size }, () => this.below(256)));
+  }
+}
+
+const SEED = Number(Deno.env.get("SEED") ?? 20260722);
+
+// ─── Replies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** A reply as a server might send it, well-formed or broken, a character a byte. */
+function reply(random: Random): string {
+  const eol = random.mostly("\r\n", "\n");
+  const status = random.mostly("200", "404", "204", "304", "500", "299", "999", "099", "20", "2000", "2x0");
+  const reason = random.mostly("OK", "", "\x1b[31mred", "a\0b", "\xff\xfe", "OK ".repeat(50));
+  const version = random.mostly(
+    "HTTP/1.1",
+    "HTTP/1.0",
+    "HTTP/1.2",
+    "HTTP/3.7",
+    "http/1.1",
+    "HTP/1.1",
+    "HTTP/1.",
+    "ICY",
+  );
+  const separator = random.mostly(" ", " ", "  ", "\t");
+  const interim = random.mostly(
+    "",
+    `HTTP/1.1 100 Continue${eol}${eol}`,
+    `HTTP/1.1 103 Early Hints${eol}Link: x${eol}${eol}`,
+  );
+  const body = random.bytes(random.oneOf([0, 1, 2, 10, 100, 3000]));
+  const headers = Array.from({ length: random.below(4) }, () =>
+    random.mostly(
+      `X-${random.below(99)}: ${random.below(99)}`,
+      "X-Empty:",
+      `X-Folded: a${eol} b`,
+      "No colon",
+      ": no name",
+      "X-Nul: a\0b",
+      "X-Space : a",
+      "X-Escape: \x1b[2J",
+      " starts with space",
+      "X-Long: " + "y".repeat(5000),
+    ));
+  const framed = frame(random, body, eol, headers);
+  const whole = `${interim}${version}${separator}${status}${reason === "" ? "" : ` ${reason}`}${eol}` +
+    `${headers.map((header) => header + eol).join("")}${eol}${framed}${
+      random.mostly("", "trailing garbage", "\r\n\r\n", "\0")
+    }`;
+  return random.below(8) === 0 ? whole.slice(0, random.below(whole.length + 1)) : whole;
+}
+
+/** The body as it goes out, with the headers that tell how. */
+function frame(random: Random, body: string, eol: string, headers: string[]): string {
+  const size = String(body.length);
+  switch (random.below(3)) {
+    case 0:
+      return body; // until the connection closes
+    case 1: {
+      const length = random.mostly(
+        size,
+        `0${size}`,
+        ` ${size}  `,
+        `+${size}`,
+        `-${size}`,
+        String(body.length + 7),
+        "",
+        "x",
+        `${size}x`,
+        `${size} 7`,
+        "99999999999999999999",
+        `${size}, ${size}`,
+        `${size}, 7777`,
+      );
+      headers.splice(
+        random.below(headers.length + 1),
+        0,
+        `${random.oneOf(["Content-Length", "content-length"])}: ${length}`,
+      );
+      const again = random.mostly("", size, "7777");
+      if (again !== "") headers.push(`Content-Length: ${again}`);
+      return body;
+    }
+    default: {
+      headers.push(
+        `Transfer-Encoding: ${
+          random.mostly(
+            "chunked",
+            "Chunked",
+            "identity",
+            "gzip",
+            "gzip, chunked",
+            "chunked, chunked",
+            "chunked;q=1",
+            "",
+          )
+        }`,
+      );
+      if (random.below(6) === 0) headers.push(`Content-Length: ${random.oneOf([size, "3"])}`);
+      let text = "";
+      for (let at = 0; at < body.length;) {
+        const piece = body.slice(at, at += 1 + random.below(random.oneOf([3, 50, 4000])));
+        const hex = piece.length.toString(16);
+        const written = random.mostly(
+          hex,
+          hex.toUpperCase(),
+          `000${hex}`,
+          `${hex};a=b`,
+          `${hex} ;a="b;c"`,
+          `${hex} `,
+          ` ${hex}`,
+          `0x${hex}`,
+          "",
+          "g",
+          "ffffffffffffffff",
+          "fffffffffffffffff1",
+          `-${hex}`,
+        );
+        text += `${random.below(20) === 0 ? written : hex}${eol}${piece}${
+          random.below(30) === 0 ? random.oneOf(["", "\n", "x\r\n", "\r"]) : eol
+        }`;
+      }
+      const trailer = random.mostly("", `X-Trailer: 1${eol}`, `No colon${eol}`);
+      return `${text}${random.mostly("0", "00", "0;x", "")}${eol}${trailer}${random.mostly(eol, "")}`;
+    }
+  }
+}
+
+/** What became of a reply: the body where it was accepted, else `null`. */
+type Verdict = { readonly body: string | null; readonly why: string };
+
+/**
+ * A server that sends the reply that the path asks for: to us in two pieces, cut anywhere, to curl in one, as curl 7.88
+ * at times takes a status line that comes in two for HTTP/0.9.
+ */
+function serving(replies: readonly string[]): RawServer {
+  return new RawServer(async (conn) => {
+    const text = await readRequest(conn);
+    const at = Number(/^GET \/(\d+) /.exec(text)![1]);
+    const bytes = latin1(replies[at]);
+    const cut = /^User-Agent: curl/m.test(text) ? bytes.length : at % (bytes.length + 1);
+    await send(conn, bytes.subarray(0, cut));
+    await send(conn, bytes.subarray(cut));
+  });
+}
+
+async function oursOf(url: string): Promise<Verdict> {
+  const body: string[] = [];
+  const decoder = new TextDecoder("latin1");
+  const sink = { head() {}, begin() {}, body: (piece: Uint8Array) => void body.push(decoder.decode(piece)) };
+  try {
+    await get(url, { maxTime: 5 }, sink);
+    return { body: body.join(""), why: "" };
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    const codes: number[] = [Exit.badReply, Exit.endedEarly, Exit.emptyReply, Exit.connectionLost];
+    assert.ok(codes.includes(error.code), `${error.code}: ${error.message}`);
+    // deno-lint-ignore no-control-regex -- the point of the test
+    assert.doesNotMatch(error.message, /[\x00-\x1f\x7f-\x9f]/);
+    return { body: null, why: error.message };
+  }
+}
+
+/** What curl makes of them, in as few processes as it takes: after some errors it leaves the rest undone. */
+async function curlOf(urls: readonly string[], folder: string): Promise<Verdict[]> {
+  const verdicts: Verdict[] = [];
+  while (verdicts.length < urls.length) {
+    const left = urls.slice(verdicts.length, verdicts.length + 200);
+    const config = left.map((url, at) => `url = "${url}"\noutput = "${folder}/${at}"`).join("\n");
+    await Deno.writeTextFile(
+      `${folder}/config`,
+      `silent\nmax-time = 5\nwrite-out = "%{urlnum} %{exitcode}\\n"\n${config}\n`,
+    );
+    const { code, stdout } = await execute(["curl", "--disable", "--config", `${folder}/config`]);
+    const codes = stdout.trim().split("\n").filter((line) => line !== "").map((line) => Number(line.split(" ")[1]));
+    if (codes.length < left.length && codes.at(-1) !== code) codes.push(code);
+    for (const [at, code] of codes.entries()) {
+      const file = `${folder}/${at}`;
+      // An empty body leaves no file.
+      const body = () => new TextDecoder("latin1").decode(Deno.readFileSync(file));
+      const isThere = await Deno.stat(file).then(() => true, () => false);
+      verdicts.push(code === 0 ? { body: isThere ? body() : "", why: "" } : { body: null, why: `curl: ${code}` });
+      if (isThere) await Deno.remove(file);
+    }
+  }
+  return verdicts;
+}
+
+/** Where we mean to be stricter than curl 7.88, and why. There is nothing that we take and curl does not. */
+const STRICTER: readonly (readonly [pattern: RegExp, why: string])[] = [
+  [
+    /header line .* has no name and colon/,
+    "RFC 9112 section 5: a field line has both; curl took such lines until version 8",
+  ],
+  [/ended early: in the middle of the headers/, "a reply that is cut in its head is never passed off as a whole one"],
+  [/Content-Length/, "RFC 9112 section 6.3: what is no number, or two of them, is not to be guessed at"],
+  [/Transfer-Encoding .* was not asked for/, "RFC 9112 section 7: none but chunked may come unasked"],
+  [/ended early: before the last chunk/, "curl takes the last line break for granted, RFC 9112 section 7.1 does not"],
+  [/starts with 'http\//, "RFC 9112 section 2.3: the name is written in capitals; curl reads what follows as it may"],
+  [/status 0\d\d/, "RFC 9110 section 15: a status has three digits from 100 up"],
+];
+
+testWith(["curl"], "five thousand replies, well-formed and broken, are taken and refused as curl does", async () => {
+  const CASES = Number(Deno.env.get("CASES") ?? 5000);
+  const random = new Random(SEED);
+  const replies = Array.from({ length: CASES }, () => reply(random));
+  await using server = serving(replies);
+  const urls = replies.map((_, at) => `${server.url}${at}`);
+  const folder = await Deno.makeTempDir({ prefix: "dscp-get-fuzz-" });
+  try {
+    const curls = await curlOf(urls, folder);
+    const differing: unknown[] = [];
+    for (const [at, text] of replies.entries()) {
+      const ours = await oursOf(urls[at]);
+      if (ours.body === curls[at].body || STRICTER.some(([pattern]) => ours.body === null && pattern.test(ours.why))) {
+        continue;
+      }
+      differing.push({ at, reply: text.slice(0, 300), ours, curl: curls[at] });
+    }
+    assert.deepEqual(differing.slice(0, 3), [], `SEED=${SEED}, ${differing.length} differ`);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+// ─── Arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** A list of arguments as somebody in a hurry, or with bad intent, might type it. */
+function argumentsOf(random: Random): string[] {
+  const junk = [
+    "",
+    "-",
+    "--",
+    "-1",
+    "0",
+    "64",
+    "999999999999999999999",
+    "1e9",
+    "NaN",
+    "__proto__",
+    "constructor",
+    "\x1b[2J",
+    "\x9b31m",
+    "\u202e",
+    "a\nb",
+    "ü",
+    "\u{1f600}",
+    "EF,EF,,",
+    "0x",
+    "%s%n",
+    "../../etc/passwd",
+    "http://",
+    "http://[",
+    "http://%00/",
+    "ftp://x/",
+    "x".repeat(3000),
+  ];
+  const values = [...junk, "EF", "af41", "46", "0xB8", "184", "5", "0.5", "A: b", "A:", "A;", "[::1]:0x", "all"];
+  const options = [
+    "-d",
+    "--dscp",
+    "--tos",
+    "-n",
+    "--count",
+    "--interval",
+    "-H",
+    "--header",
+    "-4",
+    "-6",
+    "--connect-timeout",
+    "-m",
+    "--max-time",
+    "-k",
+    "--cacert",
+    "--serve",
+    "-i",
+    "-f",
+    "-s",
+    "--json",
+    "--mark-syn",
+    "-V",
+    "-h",
+    "-x",
+    "--no-such",
+    "-sif4",
+    "--json=1",
+    "--dscp=",
+  ];
+  return Array.from({ length: random.below(6) }, () => {
+    const kind = random.below(4);
+    return kind === 0
+      ? random.oneOf(values)
+      : kind === 1
+      ? random.oneOf(options) + random.oneOf(["", "=", ""]) + random.oneOf(values)
+      : random.oneOf(options);
+  });
+}
+
+Deno.test("two thousand argument lists are understood, or refused in one clean line with a documented code", async () => {
+  const random = new Random(SEED);
+  let refused = 0;
+  for (let at = 0; at < 2000; at++) {
+    const args = argumentsOf(random);
+    try {
+      const options = await parseArguments(args);
+      if (options.url !== null) parseTarget(options.url);
+    } catch (error) {
+      assert.ok(error instanceof Failure, `SEED=${SEED} ${JSON.stringify(args)}: ${error}`);
+      assert.ok(error.code === Exit.usage || error.code === Exit.badUrl);
+      // deno-lint-ignore no-control-regex -- the point of the test
+      assert.doesNotMatch(error.message, /[\x00-\x1f\x7f-\x9f\u202e]/);
+      assert.ok(error.message.length > 0);
+      refused++;
+    }
+  }
+  assert.ok(refused > 500 && refused < 2000, `${refused} refused`);
+});
+
+Deno.test("argument lists end real processes with a documented code and no stack trace", async () => {
+  const random = new Random(SEED + 1);
+  const documented = new Set<number>(Object.values(Exit));
+  // With these, whatever is asked for is asked of nobody: a URL that refuses, and no time to serve.
+  const lists = Array.from({ length: 120 }, () => argumentsOf(random)).filter((args) =>
+    !args.some((arg) => arg.includes("serve") || arg.includes("\0"))
+  );
+  const run = async (args: string[]) => {
+    const { code, stderr } = await dscpGet(["-m", "2", ...args, `http://127.0.0.1:${closedPort()}/`]);
+    assert.ok(documented.has(code), `SEED=${SEED} ${JSON.stringify(args)}: ${code} ${stderr}`);
+    assert.doesNotMatch(stderr, /^ +at |Uncaught|panicked/m);
+    assert.ok(stderr.split("\n").filter((line) => line.startsWith("dscp-get: ")).length <= 1);
+    // deno-lint-ignore no-control-regex -- the point of the test
+    assert.doesNotMatch(stderr, /[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]/);
+  };
+  for (let at = 0; at < lists.length; at += 4) await Promise.all(lists.slice(at, at + 4).map(run));
+});
