@@ -70,6 +70,57 @@ testWith(["nginx", "curl"], "nginx gives us what it gives curl: from files, in c
   await sameAsCurl(`http://127.0.0.1:${proxy}/`);
 });
 
+testWith(["node", "curl"], "Node's http gives us what it gives curl, keep-alive or not", async () => {
+  await using folder = await Folder.create();
+  const script = `const fs = require("node:fs");
+    const server = require("node:http").createServer((request, reply) => {
+      const file = process.argv[1] + (request.url === "/" ? "/index.html" : request.url);
+      if (!fs.existsSync(file)) { reply.statusCode = 404; return reply.end("nothing here\\n"); }
+      fs.createReadStream(file).pipe(reply);
+    }).listen(0, "127.0.0.1", () => console.log("port", server.address().port));`;
+  await using server = new Background(["node", "-e", script, folder.path]);
+  const said = await server.until((said) => said.includes("port "));
+  const url = `http://127.0.0.1:${/port (\d+)/.exec(said)![1]}/`;
+  await sameAsCurl(url);
+  // With keep-alive the end of the body is not the end of the connection.
+  const kept = await dscpGet(["-s", "-H", "Connection: keep-alive", `${url}every`]);
+  assert.deepEqual(kept.bytes, await Deno.readFile(`${folder.path}/every`));
+});
+
+testWith(["curl"], "Deno.serve gives us what it gives curl", async () => {
+  await using folder = await Folder.create();
+  const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async (request) => {
+    const { pathname } = new URL(request.url);
+    try {
+      const file = await Deno.open(folder.path + (pathname === "/" ? "/index.html" : pathname));
+      return new Response(file.readable);
+    } catch {
+      return new Response("nothing here\n", { status: 404 });
+    }
+  });
+  await sameAsCurl(`http://127.0.0.1:${server.addr.port}/`);
+  await server.shutdown();
+});
+
+for (
+  const [program, words] of [
+    ["nc", (port: number) => ["nc", "-N", "-l", "-v", "127.0.0.1", String(port)]],
+    ["socat", (port: number) => ["socat", "-d", "-d", "-", `TCP-LISTEN:${port},bind=127.0.0.1`]],
+  ] as const
+) {
+  testWith([program, "bash"], `a reply out of ${program} is read to its end`, async () => {
+    for (const path of [[], ["--mark-syn"]]) {
+      const port = closedPort();
+      const serve = words(port).map((word) => `'${word}'`).join(" ");
+      const script = `printf 'HTTP/1.0 200 OK\\r\\n\\r\\nhello' | ${serve}`;
+      await using server = new Background(["bash", "-c", script]);
+      await server.until((said) => /listening/i.test(said));
+      const { code, stdout, stderr } = await dscpGet(["-s", ...path, `http://127.0.0.1:${port}/`]);
+      assert.deepEqual([code, stdout], [0, "hello"], stderr);
+    }
+  });
+}
+
 Deno.test("a thousand requests in one process, good and failing, leave as many descriptors open as before", async () => {
   const count = () => [...Deno.readDirSync("/proc/self/fd")].length;
   let served = 0;

@@ -1,0 +1,145 @@
+import assert from "node:assert/strict";
+import {
+  Background,
+  command,
+  dscpGet,
+  execute,
+  FarEnd,
+  Namespace,
+  RawServer,
+  readRequest,
+  replying,
+  send,
+  testWith,
+} from "./support.ts";
+
+const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/** A server that reads the request and never answers. */
+function silent(reading?: () => void): RawServer {
+  return new RawServer(async (conn) => {
+    await readRequest(conn);
+    reading?.();
+    await conn.read(new Uint8Array(1));
+  });
+}
+
+Deno.test("waiting for a slow reply costs next to no CPU, in spite of the error queue", async () => {
+  for (const path of [[], ["--mark-syn"]]) {
+    let seconds = NaN;
+    let pid = 0;
+    // user and system time in ticks of 10 ms, proc(5)
+    const ticks = () => {
+      const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1].split(" ");
+      return Number(fields[11]) + Number(fields[12]);
+    };
+    await using server = new RawServer(async (conn) => {
+      await readRequest(conn);
+      const before = ticks();
+      await new Promise((resolve) => setTimeout(resolve, 3000)); // the wait is what is tested
+      seconds = (ticks() - before) / 100;
+      await send(conn, OK);
+    });
+    await using run = new Background(command([...path, server.url]));
+    pid = run.child.pid;
+    assert.equal((await run.child.status).code, 0);
+    assert.ok(seconds < 0.03 + 0.01, `${seconds} s of CPU in 3 s`);
+  }
+});
+
+Deno.test("Ctrl-C ends a run while it connects, waits or reads: 130 for a shell, and the server sees it close", async () => {
+  for (const path of [[], ["--mark-syn"]]) {
+    const waiting = Promise.withResolvers<void>();
+    await using server = silent(waiting.resolve);
+    await using run = new Background(command([...path, server.url]));
+    await waiting.promise;
+    const { code, signal } = await run.stop("SIGINT");
+    assert.deepEqual([code, signal], [130, "SIGINT"]);
+    assert.doesNotMatch(run.said, /^ +at /m);
+  }
+});
+
+testWith(["bash"], "with hardly a descriptor to spare a run says so: 7 or 103, no stack trace", async () => {
+  await using server = replying(OK);
+  for (const limit of [19, 20, 21, 22, 23, 24, 32]) {
+    const words = command([server.url]);
+    const { code, stderr } = await execute(["bash", "-c", `ulimit -n ${limit}; exec "$@"`, "bash", ...words]);
+    // Below some number Deno itself cannot start.
+    if (/panicked|failed to|Too many open files \(os error 24\)$/m.test(stderr) && !/^dscp-get/m.test(stderr)) continue;
+    assert.ok(code === 0 || code === 7 || code === 103, `${limit}: ${code} ${stderr}`);
+    assert.doesNotMatch(stderr, /^ +at /m);
+    if (limit === 32) assert.equal(code, 0, stderr);
+  }
+});
+
+testWith(["root", "ip"], "a network that is down, or has no way there, is 7", async () => {
+  await using namespace = await Namespace.create();
+  for (const path of [[], ["--mark-syn"]]) {
+    const { code, stderr } = await dscpGet([...path, "http://192.0.2.1/"], namespace);
+    assert.equal(code, 7, stderr);
+    assert.match(stderr, /^dscp-get: cannot connect to 192\.0\.2\.1:80: network is unreachable$/m);
+  }
+  // What goes into a loopback that is down is lost without a word.
+  await namespace.run("ip", "link", "set", "lo", "down");
+  assert.equal((await dscpGet(["--connect-timeout", "0.3", "http://127.0.0.1:1/"], namespace)).code, 28);
+});
+
+testWith(["root", "ip", "sysctl"], "where IPv6 is off, an IPv6 address is 7, and names go by IPv4", async () => {
+  await using namespace = await Namespace.create();
+  await namespace.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1");
+  await using _server = await FarEnd.start("8086", namespace.under);
+  for (const path of [[], ["--mark-syn"]]) {
+    assert.equal((await dscpGet([...path, "http://[::1]:8086/"], namespace)).code, 7);
+    assert.equal((await dscpGet([...path, "-s", "http://localhost:8086/"], namespace)).code, 0);
+  }
+});
+
+testWith(
+  ["root", "ip"],
+  "an interface that goes down while it connects ends in a timeout or an error, not in a hang",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run("ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1");
+    await namespace.run("ip", "addr", "add", "192.0.2.2/24", "dev", "d0");
+    await namespace.run("ip", "link", "set", "d0", "up");
+    await namespace.run("ip", "link", "set", "d1", "up");
+    for (const path of [[], ["--mark-syn"]]) {
+      await namespace.run("ip", "link", "set", "d0", "up");
+      await using run = new Background(command([...path, "--connect-timeout", "2", "http://192.0.2.9/"], namespace));
+      // Its SYN waits for a neighbour that is not there.
+      while (!(await namespace.run("ip", "neigh", "show", "192.0.2.9")).stdout.includes("INCOMPLETE"));
+      await namespace.run("ip", "link", "set", "d0", "down");
+      const { code } = await run.child.status;
+      assert.ok(code === 28 || code === 7, `${code} ${run.said}`);
+    }
+  },
+);
+
+Deno.test("a server that accepts and closes at once is 52 or 56", async () => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const closing = (async () => {
+    for await (const conn of listener) conn.close();
+  })();
+  for (const path of [[], ["--mark-syn"]]) {
+    const { code } = await dscpGet([...path, `http://127.0.0.1:${listener.addr.port}/`]);
+    assert.ok(code === 52 || code === 56, String(code));
+  }
+  listener.close();
+  await closing;
+});
+
+testWith(["bash"], "a reader of standard output that goes away in the middle of a body ends the run: 23", async () => {
+  const piece = new Uint8Array(1 << 20);
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await send(conn, `HTTP/1.1 200 OK\r\nContent-Length: ${64 << 20}\r\n\r\n`);
+    for (let at = 0; at < 64; at++) await send(conn, piece);
+  });
+  const words = command([server.url]).map((word) => `'${word}'`).join(" ");
+  const { stdout, stderr } = await execute([
+    "bash",
+    "-c",
+    `exec 3>&1; (${words}; echo $? >&3) | head -c 3000000 >/dev/null`,
+  ]);
+  assert.deepEqual([stdout, stderr], ["23\n", ""]);
+});
