@@ -26,6 +26,7 @@ import {
   hex,
   keepArrivals,
   LibcError,
+  makeBlocking,
   type Mark,
   MarkError,
   markOf,
@@ -506,14 +507,14 @@ export interface Reply {
   complete: boolean;
 }
 
-/** Where the bytes of a reply go; a promise where they have to wait. */
+/** Where the bytes of a reply go. */
 export interface Sink {
   /** Status line or header with its line end, as it came. */
-  head(line: Uint8Array): void | Promise<void>;
+  head(line: Uint8Array): void;
   /** The reply so far, when its headers are complete and before its body; may throw to stop. */
   begin(reply: Reply): void;
   /** A piece of the body, valid until the next call. */
-  body(piece: Uint8Array): void | Promise<void>;
+  body(piece: Uint8Array): void;
 }
 
 const HEAD_LIMIT = 256 * 1024;
@@ -641,8 +642,7 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
   if (reply.status === 101) throw badReply("101 switches to a protocol that was not asked for");
 
   for (;;) {
-    const waiting = sink.head(raw);
-    if (waiting) await waiting;
+    sink.head(raw);
     raw = lineNow() ?? await nextLine();
     const text = lineText(raw);
     if (text === "") break;
@@ -657,8 +657,7 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
     if (header === null) throw badReply(`header line ${quote(text.slice(0, 60))} has no name and colon`);
     reply.headers.push([header[1].toLowerCase(), header[2].replace(/^[ \t]+|[ \t]+$/g, "")]);
   }
-  const waiting = sink.head(raw);
-  if (waiting) await waiting;
+  sink.head(raw);
 }
 
 /** A line without its end, a character a byte. */
@@ -712,8 +711,7 @@ async function pass(reader: Reader, length: number, reply: Reply, sink: Sink): P
     if (piece === null) return left;
     left -= piece.length;
     reply.bodyBytes += piece.length;
-    const waiting = sink.body(piece);
-    if (waiting) await waiting;
+    sink.body(piece);
   }
   return 0;
 }
@@ -1044,18 +1042,29 @@ function connectionFailure(error: unknown): unknown {
 
 // ─── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Writes all of `bytes` to standard output, now if it takes them. @throws {Failure} it does not, exit 23 */
-function toStandardOutput(bytes: Uint8Array): void | Promise<void> {
+// What a pipe takes whole or not at all, pipe(7).
+const PIPE_BUF = 4096;
+let mayBlock = false;
+
+/** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
+function toStandardOutput(bytes: Uint8Array): void {
   try {
+    // A parent may have made it non-blocking: then only what is small is safe to be tried again.
+    if (bytes.length > PIPE_BUF) waitForStandardOutput();
     while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
   } catch (error) {
-    // A pipe that a parent made non-blocking is full.
-    if (error instanceof Deno.errors.WouldBlock) {
-      return new Promise((resolve) => setTimeout(resolve, 1)).then(() => toStandardOutput(bytes));
+    if (error instanceof Deno.errors.WouldBlock && !mayBlock) {
+      waitForStandardOutput();
+      return toStandardOutput(bytes);
     }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
     throw new Failure(Exit.cannotWrite, `cannot write to standard output: ${reason(error as Error)}`);
   }
+}
+
+function waitForStandardOutput(): void {
+  if (!mayBlock) makeBlocking(1);
+  mayBlock = true;
 }
 
 /** Writes to standard error; where that is closed nobody is there to be told. */
@@ -1603,7 +1612,7 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
         }
         row.add(exchange, failure);
         done++;
-        if (options.json) await toStandardOutput(new TextEncoder().encode(json(exchange, failure, round)));
+        if (options.json) toStandardOutput(new TextEncoder().encode(json(exchange, failure, round)));
         else screen.offer(() => `${table(rows)}${done} of ${count} requests, Ctrl-C ends it here\n`);
       }
     }
@@ -1695,7 +1704,7 @@ export async function main(args: readonly string[]): Promise<number> {
   try {
     options = await parseArguments(args);
     if (options.print !== null) {
-      await toStandardOutput(new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`));
+      toStandardOutput(new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`));
       return Exit.ok;
     }
     const once: Work = async (target, builtIn) => {
@@ -1711,7 +1720,7 @@ export async function main(args: readonly string[]): Promise<number> {
   if (failure?.code === Exit.cannotWrite) exchange = null;
   else if ((options.json && !isSeries(options)) || (failure?.code === Exit.usage && args.includes("--json"))) {
     try {
-      await toStandardOutput(new TextEncoder().encode(json(exchange, failure)));
+      toStandardOutput(new TextEncoder().encode(json(exchange, failure)));
     } catch (error) {
       failure = failureOf(error);
     }

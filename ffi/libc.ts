@@ -186,6 +186,14 @@ const dialing = group({
   },
 });
 
+const flagging = group({
+  fcntl: {
+    // int fd, int cmd, ... /* arg */: on Linux, an int after the dots is passed as one before them
+    parameters: ["i32", "i32", "i32"],
+    result: "i32",
+  },
+});
+
 const explaining = group({
   __errno_location: { parameters: [], result: "pointer" },
   strerror: {
@@ -381,4 +389,16 @@ export async function writable(fd: number): Promise<void> {
 export function shutdown(fd: number): void {
   const SHUT_RDWR = 2;
   dialing().shutdown(fd, SHUT_RDWR);
+}
+
+/**
+ * Makes writes to a descriptor wait instead of failing with `EAGAIN`, fcntl(2): `Deno.stdout.writeSync` does not tell how
+ * much was written before such a failure.
+ *
+ * @throws {LibcError} the descriptor is not open
+ */
+export function makeBlocking(fd: number): void {
+  const F_GETFL = 3, F_SETFL = 4, O_NONBLOCK = 0x800;
+  const flags = check("fcntl(F_GETFL)", () => flagging().fcntl(fd, F_GETFL, 0));
+  if ((flags & O_NONBLOCK) !== 0) check("fcntl(F_SETFL)", () => flagging().fcntl(fd, F_SETFL, flags & ~O_NONBLOCK));
 }

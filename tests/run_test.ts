@@ -230,3 +230,32 @@ testWith(["strace"], "a mark that the kernel does not take is 100 and names the 
     /^dscp-get: the kernel did not take the mark: setsockopt\(IP_TOS\): Operation not permitted \(errno 1\)$/m,
   );
 });
+
+testWith(["strace"], "a mark that reads back as another is 100 and names both", async () => {
+  await using server = replying(OK);
+  const find = await execute(["strace", "-f", "-e", "trace=getsockopt", ...command([server.url])]);
+  const calls = find.stderr.split("\n").filter((line) => /getsockopt\(/.test(line));
+  const ours = calls.findIndex((line) => line.includes("IP_TOS")) + 1;
+  assert.ok(ours > 0);
+  const inject = `inject=getsockopt:poke_exit=@arg4=20000000:when=${ours}`;
+  const { code, stderr } = await execute(["strace", "-f", "-o", "/dev/null", "-e", inject, ...command([server.url])]);
+  assert.equal(code, Exit.notMarked, stderr);
+  assert.match(stderr, /setsockopt\(IP_TOS, 0xB8\) was taken, but getsockopt\(IP_TOS\) reads back 0x20 \(errno 0\)$/m);
+});
+
+testWith(["python3"], "a standard output that a parent has made non-blocking gets every byte once", async () => {
+  const size = 5_000_000;
+  const bytes = Uint8Array.from({ length: size }, (_, at) => at * 31 >> 3);
+  await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${size}\r\n\r\n`, bytes);
+  const slowReader = `import fcntl, hashlib, os, subprocess, sys
+read, write = os.pipe()
+fcntl.fcntl(write, fcntl.F_SETFL, fcntl.fcntl(write, fcntl.F_GETFL) | os.O_NONBLOCK)
+run = subprocess.Popen(sys.argv[1:], stdout=write)
+os.close(write)
+got = hashlib.sha256()
+while piece := os.read(read, 1000): got.update(piece)
+print(run.wait(), got.hexdigest())`;
+  const { stdout } = await execute(["python3", "-c", slowReader, ...command(["-s", server.url])]);
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+  assert.equal(stdout, `0 ${hash}\n`);
+});
