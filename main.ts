@@ -817,8 +817,14 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
     after(seconds * 1000, () => {
       expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
       abort.abort(expired);
-      if (wire !== null) finish(exchange, wire);
+      end();
     });
+  let isEnded = false;
+  const end = () => {
+    if (wire === null || isEnded) return;
+    isEnded = true;
+    finish(exchange, wire);
+  };
   const cancelMaxTime = expireAfter(options.maxTime, "the request");
   const cancelConnectTimeout = expireAfter(options.connectTimeout, "connecting");
   try {
@@ -847,7 +853,7 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
     cancelConnectTimeout();
     cancelMaxTime();
     milliseconds.total = elapsed();
-    if (wire !== null && expired === null) finish(exchange, wire);
+    end();
   }
   checkMarks(exchange);
 }
@@ -881,11 +887,10 @@ function finish(exchange: Exchange, wire: Wire): void {
   try {
     // The copies outlive a reset of the connection, but not its descriptor.
     if (exchange.readBack !== null) exchange.packets.push(...takeSent(wire));
-  } catch {
-    /* what cannot be read was not observed, and the report says so */
-  } finally {
+  } catch { /* what cannot be read was not observed, and the report says so */ }
+  try {
     wire.close();
-  }
+  } catch { /* a TLS handshake that failed has closed it */ }
 }
 
 /** @throws {Failure} packets left, or arrived, with another mark */

@@ -108,6 +108,16 @@ for (const path of [[], ["--mark-syn"]]) {
     assert.equal(code, 35, stderr);
   });
 
+  Deno.test(`https: a server that never answers the ClientHello ends in the time given: ${how}`, async () => {
+    await using server = new RawServer(async (conn) => {
+      while (await conn.read(new Uint8Array(4096)) !== null);
+    });
+    const { code, stderr } = await dscpGet([...path, "-m", "0.4", "-k", `https://127.0.0.1:${server.port}/`]);
+    assert.equal(code, 28, stderr);
+    if (path.length > 0) return;
+    assert.equal((await dscpGet(["-m", "0.4", `https://127.0.0.1:${server.port}/`])).code, 28);
+  });
+
   Deno.test(`https: a server that closes at once is 35: ${how}`, async () => {
     const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const closing = listener.accept().then((conn) => conn.close());
