@@ -40,6 +40,7 @@ import {
   takeSent,
   watchArriving,
   watchSent,
+  widenPipe,
 } from "./ffi/mod.ts";
 
 const VERSION = "0.1.0";
@@ -518,7 +519,8 @@ export interface Sink {
 }
 
 const HEAD_LIMIT = 256 * 1024;
-const READ_SIZE = 64 * 1024;
+// Large pieces cost less for each byte; a small reply touches only the first pages of it.
+const READ_SIZE = 256 * 1024;
 
 /** Bytes from a connection, by line or by piece. */
 class Reader implements Disposable {
@@ -559,11 +561,11 @@ class Reader implements Disposable {
 
   /** A line with its end, valid until the next call, if all of it is here; else `null`. */
   lineNow(): Uint8Array | null {
-    const at = this.#buffer.indexOf(LF, this.#from);
-    if (at < 0 || at >= this.#to) return null;
-    const line = this.#buffer.subarray(this.#from, at + 1);
-    this.#from = at + 1;
-    return line;
+    const here = this.#buffer.subarray(this.#from, this.#to);
+    const size = here.indexOf(LF) + 1;
+    if (size === 0) return null;
+    this.#from += size;
+    return here.subarray(0, size);
   }
 
   /** A line with its end; what has come without one at the end of the connection. @throws {Failure} over `limit` */
@@ -1068,7 +1070,9 @@ function toStandardOutput(bytes: Uint8Array): void {
 }
 
 function waitForStandardOutput(): void {
-  if (!mayBlock) makeBlocking(1);
+  if (mayBlock) return;
+  makeBlocking(1);
+  widenPipe(1, 1 << 20); // as much as anybody may ask for, pipe(7)
   mayBlock = true;
 }
 

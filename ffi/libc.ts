@@ -402,3 +402,10 @@ export function makeBlocking(fd: number): void {
   const flags = check("fcntl(F_GETFL)", () => flagging().fcntl(fd, F_GETFL, 0));
   if ((flags & O_NONBLOCK) !== 0) check("fcntl(F_SETFL)", () => flagging().fcntl(fd, F_SETFL, flags & ~O_NONBLOCK));
 }
+
+/** Asks for a pipe that holds `bytes`, fcntl(2): the fewer times it is full, the fewer times both its ends wait. */
+export function widenPipe(fd: number, bytes: number): void {
+  const F_SETPIPE_SZ = 1031;
+  // What is no pipe, or has a limit, stays as it is.
+  flagging().fcntl(fd, F_SETPIPE_SZ, bytes);
+}

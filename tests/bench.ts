@@ -98,14 +98,18 @@ function ratio(ours: readonly number[], theirs: readonly number[]): number {
 async function peakMemory(words: readonly string[]): Promise<number> {
   const child = new Deno.Command(words[0], { args: words.slice(1), stdin: "null", stdout: "piped", stderr: "null" })
     .spawn();
-  let peak = 0;
-  const look = () => {
+  const drained = child.stdout.pipeTo(new WritableStream());
+  const ended = child.status;
+  let peak = 0, isRunning = true;
+  ended.then(() => isRunning = false);
+  while (isRunning) {
     try {
-      peak = Number(/VmHWM:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${child.pid}/status`))?.[1] ?? peak);
+      const status = Deno.readTextFileSync(`/proc/${child.pid}/status`);
+      peak = Math.max(peak, Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? 0));
     } catch { /* it has ended */ }
-  };
-  for await (const _ of child.stdout) look();
-  await child.status;
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+  await drained;
   return peak;
 }
 
