@@ -26,7 +26,6 @@ import {
   hex,
   keepArrivals,
   LibcError,
-  makeBlocking,
   type Mark,
   MarkError,
   markOf,
@@ -35,6 +34,7 @@ import {
   resolve,
   sameDscp,
   type SentPacket,
+  setBlocking,
   setTos,
   takeArrived,
   takeSent,
@@ -435,8 +435,9 @@ export interface Wire {
 async function connect({ target, mark }: Exchange, options: Options, signal: AbortSignal): Promise<Wire> {
   const { host: hostname, port } = target;
   const { family } = options;
-  // Deno's own TLS takes no invalid certificate, that of node:tls does, and it needs a connection of node:net.
-  if (options.markSyn || (target.secure && options.insecure)) {
+  // Deno's own TLS trusts its roots come what may; that of node:tls does as it is told, and needs a descriptor of ours.
+  const needsNode = target.secure && (options.insecure || options.cacert !== null);
+  if (options.markSyn || needsNode) {
     return await dial({ hostname, port, tos: options.markSyn ? mark.tos : null, family, signal });
   }
   if (family === null) return await Deno.connect({ hostname, port, signal });
@@ -510,8 +511,8 @@ export interface Reply {
 
 /** Where the bytes of a reply go. */
 export interface Sink {
-  /** Status line or header with its line end, as it came. */
-  head(line: Uint8Array): void;
+  /** Status line or header with its line end, as it came, a character a byte. */
+  head(line: string): void;
   /** The reply so far, when its headers are complete and before its body; may throw to stop. */
   begin(reply: Reply): void;
   /** A piece of the body, valid until the next call. */
@@ -531,6 +532,10 @@ class Reader implements Disposable {
   readonly #buffer: Uint8Array<ArrayBuffer>;
   #from = 0;
   #to = 0;
+  /** The part of it that lines are cut from, as text. */
+  #text = "";
+  #textFrom = 0;
+  #textTo = 0;
 
   constructor(source: Pick<Wire, "read">) {
     this.#source = source;
@@ -545,7 +550,8 @@ class Reader implements Disposable {
   /** Reads when nothing is left; false at the end. */
   async fill(): Promise<boolean> {
     if (this.#from < this.#to) return true;
-    this.#from = 0;
+    this.#from = this.#textFrom = this.#textTo = 0;
+    this.#text = "";
     this.#to = await this.#source.read(this.#buffer) ?? 0;
     return this.#to > 0;
   }
@@ -559,33 +565,36 @@ class Reader implements Disposable {
     return piece;
   }
 
-  /** A line with its end, valid until the next call, if all of it is here; else `null`. */
-  lineNow(): Uint8Array | null {
-    const here = this.#buffer.subarray(this.#from, this.#to);
-    const size = here.indexOf(LF) + 1;
-    if (size === 0) return null;
-    this.#from += size;
-    return here.subarray(0, size);
+  /** A line with its end, a character a byte, if all of it is here; else `null`. */
+  lineNow(): string | null {
+    for (let room = 1024;; room *= 4) {
+      const start = this.#from - this.#textFrom;
+      const end = this.#text.indexOf("\n", start) + 1;
+      if (end > 0) {
+        this.#from = this.#textFrom + end;
+        return this.#text.slice(start, end);
+      }
+      if (this.#textTo === this.#to) return null;
+      this.#textFrom = this.#from;
+      this.#textTo = Math.min(this.#to, this.#from + room);
+      this.#text = latin1(this.#buffer.subarray(this.#textFrom, this.#textTo));
+    }
   }
 
   /** A line with its end; what has come without one at the end of the connection. @throws {Failure} over `limit` */
-  async line(limit: number, what: string): Promise<Uint8Array> {
-    let line: Uint8Array = new Uint8Array();
-    for (let isWhole = false; !isWhole && await this.fill();) {
+  async line(limit: number, what: string): Promise<string> {
+    const pieces: string[] = [];
+    for (let size = 0, isWhole = false; !isWhole && await this.fill();) {
       const now = this.lineNow();
-      const piece = now ?? await this.piece(READ_SIZE) as Uint8Array;
-      if (line.length + piece.length > limit) throw badReply(`${what} are larger than ${HEAD_LIMIT / 1024} KiB`);
-      const longer = new Uint8Array(line.length + piece.length);
-      longer.set(line);
-      longer.set(piece, line.length);
-      line = longer;
+      const piece = now ?? latin1(await this.piece(READ_SIZE) as Uint8Array);
+      size += piece.length;
+      if (size > limit) throw badReply(`${what} are larger than ${HEAD_LIMIT / 1024} KiB`);
+      pieces.push(piece);
       isWhole = now !== null;
     }
-    return line;
+    return pieces.join("");
   }
 }
-
-const LF = 0x0a;
 
 function badReply(message: string): Failure {
   return new Failure(Exit.badReply, `malformed reply: ${message}`);
@@ -616,14 +625,14 @@ export async function readReply(source: Pick<Wire, "read">, reply: Reply, sink: 
 
 async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
   let budget = HEAD_LIMIT;
-  const spend = (line: Uint8Array) => {
+  const spend = (line: string) => {
     budget -= line.length;
     if (budget < 0) throw badReply(`the headers are larger than ${HEAD_LIMIT / 1024} KiB`);
     return line;
   };
   const nextLine = async () => {
     const line = spend(await reader.line(budget, "the headers"));
-    if (line.at(-1) !== LF) throw endedEarly("in the middle of the headers");
+    if (!line.endsWith("\n")) throw endedEarly("in the middle of the headers");
     return line;
   };
   // Nearly always the whole head is here at once, and nothing has to be waited for.
@@ -634,13 +643,14 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
 
   let raw = lineNow() ?? await nextLine();
   // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
-  const statusLine = /^HTTP\/1\.[01] +(\d{3})(?: +(.*))?$/.exec(lineText(raw));
-  if (statusLine === null) throw badReply(`it starts with ${quote(lineText(raw).slice(0, 60))}, which is not HTTP/1.1`);
-  reply.status = Number(statusLine[1]);
-  reply.reason = statusLine[2] ?? "";
+  const statusLine = lineText(raw);
+  const status = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(statusLine);
+  if (status === null) throw badReply(`it starts with ${quote(statusLine.slice(0, 60))}, which is not HTTP/1.1`);
+  reply.status = Number(status[1]);
+  reply.reason = trimmed(statusLine.slice(status[0].length));
   reply.headers = [];
   if (reply.reason.includes("\0")) throw badReply("the status line holds a NUL byte");
-  if (reply.status < 100) throw badReply(`status ${statusLine[1]}`);
+  if (reply.status < 100) throw badReply(`status ${status[1]}`);
   if (reply.status === 101) throw badReply("101 switches to a protocol that was not asked for");
 
   for (;;) {
@@ -650,32 +660,49 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
     if (text === "") break;
     if (text.includes("\0")) throw badReply("a header holds a NUL byte");
     const last = reply.headers.at(-1);
-    if (/^[ \t]/.test(text) && last !== undefined) {
+    if (isBlank(text, 0) && last !== undefined) {
       // obs-fold, RFC 9112 section 5.2
-      last[1] = `${last[1]} ${text.trim()}`.trim();
+      last[1] += (last[1] === "" ? "" : " ") + trimmed(text);
       continue;
     }
-    const header = /^([^:]+?)[ \t]*:(.*)$/.exec(text);
-    if (header === null) throw badReply(`header line ${quote(text.slice(0, 60))} has no name and colon`);
-    reply.headers.push([header[1].toLowerCase(), header[2].replace(/^[ \t]+|[ \t]+$/g, "")]);
+    const colon = text.indexOf(":");
+    if (colon < 1) throw badReply(`header line ${quote(text.slice(0, 60))} has no name and colon`);
+    reply.headers.push([trimmed(text.slice(0, colon)).toLowerCase(), trimmed(text.slice(colon + 1))]);
   }
   sink.head(raw);
 }
 
-/** A line without its end, a character a byte. */
-function lineText(line: Uint8Array): string {
-  const size = line.length;
-  const end = line[size - 1] !== LF ? size : line[size - 2] === 0x0d ? size - 2 : size - 1;
-  return latin1(line.subarray(0, end));
+/** A line without its end; a CR elsewhere counts as a space (RFC 9112 section 2.2). */
+function lineText(line: string): string {
+  const end = line.endsWith("\r\n") ? -2 : line.endsWith("\n") ? -1 : line.length;
+  return line.slice(0, end).replaceAll("\r", " ");
 }
 
-/** Text of a character a byte. */
+// By hand, as a regular expression takes quadratic time for a line that is all blanks but its last character.
+function trimmed(text: string): string {
+  let from = 0, to = text.length;
+  while (isBlank(text, from)) from++;
+  while (to > from && isBlank(text, to - 1)) to--;
+  return text.slice(from, to);
+}
+
+function isBlank(text: string, at: number): boolean {
+  const code = text.charCodeAt(at);
+  return code === 0x20 || code === 0x09;
+}
+
+/** Bytes as text, a character a byte. */
 function latin1(bytes: Uint8Array): string {
   let text = "";
   for (let at = 0; at < bytes.length; at += 8192) {
     text += String.fromCharCode.apply(null, bytes.subarray(at, at + 8192) as unknown as number[]);
   }
   return text;
+}
+
+/** The bytes of a text that {@linkcode latin1} has made. */
+function bytesOf(text: string): Uint8Array {
+  return Uint8Array.from(text, (character) => character.charCodeAt(0));
 }
 
 /** The values of a header, its lines and commas taken apart. */
@@ -728,7 +755,7 @@ async function readChunks(reader: Reader, reply: Reply, sink: Sink): Promise<voi
   const early = (where: string) => endedEarly(`${where}, after ${plural(reply.bodyBytes, "byte")}`);
   const nextLine = async (what: string, limit: number) => {
     const line = await reader.line(limit, what);
-    if (line.at(-1) !== LF) throw early("before the last chunk");
+    if (!line.endsWith("\n")) throw early("before the last chunk");
     return line;
   };
   for (;;) {
@@ -947,7 +974,7 @@ async function secure(
 ): Promise<Wire> {
   try {
     if ("startTls" in wire) return await (wire as Dialed).startTls(target.host, roots, options.insecure);
-    const tls = await Deno.startTls(wire as Deno.TcpConn, { hostname: target.host, caCerts: roots });
+    const tls = await Deno.startTls(wire as Deno.TcpConn, { hostname: target.host });
     tell(tls);
     await tls.handshake();
     return tls;
@@ -1071,7 +1098,7 @@ function toStandardOutput(bytes: Uint8Array): void {
 
 function waitForStandardOutput(): void {
   if (mayBlock) return;
-  makeBlocking(1);
+  setBlocking(1, true);
   widenPipe(1, 1 << 20); // as much as anybody may ask for, pipe(7)
   mayBlock = true;
 }
@@ -1093,7 +1120,7 @@ function isSeries(options: Options): boolean {
 function sinkFor(options: Options): Sink {
   const isDropped = options.json || isSeries(options);
   return {
-    head: (line) => options.include && !isDropped ? toStandardOutput(line) : undefined,
+    head: (line) => options.include && !isDropped ? toStandardOutput(bytesOf(line)) : undefined,
     begin: ({ status, reason }) => {
       if (options.fail && status >= 400) {
         throw new Failure(Exit.httpError, printable(`the server answered ${status} ${reason}`.trim()));

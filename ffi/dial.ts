@@ -1,34 +1,40 @@
 /**
  * Connects with the mark already set, so that the SYN carries it too.
  *
- * `Deno.connect` gives no chance to set anything before its SYN is out. So the socket is made by libc: marked, connected
- * without blocking, and then handed to Deno's event loop through `node:net`, which is loaded when this module is.
+ * `Deno.connect` gives no chance to set anything before its SYN is out. So the socket is libc's from beginning to end:
+ * made, marked, connected, read and written through it. What has to wait does so in another thread.
  *
  * @module
  */
 
-import { lookup } from "node:dns/promises";
-import { isIP, Socket } from "node:net";
-import type { TLSSocket } from "node:tls";
 import {
   close,
   connect,
+  connected,
+  EAGAIN,
   ECONNREFUSED,
+  ECONNRESET,
   EINPROGRESS,
+  EPIPE,
   ETIMEDOUT,
   getOption,
   getpeername,
   getsockname,
   LibcError,
+  receivable,
+  receive,
+  send,
+  sendInThread,
+  setBlocking,
   shutdown,
   SO_ERROR,
   strerror,
   tcpSocket,
-  writable,
 } from "./libc.ts";
 import { checkTos } from "./dscp.ts";
 import { markDescriptor, MarkError } from "./mark.ts";
-import { AF_INET, AF_INET6, decode, encode, endText, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { AF_INET, AF_INET6, decode, encode, endText, familyOf, SOCKADDR_SIZE } from "./sockaddr.ts";
+import type { Secured } from "./secure.ts";
 
 /** Where to, and with which mark. */
 export interface DialOptions {
@@ -51,13 +57,19 @@ export interface DialOptions {
  * @throws {Error} there is none; the message begins as that of `Deno.connect`
  */
 export async function resolve(hostname: string, family: 4 | 6 | null = null, signal?: AbortSignal): Promise<string[]> {
-  const literal = isIP(hostname);
-  const looked = literal > 0
-    ? [{ address: hostname, family: literal }]
-    : await Promise.race([lookup(hostname, { all: true }).catch(() => []), aborted(signal)]);
+  const literal = familyOf(hostname);
+  const looked = literal !== null ? [{ address: hostname, family: literal }] : await lookedUp(hostname, signal);
   const wanted = looked.filter((entry) => family === null || entry.family === family);
   if (wanted.length === 0) throw new Error("failed to lookup address information: no such address");
   return wanted.sort((a, b) => b.family - a.family).map(({ address }) => address);
+}
+
+async function lookedUp(
+  hostname: string,
+  signal: AbortSignal | undefined,
+): Promise<{ address: string; family: number }[]> {
+  const { lookup } = await import("node:dns/promises");
+  return await Promise.race([lookup(hostname, { all: true }).catch(() => []), aborted(signal)]);
 }
 
 function aborted(signal: AbortSignal | undefined): Promise<never> {
@@ -119,15 +131,14 @@ async function dialAddress(to: Deno.NetAddr, tos: number | null, signal?: AbortS
     if (tos !== null) markDescriptor(fd, tos);
     signal?.addEventListener("abort", giveUp, { once: true });
     const result = connect(fd, encode(to));
-    if (result === EINPROGRESS) await writable(fd);
+    if (result === EINPROGRESS) await connected(fd);
     signal?.throwIfAborted();
     const failed = result === EINPROGRESS ? getOption(fd, SO_ERROR) : result;
     if (failed !== 0) throw systemError(failed);
     const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
     if (!getsockname(fd, local) || !getpeername(fd, remote)) throw new Deno.errors.ConnectionReset("Connection reset");
-    // Half open, or the end of the reply would close the descriptor while it may still be asked what it sent.
-    const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true });
-    return new Dialed(socket, decode(local), decode(remote));
+    setBlocking(fd, true);
+    return new Dialed(fd, decode(local), decode(remote));
   } catch (error) {
     close(fd);
     throw error;
@@ -145,12 +156,21 @@ function openSocket(to: Deno.NetAddr): number {
   }
 }
 
-/** An error as `Deno.connect` would throw it. */
+/** An error as Deno's own connections throw it. */
 function systemError(errno: number): Error {
   const message = `${strerror(errno)} (os error ${errno})`;
-  if (errno === ECONNREFUSED) return new Deno.errors.ConnectionRefused(message);
-  if (errno === ETIMEDOUT) return new Deno.errors.TimedOut(message);
-  return new Error(message);
+  switch (errno) {
+    case ECONNREFUSED:
+      return new Deno.errors.ConnectionRefused(message);
+    case ECONNRESET:
+      return new Deno.errors.ConnectionReset(message);
+    case EPIPE:
+      return new Deno.errors.BrokenPipe(message);
+    case ETIMEDOUT:
+      return new Deno.errors.TimedOut(message);
+    default:
+      return new Error(message);
+  }
 }
 
 /** A connection made by {@linkcode dial}; reads and writes as `Deno.Conn` does. */
@@ -159,88 +179,91 @@ export class Dialed {
   readonly localAddr: Deno.NetAddr;
   /** The other end. */
   readonly remoteAddr: Deno.NetAddr;
-  readonly #socket: Socket;
-  #rest: Uint8Array = new Uint8Array();
-  #failure: Error | null = null;
-  #ended = false;
-  #wake: () => void = () => {};
+  readonly #fd: number;
+  /** How many calls wait in other threads. */
+  #waiting = 0;
+  #isClosed = false;
+  /** Whoever has the descriptor instead of us. */
+  #heir: { close(): void } | null = null;
 
-  /** For {@linkcode dial} and {@linkcode Dialed.startTls}. */
-  constructor(socket: Socket, localAddr: Deno.NetAddr, remoteAddr: Deno.NetAddr) {
-    this.#socket = socket;
+  /** For {@linkcode dial}. @param fd a connected socket that blocks */
+  constructor(fd: number, localAddr: Deno.NetAddr, remoteAddr: Deno.NetAddr) {
+    this.#fd = fd;
     this.localAddr = localAddr;
     this.remoteAddr = remoteAddr;
-    socket.on("readable", () => this.#wake());
-    socket.on("end", () => this.#end(null));
-    socket.on("close", () => this.#end(null));
-    socket.on("error", (error: Error) => this.#end(error));
   }
 
-  #end(failure: Error | null): void {
-    this.#ended = true;
-    this.#failure ??= failure;
-    this.#wake();
-  }
-
-  /** Reads what has come into `buffer`. @returns the number of bytes, or `null` at the end */
+  /**
+   * Reads what has come into `buffer`.
+   *
+   * @returns the number of bytes, or `null` at the end
+   * @throws {Deno.errors.BadResource} it is closed, or is being closed meanwhile
+   */
   async read(buffer: Uint8Array): Promise<number | null> {
-    while (this.#rest.length === 0) {
-      const woken = new Promise<void>((resolve) => this.#wake = resolve);
-      const chunk = this.#socket.read() as Uint8Array | null;
-      if (chunk !== null) this.#rest = chunk;
-      else if (this.#failure !== null) throw denoError(this.#failure);
-      else if (this.#ended) return null;
-      else await woken;
+    if (buffer.length === 0) return 0;
+    for (;;) {
+      const size = receive(this.#open(), buffer);
+      if (size >= 0) return size === 0 ? null : size;
+      if (size !== -EAGAIN) throw systemError(-size);
+      await this.#wait(receivable(this.#fd));
     }
-    const size = Math.min(buffer.length, this.#rest.length);
-    buffer.set(this.#rest.subarray(0, size));
-    this.#rest = this.#rest.subarray(size);
-    return size;
   }
 
-  /** Writes all of `bytes`. @returns how many they are */
-  write(bytes: Uint8Array): Promise<number> {
-    return new Promise((resolve, reject) => {
-      this.#socket.write(bytes, (error) => error ? reject(denoError(error)) : resolve(bytes.length));
-    });
+  /**
+   * Writes some of `bytes`.
+   *
+   * @returns how many of them
+   * @throws {Deno.errors.BadResource} it is closed, or is being closed meanwhile
+   */
+  async write(bytes: Uint8Array): Promise<number> {
+    for (;;) {
+      const size = send(this.#open(), bytes);
+      if (size >= 0) return size;
+      if (size !== -EAGAIN) throw systemError(-size);
+      const sent = await this.#wait(sendInThread(this.#fd, bytes));
+      if (sent >= 0) return sent;
+    }
   }
 
   /** Closes it; what it waits for ends. */
   close(): void {
-    this.#socket.destroy();
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    if (this.#heir !== null) this.#heir.close();
+    else if (this.#waiting === 0) close(this.#fd);
+    // Closed under a call that waits, the number might be another socket's when that call looks at it again.
+    else shutdown(this.#fd);
+  }
+
+  #open(): number {
+    if (this.#isClosed || this.#heir !== null) throw new Deno.errors.BadResource("the connection is closed");
+    return this.#fd;
+  }
+
+  async #wait<T>(call: Promise<T>): Promise<T> {
+    this.#waiting++;
+    try {
+      return await call;
+    } finally {
+      if (--this.#waiting === 0 && this.#isClosed) close(this.#fd);
+    }
   }
 
   /**
-   * Goes on in TLS over the same descriptor, whose mark stays.
+   * Goes on in TLS over the same descriptor, whose mark stays; closing either connection closes both.
    *
    * @param hostname whom the certificate must be for; SNI where it is a name
-   * @param caCerts the roots to trust, in PEM; none for the usual ones
+   * @param caCerts the roots to trust and no others, in PEM; none for the usual ones
    * @param insecure takes any certificate
    * @throws {Deno.errors.InvalidData} the handshake failed; the message begins as that of `Deno.startTls`
    */
-  async startTls(hostname: string, caCerts: readonly string[], insecure: boolean): Promise<Dialed> {
-    const { connect } = await import("node:tls");
-    this.#socket.removeAllListeners();
-    const name = isIP(hostname) > 0 ? { host: hostname } : { host: hostname, servername: hostname };
-    const ca = caCerts.length === 0 ? {} : { ca: [...caCerts] };
-    const tls: TLSSocket = connect({ socket: this.#socket, ...name, ...ca, rejectUnauthorized: !insecure });
-    await new Promise<void>((resolve, reject) => {
-      const fail = (message: string) => reject(new Deno.errors.InvalidData(message));
-      tls.once("secureConnect", resolve);
-      tls.once("close", () => fail("the server closed the connection"));
-      tls.once("error", ({ code, message }: Error & { code?: string }) => {
-        const isCertificate = /CERT|VERIFY|ISSUER|SIGNED/.test(code ?? "");
-        fail(isCertificate ? `invalid peer certificate: ${message}` : message);
-      });
-    });
-    tls.removeAllListeners("close");
-    return new Dialed(tls, this.localAddr, this.remoteAddr);
+  async startTls(hostname: string, caCerts: readonly string[], insecure: boolean): Promise<Secured> {
+    const { adopt } = await import("./secure.ts");
+    const fd = this.#open();
+    setBlocking(fd, false);
+    const secured = adopt(fd, this, { hostname, caCerts, insecure });
+    this.#heir = secured;
+    await secured.handshake();
+    return secured;
   }
-}
-
-function denoError(error: Error & { code?: string }): Error {
-  if (error.code === "ECONNRESET") return new Deno.errors.ConnectionReset("Connection reset by peer");
-  if (error.code === "EPIPE") return new Deno.errors.BrokenPipe("Broken pipe");
-  if (error.code === "ETIMEDOUT") return new Deno.errors.TimedOut("Connection timed out");
-  return error;
 }

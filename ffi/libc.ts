@@ -30,7 +30,14 @@ export class LibcError extends Error {
 }
 
 /** Error numbers that the code tells apart, as on x86_64 and aarch64; errno(3). */
-export const ENFILE = 23, EMFILE = 24, ETIMEDOUT = 110, ECONNREFUSED = 111, EINPROGRESS = 115;
+export const EAGAIN = 11,
+  ENFILE = 23,
+  EMFILE = 24,
+  EPIPE = 32,
+  ECONNRESET = 104,
+  ETIMEDOUT = 110,
+  ECONNREFUSED = 111,
+  EINPROGRESS = 115;
 
 /** A socket option: the numbers the kernel knows it by, and its name for messages. */
 export interface SocketOption {
@@ -41,6 +48,8 @@ export interface SocketOption {
   /** The option's name in the man page. */
   readonly name: string;
 }
+
+const LIBC = "libc.so.6";
 
 const SOL_SOCKET = 1;
 
@@ -174,7 +183,16 @@ const dialing = group({
     ],
     result: "i32",
   },
-  wait: {
+  send: {
+    parameters: [
+      "i32", // int sockfd
+      "buffer", // const void *buf
+      "usize", // size_t len
+      "i32", // int flags
+    ],
+    result: "isize",
+  },
+  pollInThread: {
     name: "poll",
     nonblocking: true,
     parameters: [
@@ -183,6 +201,28 @@ const dialing = group({
       "i32", // int timeout
     ],
     result: "i32",
+  },
+  recvInThread: {
+    name: "recv",
+    nonblocking: true,
+    parameters: [
+      "i32", // int sockfd
+      "buffer", // void *buf
+      "usize", // size_t len
+      "i32", // int flags
+    ],
+    result: "isize",
+  },
+  sendInThread: {
+    name: "send",
+    nonblocking: true,
+    parameters: [
+      "i32", // int sockfd
+      "buffer", // const void *buf
+      "usize", // size_t len
+      "i32", // int flags
+    ],
+    result: "isize",
   },
 });
 
@@ -220,13 +260,44 @@ export function open<S extends Deno.ForeignLibraryInterface>(file: string, symbo
   }
 }
 
-/** Symbols that are opened together, when one of them is first asked for. */
-function group<const S extends Deno.ForeignLibraryInterface>(
-  symbols: S,
+// From so many uses of a group on, its functions are worth being compiled for.
+const MANY = 200;
+
+/**
+ * Functions that are opened together, when one of them is first asked for.
+ *
+ * Opened as functions, each of them gets machine code of its own from Deno, which takes longer than all the calls of a
+ * short run. So they are opened as mere addresses and called through these, which costs a microsecond a call, until
+ * there have been many.
+ */
+function group<const S extends Record<string, Deno.ForeignFunction>>(
+  functions: S,
 ): { (): Deno.StaticForeignLibraryInterface<S>; isOpen(): boolean } {
-  let library: Deno.DynamicLibrary<S> | undefined;
-  const opened = () => (library ??= open("libc.so.6", symbols)).symbols;
-  return Object.assign(opened, { isOpen: () => library !== undefined });
+  type Functions = Deno.StaticForeignLibraryInterface<S>;
+  let opened: Functions | undefined;
+  let uses = 0;
+  const use = () => {
+    if (++uses === MANY) opened = open(LIBC, functions).symbols;
+    return opened ??= throughAddresses(functions) as Functions;
+  };
+  return Object.assign(use, { isOpen: () => opened !== undefined });
+}
+
+/** Opens functions of libc as addresses. */
+function throughAddresses(functions: Record<string, Deno.ForeignFunction>): Record<string, unknown> {
+  const statics: Record<string, Deno.ForeignStatic> = {};
+  for (const name in functions) statics[name] = { name: functions[name].name ?? name, type: "pointer" };
+  const { symbols } = open(LIBC, statics);
+  const callable: Record<string, unknown> = {};
+  for (const name in functions) {
+    // The "value" of a symbol that is a pointer is where the symbol is.
+    const pointer = new Deno.UnsafeFnPointer(
+      symbols[name] as Deno.PointerObject<Deno.ForeignFunction>,
+      functions[name],
+    );
+    callable[name] = pointer.call.bind(pointer);
+  }
+  return callable;
 }
 
 /**
@@ -260,6 +331,8 @@ export function strerror(number: number): string {
   const text = explaining().strerror(number);
   return text === null ? "unknown error" : new Deno.UnsafePointerView(text).getCString();
 }
+
+type Buffer = Uint8Array<ArrayBuffer>;
 
 // Reused by every call: the functions below are synchronous, so no two are ever inside one.
 const length = new Uint32Array(1);
@@ -315,7 +388,6 @@ export function setOption(fd: number, option: SocketOption, value: number): void
  * @returns the number of bytes, at most `buffer.length`; `null` where there is none to be had
  */
 export function receiveError(fd: number, buffer: Uint8Array<ArrayBuffer>): number | null {
-  const MSG_ERRQUEUE = 0x2000, MSG_DONTWAIT = 0x40;
   const size = always().recv(fd, buffer, BigInt(buffer.length), MSG_ERRQUEUE | MSG_DONTWAIT);
   return size < 0 ? null : Number(size);
 }
@@ -378,11 +450,39 @@ export function connect(fd: number, address: Uint8Array<ArrayBuffer>): number {
   return -attempt(() => dialing().connect(fd, address, address.length));
 }
 
-/** Waits in another thread, with poll(2), until the socket can be written to or has failed. */
-export async function writable(fd: number): Promise<void> {
+/** Waits in another thread, with poll(2), until a connection is made or has failed. */
+export async function connected(fd: number): Promise<void> {
   const POLLOUT = 4;
   // struct pollfd { int fd; short events; short revents; }
-  await dialing().wait(new Int32Array([fd, POLLOUT]), 1n, -1);
+  await dialing().pollInThread(new Int32Array([fd, POLLOUT]), 1n, -1);
+}
+
+const MSG_PEEK = 0x2, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, MSG_ERRQUEUE = 0x2000;
+
+/** What has come on a connection, recv(2). @returns bytes, 0 at the end; or the error number negated, `EAGAIN` for none */
+export function receive(fd: number, buffer: Uint8Array): number {
+  // An error of the connection is told once: see connect.
+  explaining();
+  return attempt(() => Number(always().recv(fd, buffer as Buffer, BigInt(buffer.length), MSG_DONTWAIT)));
+}
+
+/**
+ * Waits in another thread, with recv(2), until a connection that blocks has something to read, or has ended. poll(2) would
+ * not wait while there are looped packets to be taken.
+ */
+export async function receivable(fd: number): Promise<void> {
+  await dialing().recvInThread(fd, new Uint8Array(1), 1n, MSG_PEEK);
+}
+
+/** Sends as much as there is room for, send(2). @returns bytes, or the error number negated, `EAGAIN` for no room */
+export function send(fd: number, bytes: Uint8Array): number {
+  explaining();
+  return attempt(() => Number(dialing().send(fd, bytes as Buffer, BigInt(bytes.length), MSG_DONTWAIT | MSG_NOSIGNAL)));
+}
+
+/** Sends all of it from another thread on a connection that blocks, send(2). @returns bytes, or -1 for an error */
+export async function sendInThread(fd: number, bytes: Uint8Array): Promise<number> {
+  return Number(await dialing().sendInThread(fd, bytes as Buffer, BigInt(bytes.length), MSG_NOSIGNAL));
 }
 
 /** Ends a connection, or an attempt at one, in both directions, shutdown(2); whoever waits for it wakes up. */
@@ -392,15 +492,15 @@ export function shutdown(fd: number): void {
 }
 
 /**
- * Makes writes to a descriptor wait instead of failing with `EAGAIN`, fcntl(2): `Deno.stdout.writeSync` does not tell how
- * much was written before such a failure.
+ * Makes calls on a descriptor wait, or fail with `EAGAIN` instead, fcntl(2).
  *
  * @throws {LibcError} the descriptor is not open
  */
-export function makeBlocking(fd: number): void {
+export function setBlocking(fd: number, blocks: boolean): void {
   const F_GETFL = 3, F_SETFL = 4, O_NONBLOCK = 0x800;
   const flags = check("fcntl(F_GETFL)", () => flagging().fcntl(fd, F_GETFL, 0));
-  if ((flags & O_NONBLOCK) !== 0) check("fcntl(F_SETFL)", () => flagging().fcntl(fd, F_SETFL, flags & ~O_NONBLOCK));
+  const wanted = blocks ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
+  if (wanted !== flags) check("fcntl(F_SETFL)", () => flagging().fcntl(fd, F_SETFL, wanted));
 }
 
 /** Asks for a pipe that holds `bytes`, fcntl(2): the fewer times it is full, the fewer times both its ends wait. */

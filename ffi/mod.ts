@@ -26,12 +26,13 @@ export { type Arrived, keepArrivals, takeArrived, watchArriving } from "./arrive
 export type { Dialed, DialOptions } from "./dial.ts";
 export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
 export { type Connection, DescriptorError, fdOf, type Listening } from "./fd.ts";
-export { CannotRunError, LibcError, makeBlocking, widenPipe } from "./libc.ts";
+export { CannotRunError, LibcError, setBlocking, widenPipe } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
+export type { Secured } from "./secure.ts";
 export { type SentPacket, takeSent, watchSent } from "./sent.ts";
 export { endText } from "./sockaddr.ts";
 
-// dial.ts needs node:net, which takes longer to load than a plain run takes as a whole: so it is loaded when it is used.
+// A plain run connects by Deno alone, so dial.ts is loaded when it is used.
 
 /** Connects with the mark already set, so that the SYN carries it too: `dial` of `ffi/dial.ts`. */
 export async function dial(options: DialOptions): Promise<Dialed> {

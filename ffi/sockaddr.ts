@@ -14,13 +14,21 @@ export const SOCKADDR_SIZE = 28;
 
 const MAPPED_PREFIX = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
+const IPV4 = /^(\d+)\.(\d+)\.(\d+)\.(\d+)$/;
+
+/** 4 or 6 for a literal address without brackets, `null` for a name. */
+export function familyOf(hostname: string): 4 | 6 | null {
+  if (hostname.includes(":")) return 6;
+  return IPV4.test(hostname) ? 4 : null;
+}
+
 /**
  * The 4 or 16 bytes of a literal address, in network order; a scope (`%eth0`) is ignored.
  *
  * @throws {TypeError} the text is not an IP address
  */
 export function addressBytes(text: string): Uint8Array<ArrayBuffer> {
-  const ipv4 = /^(\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(text);
+  const ipv4 = IPV4.exec(text);
   if (ipv4 !== null) return new Uint8Array([+ipv4[1], +ipv4[2], +ipv4[3], +ipv4[4]]);
   // The URL parser knows every way of writing an IPv6 address and gives the shortest, without dots.
   const canonical = URL.parse(`http://[${text.replace(/%.*/, "")}]/`)?.hostname;

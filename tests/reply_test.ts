@@ -110,6 +110,16 @@ Deno.test("headers of 200 KiB are read", async () => {
   await gets([`HTTP/1.1 200 OK\r\nX: ${"x".repeat(200_000)}\r\nContent-Length: 2\r\n\r\nok`], "ok");
 });
 
+Deno.test("heads that are made to be slow to read are read, or refused, at once", async () => {
+  const many = 250_000;
+  // Each took time that grows with the square of its size.
+  await fails(`HTTP/1.1 200 OK\r\nX${" ".repeat(many)}\r\n\r\n`, Exit.badReply, /has no name and colon/);
+  await gets([`HTTP/1.1 200${" ".repeat(many)}\rx\nContent-Length: 1\n\nx`], "x");
+  await gets([`HTTP/1.1 200 OK\r\nX:a${" ".repeat(many)}b\r\nContent-Length: 1\r\n\r\nx`], "x");
+  await gets([`HTTP/1.1 200 OK\nContent-Length: 1\nX: a\n${" b\n".repeat(many / 4)}\nx`], "x");
+  await gets([`HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n1${" ".repeat(many)}\nx\n0\n\n`], "x");
+});
+
 Deno.test("an empty reply is 52", async () => {
   await using server = replying();
   const { code, stdout, stderr } = await dscpGet([server.url]);
