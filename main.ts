@@ -876,6 +876,8 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
       sink.begin(reply);
     };
     await readReply(watchFirst(wire, exchange, elapsed), exchange.reply, { ...sink, begin });
+    // A connection that is closed when its time is over may look like one that came to its end.
+    abort.signal.throwIfAborted();
   } catch (error) {
     throw expired ?? connectionFailure(error);
   } finally {

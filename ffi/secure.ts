@@ -35,7 +35,7 @@ export class Secured {
   /** The other end. */
   readonly remoteAddr: Deno.Addr;
   readonly #socket: TLSSocket;
-  #rest: Uint8Array = new Uint8Array();
+  readonly #chunks: Uint8Array[] = [];
   #failure: Error | null = null;
   #isEnded = false;
   #wake: () => void = () => {};
@@ -45,10 +45,17 @@ export class Secured {
     this.#socket = socket;
     this.localAddr = localAddr;
     this.remoteAddr = remoteAddr;
-    socket.on("readable", () => this.#wake());
+    // It is never paused: the end of a stream that comes while it is gets lost in Deno 2.9. So what comes is kept here
+    // until it is read, which for a reader that takes each chunk at once is one chunk.
+    socket.on("data", (chunk: Uint8Array) => this.#take(chunk));
     socket.on("end", () => this.#end(null));
     socket.on("close", () => this.#end(null));
     socket.on("error", (error: Error) => this.#end(error));
+  }
+
+  #take(chunk: Uint8Array): void {
+    this.#chunks.push(chunk);
+    this.#wake();
   }
 
   #end(failure: Error | null): void {
@@ -72,17 +79,17 @@ export class Secured {
 
   /** Reads what has come into `buffer`. @returns the number of bytes, or `null` at the end */
   async read(buffer: Uint8Array): Promise<number | null> {
-    while (this.#rest.length === 0) {
+    while (this.#chunks.length === 0) {
+      if (this.#failure !== null) throw denoError(this.#failure);
+      if (this.#isEnded) return null;
       const woken = new Promise<void>((resolve) => this.#wake = resolve);
-      const chunk = this.#socket.read() as Uint8Array | null;
-      if (chunk !== null) this.#rest = chunk;
-      else if (this.#failure !== null) throw denoError(this.#failure);
-      else if (this.#isEnded) return null;
-      else await woken;
+      await woken;
     }
-    const size = Math.min(buffer.length, this.#rest.length);
-    buffer.set(this.#rest.subarray(0, size));
-    this.#rest = this.#rest.subarray(size);
+    const [chunk] = this.#chunks;
+    const size = Math.min(buffer.length, chunk.length);
+    buffer.set(chunk.subarray(0, size));
+    if (size === chunk.length) this.#chunks.shift();
+    else this.#chunks[0] = chunk.subarray(size);
     return size;
   }
 

@@ -1,64 +1,31 @@
 import assert from "node:assert/strict";
-import { Background, Capture, closedPort, dscpGet, RawServer, send, succeed, testWith } from "./support.ts";
+import { Background, Capture, Certificates, closedPort, dscpGet, RawServer, send, testWith } from "./support.ts";
 
 const NEEDS = ["openssl"];
 const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
 
 /** openssl's server with a certificate for localhost of a root of our own; gone when disposed of. */
 class Secure implements AsyncDisposable {
-  private constructor(readonly folder: string, readonly port: number, readonly process: Background) {}
+  private constructor(readonly certificates: Certificates, readonly port: number, readonly process: Background) {}
 
   static async start(): Promise<Secure> {
-    const folder = await Deno.makeTempDir({ prefix: "dscp-get-" });
-    const openssl = (...words: string[]) => succeed("openssl", ...words);
-    const key = ["-newkey", "rsa:2048", "-nodes"];
-    await openssl(
-      "req",
-      "-x509",
-      ...key,
-      "-keyout",
-      `${folder}/ca.key`,
-      "-out",
-      `${folder}/ca.pem`,
-      "-subj",
-      "/CN=Test root",
-    );
-    await openssl("req", ...key, "-keyout", `${folder}/key`, "-out", `${folder}/csr`, "-subj", "/CN=localhost");
-    await Deno.writeTextFile(`${folder}/ext`, "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
-    const ca = ["-CA", `${folder}/ca.pem`, "-CAkey", `${folder}/ca.key`, "-CAcreateserial"];
-    await openssl("x509", "-req", "-in", `${folder}/csr`, ...ca, "-extfile", `${folder}/ext`, "-out", `${folder}/pem`);
+    const certificates = await Certificates.create();
     const port = closedPort();
-    const serve = [
-      "s_server",
-      "-accept",
-      `127.0.0.1:${port}`,
-      "-cert",
-      `${folder}/pem`,
-      "-key",
-      `${folder}/key`,
-      "-www",
-    ];
-    const process = new Background([
-      "openssl",
-      ...serve,
-      "-servername",
-      "localhost",
-      "-cert2",
-      `${folder}/pem`,
-      "-key2",
-      `${folder}/key`,
-    ]);
+    const { key, certificate } = certificates;
+    const words = ["openssl", "s_server", "-accept", `127.0.0.1:${port}`, "-cert", certificate, "-key", key, "-www"];
+    // With a second certificate it looks at the name that the client asks for (SNI).
+    const process = new Background([...words, "-servername", "localhost", "-cert2", certificate, "-key2", key]);
     await process.until((said) => said.includes("ACCEPT"));
-    return new Secure(folder, port, process);
+    return new Secure(certificates, port, process);
   }
 
   get root(): string {
-    return `${this.folder}/ca.pem`;
+    return this.certificates.root;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.process.stop();
-    await Deno.remove(this.folder, { recursive: true });
+    await this.certificates[Symbol.asyncDispose]();
   }
 }
 

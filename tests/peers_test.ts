@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { get } from "../main.ts";
 import {
   Background,
+  Certificates,
   closedPort,
   command,
   dscpGet,
@@ -30,15 +31,29 @@ class Folder implements AsyncDisposable {
   }
 }
 
-async function sameAsCurl(url: string): Promise<void> {
+/** The same status, headers and body, byte for byte, as curl gets; `path` marks the handshake, or not. */
+async function sameAsCurl(url: string, flags: readonly string[] = [], more: readonly string[] = []): Promise<void> {
+  const allowed = { flags: ["--allow-net", "--allow-ffi", ...flags] };
   for (const path of ["", "every", "empty", "missing"]) {
-    const ours = await dscpGet(["--json", url + path]);
+    const write = "%{stderr}%{http_code} %{header_json}";
+    const curl = await execute(["curl", "-s", "-H", "Connection: close", "--write-out", write, ...more, url + path]);
+    const [, status, headers] = /^(\d+) ([^]*)$/.exec(curl.stderr)!;
+    const ours = await dscpGet(["--json", ...more, url + path], allowed);
     assert.equal(ours.code, 0, ours.stderr);
     const { reply, left } = JSON.parse(ours.stdout);
-    const curl = await execute(["curl", "--silent", "--write-out", "%{stderr}%{http_code}", url + path]);
-    assert.deepEqual((await dscpGet(["-s", url + path])).bytes, curl.bytes, path);
-    assert.deepEqual([String(reply.status), reply.bodyBytes, left.proved], [curl.stderr, curl.bytes.length, true]);
+    assert.deepEqual([String(reply.status), reply.bodyBytes, left.proved], [status, curl.bytes.length, true]);
+    assert.deepEqual(grouped(reply.headers), Object.entries(JSON.parse(headers)).filter(([name]) => name !== "date"));
+    for (const how of [[], ["--mark-syn"]]) {
+      assert.deepEqual((await dscpGet(["-s", ...how, ...more, url + path], allowed)).bytes, curl.bytes, path);
+    }
   }
+}
+
+/** Headers in the form of curl's `header_json`, without the clock's. */
+function grouped(headers: [string, string][]): [string, string[]][] {
+  const byName = Map.groupBy(headers, ([name]) => name);
+  byName.delete("date");
+  return [...byName].map(([name, all]) => [name, all.map(([, value]) => value)]);
 }
 
 testWith(["python3", "curl"], "Python's http.server gives us what it gives curl", async () => {
@@ -68,6 +83,45 @@ testWith(["nginx", "curl"], "nginx gives us what it gives curl: from files, in c
   const { reply } = JSON.parse((await dscpGet(["--json", `http://127.0.0.1:${proxy}/every`])).stdout);
   assert.ok(reply.headers.some(([name, value]: string[]) => name === "transfer-encoding" && value === "chunked"));
   await sameAsCurl(`http://127.0.0.1:${proxy}/`);
+});
+
+testWith(["nginx", "openssl", "curl"], "nginx gives us over https what it gives curl", async () => {
+  await using folder = await Folder.create();
+  await using certificates = await Certificates.create();
+  const port = closedPort();
+  const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((kind) =>
+    `${kind}_temp_path ${folder.path}/${kind};`
+  );
+  await Deno.writeTextFile(
+    `${folder.path}/nginx.conf`,
+    `daemon off; pid ${folder.path}/pid; error_log stderr notice; worker_processes 1; events {}
+    http {
+      access_log off; ${temporary.join(" ")}
+      ssl_certificate ${certificates.certificate}; ssl_certificate_key ${certificates.key};
+      server { listen 127.0.0.1:${port} ssl; root ${folder.path}; }
+    }`,
+  );
+  await using server = new Background(["nginx", "-c", `${folder.path}/nginx.conf`, "-e", "stderr"]);
+  await server.until((said) => said.includes("start worker process"));
+  await sameAsCurl(`https://localhost:${port}/`, ["--allow-read"], ["--cacert", certificates.root]);
+  await sameAsCurl(`https://127.0.0.1:${port}/`, [], ["-k"]);
+});
+
+testWith(["openssl", "curl"], "openssl's s_server gives us what it gives curl", async () => {
+  await using folder = await Folder.create();
+  await using certificates = await Certificates.create();
+  const port = closedPort();
+  const { certificate, key } = certificates;
+  const words = ["openssl", "s_server", "-accept", `127.0.0.1:${port}`, "-cert", certificate, "-key", key, "-WWW"];
+  await using server = new Background(words, {}, folder.path);
+  await server.until((said) => said.includes("ACCEPT"));
+  const curl = await execute(["curl", "-s", "-k", `https://127.0.0.1:${port}/every`]);
+  assert.equal(curl.bytes.length, 300_000);
+  for (const how of [[], ["--mark-syn"]]) {
+    const { code, bytes, stderr } = await dscpGet(["-s", "-k", ...how, `https://127.0.0.1:${port}/every`]);
+    assert.equal(code, 0, stderr);
+    assert.deepEqual(bytes, curl.bytes);
+  }
 });
 
 testWith(["node", "curl"], "Node's http gives us what it gives curl, keep-alive or not", async () => {

@@ -103,10 +103,11 @@ export class Background implements AsyncDisposable {
   #changed = Promise.withResolvers<void>();
   #reading: Promise<unknown>;
 
-  constructor(words: readonly string[], env: Record<string, string> = {}) {
+  constructor(words: readonly string[], env: Record<string, string> = {}, cwd?: string) {
     this.child = new Deno.Command(words[0], {
       args: words.slice(1),
       env,
+      cwd,
       stdin: "null",
       stdout: "piped",
       stderr: "piped",
@@ -302,6 +303,44 @@ export class FarEnd implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.process[Symbol.asyncDispose]();
+  }
+}
+
+/** A root of our own and a certificate for localhost and 127.0.0.1 by it, in a folder that is gone when disposed of. */
+export class Certificates implements AsyncDisposable {
+  private constructor(readonly folder: string) {}
+
+  static async create(): Promise<Certificates> {
+    const made = new Certificates(await Deno.makeTempDir({ prefix: "dscp-get-" }));
+    const { folder, root, key, certificate } = made;
+    await Deno.chmod(folder, 0o755);
+    const openssl = (...words: string[]) => succeed("openssl", ...words);
+    const request = ["req", "-newkey", "rsa:2048", "-nodes"];
+    await openssl(...request, "-x509", "-keyout", `${folder}/root.key`, "-out", root, "-subj", "/CN=Test root");
+    await openssl(...request, "-keyout", key, "-out", `${folder}/csr`, "-subj", "/CN=localhost");
+    await Deno.writeTextFile(`${folder}/ext`, "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
+    const by = ["-CA", root, "-CAkey", `${folder}/root.key`, "-CAcreateserial", "-extfile", `${folder}/ext`];
+    await openssl("x509", "-req", "-in", `${folder}/csr`, ...by, "-out", certificate);
+    return made;
+  }
+
+  /** The root's certificate, for `--cacert`. */
+  get root(): string {
+    return `${this.folder}/root.pem`;
+  }
+
+  /** The server's key. */
+  get key(): string {
+    return `${this.folder}/key`;
+  }
+
+  /** The server's certificate. */
+  get certificate(): string {
+    return `${this.folder}/pem`;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Deno.remove(this.folder, { recursive: true });
   }
 }
 
