@@ -469,9 +469,10 @@ function connectFailure(error: unknown, target: Target, { family }: Options): un
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
 }
 
-/** An operating system error without the number that Deno adds. */
+/** An operating system or TLS error without the number, or the link, that is added to it. */
 function reason(error: Error): string {
-  return printable(error.message.replace(/ \(os error \d+\)$/, "").replace(/^[A-Z]/, (c) => c.toLowerCase()));
+  const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$/, "");
+  return printable(bare.replace(/^[A-Z](?![A-Z])/, (c) => c.toLowerCase()));
 }
 
 // ─── Request ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1369,7 +1370,9 @@ function verdict(rows: readonly Row[]): string {
   if (plain === undefined || others.length === 0) return "";
   const nameOf = ({ mark }: Row) => mark.name ?? `DSCP ${mark.dscp}`;
   if (rows.some(({ total }) => total.length < FEWEST)) {
-    return `Against ${nameOf(plain)}: too few replies to tell, ${FEWEST} with each mark are the least.\n`;
+    return `Against ${
+      nameOf(plain)
+    }, in median total time: no difference seen, with fewer than ${FEWEST} replies none can be.\n`;
   }
   const real = others.flatMap((row) => {
     const p = mannWhitney(row.total, plain.total);

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { type Connection, DescriptorError, fdOf, getTos, setTos } from "../ffi/mod.ts";
+import { type Connection, DescriptorError, fdOf, getTos, keepArrivals, setTos, takeArrived } from "../ffi/mod.ts";
 
 /** A pair of connected sockets in this process. */
 class Pair implements Disposable {
@@ -133,6 +133,49 @@ Deno.test("among hundreds of connections, opened and closed in any order, each m
   }
   open.forEach((pair) => pair[Symbol.dispose]());
   assert.equal(openDescriptors(), before);
+});
+
+Deno.test("while other tasks open and close connections, each mark lands on its own, as the server sees it", async () => {
+  using listener = Deno.listen({ hostname: "::1", port: 0 });
+  keepArrivals(listener);
+  const seen = new Map<number, number | null>(), marks = new Map<number, number>();
+  const serving: Promise<void>[] = [];
+  const serve = async (conn: Deno.TcpConn) => {
+    using _ = conn;
+    const byte = new Uint8Array(1);
+    // On IPv6 the kernel tells the byte of the latest packet, which brought this.
+    await conn.read(byte);
+    seen.set(portOf(conn.remoteAddr), takeArrived(conn).data);
+    await conn.write(byte);
+    await conn.read(byte);
+  };
+  const accepting = (async () => {
+    for await (const conn of listener) serving.push(serve(conn));
+  })();
+  let seed = 11;
+  const random = (below: number) => (seed = (seed * 1103515245 + 12345) % 2 ** 31) % below;
+  const pause = async () => {
+    for (let turns = random(4); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
+  };
+  const task = async () => {
+    for (let round = 0; round < 10; round++) {
+      using conn = await Deno.connect({ hostname: "::1", port: listener.addr.port });
+      await pause();
+      const tos = random(3) === 0 ? 0 : random(64) << 2;
+      if (tos !== 0) setTos(conn, tos);
+      marks.set(portOf(conn.localAddr), tos);
+      await pause();
+      await conn.write(new Uint8Array(1));
+      await conn.read(new Uint8Array(1));
+      await pause();
+    }
+  };
+  await Promise.all(Array.from({ length: 20 }, task));
+  listener.close();
+  await accepting;
+  await Promise.all(serving);
+  assert.equal(marks.size, 200);
+  assert.deepEqual(new Map([...seen].sort()), new Map([...marks].sort()));
 });
 
 Deno.test("a descriptor that was closed and given to another connection is noticed", async () => {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { dial } from "../ffi/mod.ts";
+import { DescriptorError, dial, fdOf } from "../ffi/mod.ts";
 import { get } from "../main.ts";
 import {
   Capture,
@@ -12,6 +12,7 @@ import {
   readRequest,
   replying,
   replyingOn,
+  reset,
   testWith,
 } from "./support.ts";
 
@@ -112,6 +113,60 @@ Deno.test("a body passes byte for byte with --mark-syn too", async () => {
   assert.deepEqual((await dscpGet(["-s", "--mark-syn", server.url])).bytes, every);
 });
 
+Deno.test("what waits on a dialed connection ends when it is closed, and its descriptor is not another's by then", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const conn = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
+  using other = await listener.accept();
+  const reading = conn.read(new Uint8Array(1));
+  const writing = conn.write(new Uint8Array(64 << 20)).then((size) => conn.write(new Uint8Array(64 << 20 - size)));
+  const ended = Promise.allSettled([reading, writing]);
+  await new Promise((resolve) => setImmediate(resolve));
+  conn.close();
+  conn.close();
+  for (const { status, reason } of await ended as PromiseRejectedResult[]) {
+    assert.equal(status, "rejected");
+    assert.ok(reason instanceof Deno.errors.BadResource || reason instanceof Deno.errors.BrokenPipe, String(reason));
+  }
+  await assert.rejects(conn.read(new Uint8Array(1)), Deno.errors.BadResource);
+  await assert.rejects(conn.write(new Uint8Array(1)), Deno.errors.BadResource);
+  assert.throws(() => fdOf(conn), DescriptorError);
+  assert.ok(other.remoteAddr);
+});
+
+Deno.test("a dialed connection writes more than fits a buffer, reads to the end, and tells of a reset", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const bytes = Uint8Array.from({ length: 8_000_000 }, (_, at) => at * 31 >> 2);
+  const echo = (async () => {
+    using conn = await listener.accept();
+    await conn.readable.pipeTo(conn.writable, { preventClose: true }).catch(() => {});
+  })();
+  const conn = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
+  const write = async () => {
+    for (let sent = 0; sent < bytes.length;) sent += await conn.write(bytes.subarray(sent));
+  };
+  const read = async () => {
+    const got = new Uint8Array(bytes.length);
+    for (let size = 0; size < got.length;) size += await conn.read(got.subarray(size)) ?? NaN;
+    return got;
+  };
+  const [, got] = await Promise.all([write(), read()]);
+  assert.deepEqual(got, bytes);
+  assert.equal(await conn.read(new Uint8Array(0)), 0);
+  conn.close();
+  await echo;
+
+  const [broken, server] = await Promise.all([
+    dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 }),
+    listener.accept(),
+  ]);
+  reset(server);
+  server.close();
+  await assert.rejects(broken.read(new Uint8Array(1)), Deno.errors.ConnectionReset);
+  assert.equal(await broken.read(new Uint8Array(1)), null);
+  await assert.rejects(broken.write(new Uint8Array(1)), Deno.errors.BrokenPipe);
+  broken.close();
+});
+
 Deno.test("dialing leaves as many descriptors open as before, also when it fails or is given up", async () => {
   const count = () => [...Deno.readDirSync("/proc/self/fd")].length;
   await using server = replying(REPLY);
@@ -127,8 +182,8 @@ Deno.test("dialing leaves as many descriptors open as before, also when it fails
     dial({ hostname: "127.0.0.1", port: server.port, tos: 0xb8, signal: AbortSignal.abort(new Error("no")) }),
     /no/,
   );
-  // Node's sockets close on the next turns of the event loop.
-  for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setImmediate(resolve));
+  // The server's ends, in this same process, close some turns of the event loop later.
+  for (let turn = 0; count() > before && turn < 1000; turn++) await new Promise((resolve) => setImmediate(resolve));
   assert.ok(count() <= before, `${count()} instead of ${before}`);
 });
 
