@@ -201,11 +201,14 @@ export class Dialed {
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     if (buffer.length === 0) return 0;
-    for (;;) {
+    for (let hasFailed = false;;) {
       const size = receive(this.#open(), buffer);
-      if (size >= 0) return size === 0 ? null : size;
+      if (size > 0) return size;
+      // After an error that was told elsewhere the connection seems to have ended well.
+      if (size === 0 && hasFailed) throw systemError(ECONNRESET);
+      if (size === 0) return null;
       if (size !== -EAGAIN) throw systemError(-size);
-      await this.#wait(receivable(this.#fd));
+      hasFailed = !await this.#wait(receivable(this.#fd));
     }
   }
 

@@ -469,9 +469,11 @@ export function receive(fd: number, buffer: Uint8Array): number {
 /**
  * Waits in another thread, with recv(2), until a connection that blocks has something to read, or has ended. poll(2) would
  * not wait while there are looped packets to be taken.
+ *
+ * @returns false where the call failed: the connection's error went to that thread and is not told again
  */
-export async function receivable(fd: number): Promise<void> {
-  await dialing().recvInThread(fd, new Uint8Array(1), 1n, MSG_PEEK);
+export async function receivable(fd: number): Promise<boolean> {
+  return await dialing().recvInThread(fd, new Uint8Array(1), 1n, MSG_PEEK) >= 0;
 }
 
 /** Sends as much as there is room for, send(2). @returns bytes, or the error number negated, `EAGAIN` for no room */

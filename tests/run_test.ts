@@ -200,10 +200,25 @@ Deno.test("a missing permission is 103 and names the flag", async () => {
 });
 
 testWith(["script"], "on a terminal a missing permission fails as well, instead of asking", async () => {
-  const words = command(["http://127.0.0.1:1/"], { flags: ["--allow-net"] }).filter((word) => word !== "--no-prompt");
-  const { code, stdout } = await execute(["script", "--quiet", "--return", "--command", words.join(" "), "/dev/null"]);
-  assert.equal(code, Exit.cannotRun);
-  assert.match(stdout, /no permission to call libc[^]*hint: run with --allow-ffi/);
+  for (
+    const [flags, args, error] of [
+      [["--allow-net"], ["http://127.0.0.1:1/"], /no permission to call libc[^]*hint: run with --allow-ffi/],
+      [["--allow-ffi"], ["http://127.0.0.1:1/"], /no permission to use 127\.0\.0\.1:1[^]*hint: run with --allow-net/],
+      [["--allow-ffi"], ["--mark-syn"], /no permission to use 127\.0\.0\.1:8086[^]*hint: run with --allow-net/],
+      [["--allow-ffi"], ["--serve", "0"], /no permission to use 127\.0\.0\.1:0[^]*hint: run with --allow-net/],
+      [
+        ["--allow-net", "--allow-ffi"],
+        ["--cacert", "/etc/hostname", "https://127.0.0.1:1/"],
+        /no permission to read '\/etc\/hostname'[^]*hint: run with --allow-read/,
+      ],
+    ] as const
+  ) {
+    const words = command(args, { flags }).filter((word) => word !== "--no-prompt").join(" ");
+    const { code, stdout } = await execute(["script", "--quiet", "--return", "--command", words, "/dev/null"]);
+    assert.equal(code, Exit.cannotRun, stdout);
+    assert.match(stdout, error);
+    assert.equal(stdout.match(/dscp-get: /g)!.length, 1);
+  }
 });
 
 testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
