@@ -7,7 +7,8 @@
 import { Socket } from "node:net";
 import { connect, type TLSSocket } from "node:tls";
 import type { Connection } from "./fd.ts";
-import { familyOf } from "./sockaddr.ts";
+import { getpeername } from "./libc.ts";
+import { familyOf, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** Whom to trust as the other end of a TLS connection. */
 export interface Trust {
@@ -25,7 +26,7 @@ export function adopt(fd: number, ends: Connection, { hostname, caCerts, insecur
   const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true });
   const name = familyOf(hostname) !== null ? { host: hostname } : { host: hostname, servername: hostname };
   const ca = caCerts.length === 0 ? {} : { ca: [...caCerts] };
-  return new Secured(connect({ socket, ...name, ...ca, rejectUnauthorized: !insecure }), ends);
+  return new Secured(connect({ socket, ...name, ...ca, rejectUnauthorized: !insecure }), fd, ends);
 }
 
 /** A TLS connection over a descriptor of libc; reads and writes as `Deno.TlsConn` does. */
@@ -35,14 +36,17 @@ export class Secured {
   /** The other end. */
   readonly remoteAddr: Deno.Addr;
   readonly #socket: TLSSocket;
+  readonly #fd: number;
   readonly #chunks: Uint8Array[] = [];
   #failure: Error | null = null;
   #isEnded = false;
+  #isClosed = false;
   #wake: () => void = () => {};
 
   /** For {@linkcode adopt}. */
-  constructor(socket: TLSSocket, { localAddr, remoteAddr }: Connection) {
+  constructor(socket: TLSSocket, fd: number, { localAddr, remoteAddr }: Connection) {
     this.#socket = socket;
+    this.#fd = fd;
     this.localAddr = localAddr;
     this.remoteAddr = remoteAddr;
     // It is never paused: the end of a stream that comes while it is gets lost in Deno 2.9. So what comes is kept here
@@ -77,10 +81,17 @@ export class Secured {
     });
   }
 
-  /** Reads what has come into `buffer`. @returns the number of bytes, or `null` at the end */
+  /**
+   * Reads what has come into `buffer`.
+   *
+   * @returns the number of bytes, or `null` at the end; an end without TLS's own goodbye is not told from one with it
+   * @throws {Deno.errors.BadResource} it is closed, or is being closed meanwhile
+   */
   async read(buffer: Uint8Array): Promise<number | null> {
     while (this.#chunks.length === 0) {
+      if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       if (this.#failure !== null) throw denoError(this.#failure);
+      if (this.#isEnded && this.#isReset()) throw new Deno.errors.ConnectionReset("Connection reset by peer");
       if (this.#isEnded) return null;
       const woken = new Promise<void>((resolve) => this.#wake = resolve);
       await woken;
@@ -93,6 +104,11 @@ export class Secured {
     return size;
   }
 
+  // Deno 2.9's node:tls tells a reset as an end, but a socket that was reset has no peer any more.
+  #isReset(): boolean {
+    return !getpeername(this.#fd, new Uint8Array(SOCKADDR_SIZE));
+  }
+
   /** Writes all of `bytes`. @returns how many they are */
   write(bytes: Uint8Array): Promise<number> {
     return new Promise((resolve, reject) => {
@@ -102,7 +118,9 @@ export class Secured {
 
   /** Closes it; what it waits for ends. */
   close(): void {
+    this.#isClosed = true;
     this.#socket.destroy();
+    this.#wake();
   }
 }
 

@@ -78,6 +78,20 @@ testWith(NEEDS, "without --mark-syn IPv4 shows the unmarked handshake only, IPv6
   assert.deepEqual([cleared.code, cleared.json.arrived.data], [102, 0]);
 });
 
+Deno.test("the report says what the far end tells, and what that is worth", async () => {
+  await using server = await FarEnd.start("[::]:0");
+  const line = async (...args: string[]) => /^arrived +(.*)$/m.exec((await dscpGet(args)).stderr)![1];
+  const ipv4 = `http://127.0.0.1:${server.port}/`, ipv6 = `http://[::1]:${server.port}/`;
+  assert.equal(
+    await line(ipv4),
+    "SYN 0x00, ACK 0x00, told by the server: only the unmarked handshake (--mark-syn would tell more)",
+  );
+  assert.equal(await line("--mark-syn", ipv4), "SYN 0xB8, ACK 0xB8, told by the server: the mark survived the path");
+  assert.equal(await line(ipv6), "SYN 0x00, data 0xB8, told by the server: the mark survived the path");
+  await using liar = replying("HTTP/1.1 200 OK\r\nArrived-ToS: 0x20\r\nContent-Length: 0\r\n\r\n");
+  assert.equal(await line("--mark-syn", liar.url), "SYN 0x20, told by the server: NOT the mark that was sent");
+});
+
 Deno.test("a server that sends Arrived-ToS alone is believed as far as it goes, and nonsense is not", async () => {
   const reply = (headers: string) => `HTTP/1.1 200 OK\r\n${headers}Content-Length: 0\r\n\r\n`;
   for (

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { Background, Capture, Certificates, closedPort, dscpGet, RawServer, send, testWith } from "./support.ts";
+import { dial, getTos } from "../ffi/mod.ts";
+import { Background, Capture, Certificates, closedPort, dscpGet, RawServer, reset, send, testWith } from "./support.ts";
 
 const NEEDS = ["openssl"];
 const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
@@ -95,6 +96,43 @@ for (const path of [[], ["--mark-syn"]]) {
     listener.close();
   });
 }
+
+testWith(
+  NEEDS,
+  "https: a connection of a dialed socket is read in pieces of any size, and tells of a reset",
+  async () => {
+    await using certificates = await Certificates.create();
+    const [cert, key, ca] = await Promise.all(
+      [certificates.certificate, certificates.key, certificates.root].map((file) => Deno.readTextFile(file)),
+    );
+    const listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
+    const { port } = listener.addr;
+    const open = async () => {
+      const dialed = await dial({ hostname: "127.0.0.1", port, tos: 0xb8 });
+      const [secured, other] = await Promise.all([
+        dialed.startTls("localhost", [ca], false),
+        listener.accept().then(async (conn) => (await conn.handshake(), conn)),
+      ]);
+      return { secured, other };
+    };
+    const { secured, other } = await open();
+    assert.equal(getTos(secured), 0xb8);
+    await send(other, "hello");
+    const bytes = new Uint8Array(2);
+    const pieces: string[] = [];
+    for (let left = 5; left > 0;) {
+      const size = (await secured.read(bytes))!;
+      pieces.push(new TextDecoder().decode(bytes.subarray(0, size)));
+      left -= size;
+    }
+    assert.deepEqual(pieces, ["he", "ll", "o"]);
+    reset(other);
+    await assert.rejects(secured.read(bytes), Deno.errors.ConnectionReset);
+    secured.close();
+    other.close();
+    listener.close();
+  },
+);
 
 testWith(NEEDS, "--cacert says clearly what is wrong: permission 103, file 77", async () => {
   const url = "https://127.0.0.1:1/";

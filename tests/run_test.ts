@@ -123,6 +123,22 @@ testWith(["root", "ip", "nft"], "--connect-timeout bounds the connecting: 28", a
   }
 });
 
+Deno.test("0 is no limit to the time", async () => {
+  await using server = replying(OK);
+  assert.equal((await dscpGet(["-s", "-m", "0", "--connect-timeout", "0", server.url])).stdout, "ok");
+});
+
+testWith(["root", "ip", "nft", "sysctl"], "a connect that the kernel gives up is 28 as well", async () => {
+  await using namespace = await Namespace.create();
+  await namespace.run("sysctl", "-q", "-w", "net.ipv4.tcp_syn_retries=1");
+  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+  await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+  const run = (...how: string[]) => dscpGet([...how, "--connect-timeout", "0", "http://127.0.0.1:8099/"], namespace);
+  for (const { code, stderr } of await Promise.all([run(), run("--mark-syn")])) {
+    assert.deepEqual([code, stderr], [28, "dscp-get: no answer from 127.0.0.1:8099\n"]);
+  }
+});
+
 Deno.test("a server that drips is read to its end within the time, and given up after it", async () => {
   await using server = new RawServer(async (conn) => {
     await readRequest(conn);

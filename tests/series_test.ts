@@ -91,6 +91,22 @@ Deno.test("ten thousand requests in one process leave descriptors and memory as 
   assert.ok(late.memory - early.memory < 32, `${late.memory - early.memory} MiB more`);
 });
 
+Deno.test("a difference that is real is told in one sentence, with its ratio and the test's p-value", async () => {
+  let served = 0;
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    // The marks take turns, and every second request is one with the second mark.
+    if (++served % 3 === 2) await new Promise((resolve) => setTimeout(resolve, 20));
+    await send(conn, OK);
+  });
+  const { code, stderr } = await dscpGet(["-d", "DF,EF,46", "-n", "12", server.url]);
+  assert.equal(code, 0);
+  assert.match(
+    stderr,
+    /^Against DF, in median total time: EF is [\d.]+ times slower \(p = 0\.000\d+\), no difference seen for 1 other\.$/m,
+  );
+});
+
 Deno.test("-m bounds each request", async () => {
   let served = 0;
   await using server = new RawServer(async (conn) => {

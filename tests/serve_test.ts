@@ -162,6 +162,27 @@ testWith(
   },
 );
 
+Deno.test("beyond 1,024 connections at once the rest wait, and are answered when there is room", async () => {
+  await using server = await FarEnd.start();
+  const connect = () => Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  const descriptors = () => [...Deno.readDirSync(`/proc/${server.process.child.pid}/fd`)].length;
+  const before = descriptors();
+  const idle: Deno.TcpConn[] = [];
+  for (let at = 0; at < 1024; at++) idle.push(await connect());
+  while (descriptors() < before + 1024) await new Promise((resolve) => setImmediate(resolve));
+  let hasRoom = false;
+  const answers = Array.from({ length: 3 }, async () => {
+    assert.match(await exchange(server.port, "GET / HTTP/1.1\r\n\r\n"), /^HTTP\/1\.1 200/);
+    return hasRoom;
+  });
+  // All that the server would need to answer them happens meanwhile, a thousand times over.
+  for (let turn = 0; turn < 1000; turn++) await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(descriptors(), before + 1024);
+  hasRoom = true;
+  for (const conn of idle) conn.close();
+  assert.deepEqual(await Promise.all(answers), [true, true, true]);
+});
+
 testWith(["curl"], "curl gets the answer, and a header of 64 KiB does not end the server", async () => {
   await using server = await FarEnd.start();
   const { stdout } = await execute(["curl", "--silent", "--dump-header", "-", server.url]);
