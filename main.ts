@@ -221,18 +221,7 @@ type OptionName = keyof typeof OPTIONS;
 /** Reads the command line. @throws {Failure} bad usage, exit 2 */
 export async function parseArguments(args: readonly string[]): Promise<Options> {
   if (args.length === 0) return DEFAULTS;
-  // A URL alone needs no parser: loading one costs a third of such a run.
-  if (args.length === 1 && !args[0].startsWith("-")) return { ...DEFAULTS, url: args[0] };
-
-  const { parseArgs } = await import("node:util");
-  // Not strict: its errors are in the words of a programmer, and it takes "-1" for an option rather than a bad value.
-  const { tokens } = parseArgs({
-    args: [...args],
-    options: OPTIONS,
-    strict: false,
-    allowPositionals: true,
-    tokens: true,
-  });
+  const tokens = switchesOf(args) ?? await tokensOf(args);
   const options: { -readonly [K in keyof Options]: Options[K] } = { ...DEFAULTS };
   const urls: string[] = [], headers: [string, string | null][] = [];
   let markedBy: OptionName | null = null;
@@ -294,6 +283,32 @@ export async function parseArguments(args: readonly string[]): Promise<Options> 
   if (options.serve !== null && urls.length > 0) throw usage("--serve takes no URL: it is the far end");
   if (urls.length > 1) throw usage(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   return { ...options, headers, url: urls[0] ?? null };
+}
+
+/** What `parseArgs` makes of an argument, as far as it is used here. */
+type Token =
+  | { readonly kind: "positional"; readonly value: string }
+  | { readonly kind: "option"; readonly name: string; readonly rawName: string; readonly value?: string }
+  | { readonly kind: "option-terminator" };
+
+async function tokensOf(args: readonly string[]): Promise<readonly Token[]> {
+  const { parseArgs } = await import("node:util");
+  // Not strict: its errors are in the words of a programmer, and it takes "-1" for an option rather than a bad value.
+  const how = { options: OPTIONS, strict: false, allowPositionals: true, tokens: true } as const;
+  return parseArgs({ args: [...args], ...how }).tokens;
+}
+
+/** The same for long switches and URLs, which need no parser; else `null`. Loading it costs a third of such a run. */
+function switchesOf(args: readonly string[]): Token[] | null {
+  const tokens: Token[] = [];
+  for (const arg of args) {
+    const name = arg.slice(2);
+    if (!arg.startsWith("-")) tokens.push({ kind: "positional", value: arg });
+    else if (!Object.hasOwn(OPTIONS, name) || OPTIONS[name as OptionName].type !== "boolean") return null;
+    else if (arg.startsWith("--")) tokens.push({ kind: "option", name, rawName: arg });
+    else return null;
+  }
+  return tokens;
 }
 
 function usage(message: string): Failure {

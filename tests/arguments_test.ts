@@ -168,3 +168,27 @@ Deno.test("the request has Host, User-Agent, Accept and Connection, and -H chang
   assert.ok(/^host: example\.org\r$/m.test(sent) && !/^Host/m.test(sent) && !/^Accept/m.test(sent), sent);
   assert.ok(sent.includes("\r\nX-Empty: \r\n") && sent.includes("\r\nA: 1\r\nA: 2\r\n"), sent);
 });
+
+Deno.test("switches and URLs alone mean the same as among options with values", async () => {
+  const words = [
+    "--json",
+    "--mark-syn",
+    "--silent",
+    "--include",
+    "--fail",
+    "--ipv4",
+    "--ipv6",
+    "--insecure",
+    "http://h/",
+  ];
+  for (let bits = 1; bits < 1 << words.length; bits++) {
+    const args = words.filter((_, at) => bits >> at & 1);
+    assert.deepEqual(await parseArguments(args), await parseArguments([...args, "-m", "30"]), args.join(" "));
+  }
+  for (
+    const args of [["--json="], ["--json=1"], ["-json"], ["--JSON"], ["--"], ["-"], ["--__proto__"], ["--toString"]]
+  ) {
+    const outcome = (args: string[]) => parseArguments(args).then((options) => options, ({ message }) => message);
+    assert.deepEqual(await outcome(args), await outcome(["-m", "30", ...args]), args.join(" "));
+  }
+});

@@ -4,18 +4,17 @@
  * ```sh
  * deno task bench                 # everything, some minutes
  * deno task bench --runs 10       # fewer runs
- * deno task bench --only process  # one of process, mark, proof, body, series
+ * deno task bench --only process  # one of process, mark, proof, body, series, calm
  * deno task bench --json          # for machines
  * ```
  *
  * Needs nobody on port 8086. nginx serves if it is there, else Python. Rivals that are not there are named; `NODE` and
- * `CURL` in the environment name other ones than those in the path.
+ * `CURL` in the environment name other ones than those in the path. Where a figure has a limit it stands beside it.
  *
  * @module
  */
 
 import { parseArgs } from "node:util";
-import { setTos, takeSent, watchSent } from "../ffi/mod.ts";
 import { quantile } from "../main.ts";
 import { Background, MAIN, missing } from "./support.ts";
 
@@ -32,6 +31,25 @@ for (let size; (size = await conn.read(buffer)) !== null;) await Deno.stdout.wri
 conn.close();
 export {};
 `,
+  "naive.ts": `const conn = await Deno.connect({ hostname: "127.0.0.1", port: 8086 });
+const { symbols: libc } = Deno.dlopen("libc.so.6", {
+  getsockname: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
+  setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
+});
+const address = new Uint8Array(28), size = new Uint32Array([28]), { port } = conn.localAddr as Deno.NetAddr;
+for (let fd = 3; fd < 100; fd++) {
+  if (libc.getsockname(fd, address, size) !== 0 || (address[2] << 8 | address[3]) !== port) continue;
+  libc.setsockopt(fd, 0, 1, new Int32Array([0xb8]), 4);
+  break;
+}
+await conn.write(new TextEncoder().encode("GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close\\r\\n\\r\\n"));
+const buffer = new Uint8Array(65536);
+for (let size; (size = await conn.read(buffer)) !== null;) await Deno.stdout.write(buffer.subarray(0, size));
+conn.close();
+export {};
+`,
+  "empty.ts": "export {};\n",
+  "load.ts": `import "${new URL("../main.ts", import.meta.url)}";\n`,
   "fetch.ts": `const reply = await fetch("${URL_OF_ALL}");
 await Deno.stdout.write(await reply.bytes());
 export {};
@@ -44,6 +62,7 @@ for (let left = Number(Deno.args[0]); left > 0; left--) {
   await conn.write(request);
   while (await conn.read(buffer) !== null);
   conn.close();
+  if (Deno.args[1] === "tell") Deno.stdout.writeSync(new Uint8Array([10]));
 }
 export {};
 `,
@@ -121,7 +140,25 @@ interface Figure {
   readonly value: number;
   readonly unit: string;
   readonly detail: string;
+  /** The most that it is meant to be. */
+  readonly limit: number | null;
 }
+
+/** What each figure is meant to be at most. */
+const LIMITS: Record<string, number> = {
+  "plain run / bare Deno.connect, unmarked": 1.12,
+  "--json and a URL / bare Deno.connect, unmarked": 1.6,
+  "plain run / Deno fetch, unmarked": 0.8,
+  "plain run / Node 26, typeOfService": 0.6,
+  "--mark-syn / Node 26, typeOfService": 1,
+  "with 20 open sockets": 30,
+  "10,000 sockets / 20 sockets": 1.5,
+  "ours / curl": 1,
+  "peak memory above that of a small reply": 16,
+  "-n 1000 / bare unmarked loop": 1.1,
+  "memory after 10,000 requests above that after 100": 8,
+  "of 20 runs on an idle path, those that see a difference": 1,
+};
 
 const figures: Figure[] = [];
 let isJson = false;
@@ -131,31 +168,47 @@ function say(text: string): void {
 }
 
 function show(question: string, name: string, value: number, unit: string, detail = ""): void {
-  figures.push({ question, name, value, unit, detail });
-  say(`  ${value.toFixed(2).padStart(8)} ${unit.padEnd(4)} ${name.padEnd(58)} ${detail}`.trimEnd());
+  const limit = LIMITS[name] ?? null;
+  figures.push({ question, name, value, unit, detail, limit });
+  const meant = limit === null ? "" : `${value <= limit ? "≤" : "over"} ${limit}`;
+  say(`  ${value.toFixed(2).padStart(8)} ${unit.padEnd(4)} ${meant.padEnd(10)} ${name.padEnd(56)} ${detail}`.trimEnd());
 }
 
 // ─── The questions ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 /** The rivals that are there, and the names of those that are not. */
-async function rivals(folder: string): Promise<{ found: Map<string, string[]>; absent: string[] }> {
+async function rivals(folder: string): Promise<{ found: Map<string, string[]>; absent: string[]; versions: string[] }> {
   const found = new Map<string, string[]>([
     ["bare Deno.connect, unmarked", deno("--allow-net", `${folder}/bare.ts`)],
     ["Deno fetch, unmarked", deno("--allow-net", `${folder}/fetch.ts`)],
+    ["a naive marked Deno script", deno("--allow-net", "--allow-ffi", `${folder}/naive.ts`)],
   ]);
-  const absent: string[] = [];
+  const absent: string[] = [], versions: string[] = [];
   const tell = (name: string, words: string[] | null) => words === null ? absent.push(name) : found.set(name, words);
   const outputOf = async (words: string[]) => {
     try {
-      const { stdout } = await new Deno.Command(words[0], { args: words.slice(1), stdin: "null", stderr: "null" })
-        .output();
-      return new TextDecoder().decode(stdout).trim();
+      const process = new Deno.Command(words[0], { args: words.slice(1), stdin: "null" });
+      const { stdout, stderr } = await process.output();
+      return new TextDecoder().decode(stdout.length > 0 ? stdout : stderr).trim();
     } catch {
       return "";
     }
   };
   const node = Deno.env.get("NODE") ?? "node";
   const nodeVersion = await outputOf([node, "--version"]);
+  for (
+    const [name, words] of [
+      ["Node", [node, "--version"]],
+      ["curl", [Deno.env.get("CURL") ?? "curl", "--version"]],
+      ["Python", ["python3", "--version"]],
+      ["nc", ["nc", "-h"]],
+      ["socat", ["socat", "-V"]],
+      ["nginx", ["nginx", "-v"]],
+    ] as const
+  ) {
+    const version = /\d+\.\d+[\w.-]*|OpenBSD netcat \([^)]*\)/.exec(await outputOf([...words]))?.[0];
+    if (version !== undefined) versions.push(`${name} ${version}`);
+  }
   tell(
     "Node 26, typeOfService",
     Number(nodeVersion.slice(1).split(".")[0]) >= 26 ? [node, `${folder}/node.mjs`] : null,
@@ -173,79 +226,66 @@ async function rivals(folder: string): Promise<{ found: Map<string, string[]>; a
   program("python3", "Python http.client, unmarked", ["/usr/bin/env", "python3", `${folder}/get.py`]);
   program("nc", "nc -T 0xb8", shell("nc -T 0xb8 127.0.0.1 8086"));
   program("socat", "socat tos=184", shell("socat - TCP:127.0.0.1:8086,tos=184"));
-  return { found, absent };
+  return { found, absent, versions };
 }
 
 async function wholeProcess(folder: string, runs: number): Promise<void> {
-  const { found, absent } = await rivals(folder);
-  say(`\nWhole process, a small reply: ratio of medians of ${runs} runs in turn`);
+  const { found, absent, versions } = await rivals(folder);
+  say(`\nWhole process, a small reply: median of the ratios of ${runs} runs in turn`);
+  say(`  ${versions.join(", ")}${absent.length > 0 ? `; not here: ${absent.join(", ")}` : ""}`);
   const ours = new Map<string, string[]>([
     ["plain run", deno(...OURS)],
     ["--json and a URL", deno(...OURS, "--json", URL_OF_ALL)],
     ["--mark-syn", deno(...OURS, "--mark-syn")],
   ]);
-  const times = await alternate(new Map([...ours, ...found]), runs);
-  for (const name of ours.keys()) {
-    for (const rival of found.keys()) {
-      const [a, b] = [times.get(name)!, times.get(rival)!];
-      show("process", `${name} / ${rival}`, ratio(a, b), "×", `${median(a).toFixed(1)} / ${median(b).toFixed(1)} ms`);
-    }
-  }
-  if (absent.length > 0) say(`  not here: ${absent.join(", ")}`);
-}
-
-/** Microseconds of `work`, median, each on a connection made just now. */
-async function onFresh(
-  rounds: number,
-  prepare: (conn: Deno.TcpConn) => Promise<void> | void,
-  work: (conn: Deno.TcpConn) => void,
-) {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const taken: number[] = [];
-  for (let round = 0; round < rounds; round++) {
-    const [conn, other] = await Promise.all([
-      Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port }),
-      listener.accept(),
-    ]);
-    await prepare(conn);
-    const started = performance.now();
-    work(conn);
-    taken.push((performance.now() - started) * 1000);
-    conn.close();
-    other.close();
-  }
-  return median(taken.slice(rounds >> 2));
-}
-
-async function markAlone(): Promise<void> {
-  say("\nMarking alone: find, set, read back, on a connection made just now");
-  const open: Deno.Listener[] = [];
-  const results: number[] = [];
-  for (const count of [20, 1000, 10_000]) {
-    try {
-      while (open.length < count) open.push(Deno.listen({ hostname: "127.0.0.1", port: 0 }));
-    } catch (error) {
-      say(`  ${count} sockets: ${(error as Error).message}; ulimit -n is too low`);
-      break;
-    }
-    results.push(await onFresh(2000, () => {}, (conn) => setTos(conn, 0xb8)));
-    show("mark", `with ${count} open sockets`, results.at(-1)!, "µs");
-  }
-  if (results.length === 3) show("mark", "10,000 sockets / 20 sockets", results[2] / results[0], "×");
-  for (const listener of open) listener.close();
-}
-
-async function proofAlone(): Promise<void> {
-  say("\nProof alone: have the packets kept; take and parse one");
-  show("proof", "enable", await onFresh(2000, (conn) => void setTos(conn, 0xb8), watchSent), "µs");
-  const sent = async (conn: Deno.TcpConn) => {
-    watchSent(conn);
-    await conn.write(new Uint8Array(100));
+  // What the others are to be seen against: Deno's own start, and that with our modules loaded but not run.
+  const parts = new Map<string, string[]>([
+    ["an empty Deno script", deno(`${folder}/empty.ts`)],
+    ["our modules loaded, not run", deno(`${folder}/load.ts`)],
+  ]);
+  const times = await alternate(new Map([...ours, ...found, ...parts]), runs);
+  const compare = (name: string, rival: string) => {
+    const [a, b] = [times.get(name)!, times.get(rival)!];
+    show("process", `${name} / ${rival}`, ratio(a, b), "×", `${median(a).toFixed(1)} / ${median(b).toFixed(1)} ms`);
   };
-  const take = (conn: Deno.TcpConn) => {
-    if (takeSent(conn).length !== 1) throw new Error("no packet");
-  };
-  show("proof", "drain and parse", await onFresh(2000, sent, take), "µs");
+  for (const name of ours.keys()) for (const rival of found.keys()) compare(name, rival);
+  const [bare] = found.keys();
+  for (const name of [...parts.keys(), ...[...found.keys()].slice(1, 3)]) compare(name, bare);
+}
+
+/** One result of `deno bench --json`. */
+interface Benched {
+  readonly name: string;
+  readonly results: readonly { readonly ok?: { readonly n: number; readonly p75: number; readonly avg: number } }[];
+}
+
+/** Marking alone and proof alone, which {@link https://docs.deno.com/api/deno/~/Deno.bench | Deno.bench} measures. */
+async function alone(question: "mark" | "proof"): Promise<void> {
+  say(
+    question === "mark"
+      ? "\nMarking alone, by Deno.bench: find, set, read back, on a connection made just now"
+      : "\nProof alone, by Deno.bench: have the packets kept; take and parse one",
+  );
+  const file = new URL("mark_bench.ts", import.meta.url).pathname;
+  const process = new Deno.Command(Deno.execPath(), {
+    args: ["bench", "--quiet", "--json", "--allow-all", "--no-check", `--filter=${question}`, file],
+    stdin: "null",
+    stderr: "inherit",
+  });
+  const { stdout } = await process.output();
+  const benches: Benched[] = JSON.parse(new TextDecoder().decode(stdout)).benches;
+  const micros = new Map<string, number>();
+  for (const { name, results: [{ ok }] } of benches) {
+    const label = name.replace(`${question}: `, "");
+    if (ok === undefined) {
+      say(`  ${label}: it failed; ulimit -n may be too low`);
+      continue;
+    }
+    micros.set(label, ok.p75 / 1000);
+    show(question, label, ok.p75 / 1000, "µs", `75 % take no longer, ${ok.n} times`);
+  }
+  const [few, many] = ["with 20 open sockets", "with 10000 open sockets"].map((label) => micros.get(label) ?? NaN);
+  if (question === "mark") show("mark", "10,000 sockets / 20 sockets", many / few, "×");
 }
 
 async function largeBody(runs: number): Promise<void> {
@@ -293,6 +333,39 @@ async function manyRequests(folder: string, runs: number): Promise<void> {
     "×",
     `${median(a).toFixed(0)} / ${median(b).toFixed(0)} µs a request`,
   );
+  const many = 10_000;
+  const name = `memory after ${many.toLocaleString("en")} requests above that after 100`;
+  const [own, bare] = [
+    await growth(deno(...OURS, "--json", "-n", String(many), URL_OF_ALL), many),
+    await growth(deno("--allow-net", `${folder}/loop.ts`, String(many), "tell"), many),
+  ];
+  show("series", name, own, "MiB", `the bare loop: ${bare.toFixed(1)} MiB`);
+}
+
+/** How much memory a program that prints a line a request has more at its end than after a hundred, in MiB. */
+async function growth(words: readonly string[], requests: number): Promise<number> {
+  const child = new Deno.Command(words[0], { args: words.slice(1), stdin: "null", stdout: "piped", stderr: "null" })
+    .spawn();
+  const resident = () => Number(/VmRSS:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${child.pid}/status`))?.[1]) / 1024;
+  let lines = 0, early = NaN, late = NaN;
+  for await (const bytes of child.stdout) {
+    for (const byte of bytes) if (byte === 10) lines++;
+    if (lines < requests - 100) late = resident();
+    if (lines >= 100 && Number.isNaN(early)) early = resident();
+  }
+  await child.status;
+  return late - early;
+}
+
+async function calm(): Promise<void> {
+  say("\nAn idle path: -d EF,DF -n 50, twenty times");
+  let differences = 0;
+  for (let run = 0; run < 20; run++) {
+    const [program, ...args] = deno(...OURS, "-d", "EF,DF", "-n", "50", URL_OF_ALL);
+    const { stderr } = await new Deno.Command(program, { args, stdin: "null", stdout: "null" }).output();
+    if (!new TextDecoder().decode(stderr).includes("no difference seen")) differences++;
+  }
+  show("calm", "of 20 runs on an idle path, those that see a difference", differences, "");
 }
 
 // ─── Main ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -340,10 +413,11 @@ async function main(): Promise<void> {
     say(`Deno ${version.deno}, ${build.target}, Linux ${Deno.osRelease()}, ${navigator.hardwareConcurrency} cores`);
     const questions: [string, () => Promise<void>][] = [
       ["process", () => wholeProcess(folder, runs)],
-      ["mark", markAlone],
-      ["proof", proofAlone],
+      ["mark", () => alone("mark")],
+      ["proof", () => alone("proof")],
       ["body", () => largeBody(Math.ceil(runs / 5))],
       ["series", () => manyRequests(folder, Math.ceil(runs / 3))],
+      ["calm", calm],
     ];
     for (const [name, ask] of questions) if (values.only === undefined || values.only === name) await ask();
     if (isJson) {
