@@ -109,7 +109,7 @@ The request
       --connect-timeout S seconds to connect in (10)
   -m, --max-time S        seconds for the whole request (30); 0 is no limit
   -k, --insecure          https with any certificate
-      --cacert FILE       https that trusts the certificates in FILE (PEM); needs --allow-read
+      --cacert FILE       https that trusts the certificates in FILE (PEM), no others; needs --allow-read
 
 The output
   -i, --include           status line and headers before the body
