@@ -86,6 +86,35 @@ export const TCP_SAVE_SYN: SocketOption = { level: IPPROTO_TCP, option: 27, name
 /** include/uapi/linux/tcp.h in the kernel's sources */
 export const TCP_SAVED_SYN: SocketOption = { level: IPPROTO_TCP, option: 28, name: "TCP_SAVED_SYN" };
 
+const RECV = {
+  parameters: [
+    "i32", // int sockfd
+    "buffer", // void *buf
+    "usize", // size_t len
+    "i32", // int flags
+  ],
+  result: "isize",
+} as const;
+
+const SEND = {
+  parameters: [
+    "i32", // int sockfd
+    "buffer", // const void *buf
+    "usize", // size_t len
+    "i32", // int flags
+  ],
+  result: "isize",
+} as const;
+
+const POLL = {
+  parameters: [
+    "buffer", // struct pollfd *fds
+    "u64", // nfds_t nfds
+    "i32", // int timeout
+  ],
+  result: "i32",
+} as const;
+
 const always = group({
   getsockname: {
     parameters: [
@@ -123,15 +152,7 @@ const always = group({
     ],
     result: "i32",
   },
-  recv: {
-    parameters: [
-      "i32", // int sockfd
-      "buffer", // void *buf
-      "usize", // size_t len
-      "i32", // int flags
-    ],
-    result: "isize",
-  },
+  recv: RECV,
 });
 
 const searching = group({
@@ -149,14 +170,7 @@ const searching = group({
     result: "i32",
   },
   getdtablesize: { parameters: [], result: "i32" },
-  poll: {
-    parameters: [
-      "buffer", // struct pollfd *fds
-      "u64", // nfds_t nfds
-      "i32", // int timeout
-    ],
-    result: "i32",
-  },
+  poll: POLL,
 });
 
 const dialing = group({
@@ -183,47 +197,10 @@ const dialing = group({
     ],
     result: "i32",
   },
-  send: {
-    parameters: [
-      "i32", // int sockfd
-      "buffer", // const void *buf
-      "usize", // size_t len
-      "i32", // int flags
-    ],
-    result: "isize",
-  },
-  pollInThread: {
-    name: "poll",
-    nonblocking: true,
-    parameters: [
-      "buffer", // struct pollfd *fds
-      "u64", // nfds_t nfds
-      "i32", // int timeout
-    ],
-    result: "i32",
-  },
-  recvInThread: {
-    name: "recv",
-    nonblocking: true,
-    parameters: [
-      "i32", // int sockfd
-      "buffer", // void *buf
-      "usize", // size_t len
-      "i32", // int flags
-    ],
-    result: "isize",
-  },
-  sendInThread: {
-    name: "send",
-    nonblocking: true,
-    parameters: [
-      "i32", // int sockfd
-      "buffer", // const void *buf
-      "usize", // size_t len
-      "i32", // int flags
-    ],
-    result: "isize",
-  },
+  send: SEND,
+  pollInThread: { ...POLL, name: "poll", nonblocking: true },
+  recvInThread: { ...RECV, name: "recv", nonblocking: true },
+  sendInThread: { ...SEND, name: "send", nonblocking: true },
 });
 
 const flagging = group({
