@@ -239,6 +239,12 @@ export function open<S extends Deno.ForeignLibraryInterface>(file: string, symbo
 
 // From so many uses of a group on, its functions are worth being compiled for.
 const MANY = 200;
+let manyAreExpected = false;
+
+/** Compiles the calls of libc from the next one on: for who makes many, and does not want one of them to take longer. */
+export function expectManyCalls(): void {
+  manyAreExpected = true;
+}
 
 /**
  * Functions that are opened together, when one of them is first asked for.
@@ -252,9 +258,12 @@ function group<const S extends Record<string, Deno.ForeignFunction>>(
 ): { (): Deno.StaticForeignLibraryInterface<S>; isOpen(): boolean } {
   type Functions = Deno.StaticForeignLibraryInterface<S>;
   let opened: Functions | undefined;
-  let uses = 0;
+  let uses = 0, isCompiled = false;
   const use = () => {
-    if (++uses === MANY) opened = open(LIBC, functions).symbols;
+    if (!isCompiled && (++uses === MANY || manyAreExpected)) {
+      opened = open(LIBC, functions).symbols;
+      isCompiled = true;
+    }
     return opened ??= throughAddresses(functions) as Functions;
   };
   return Object.assign(use, { isOpen: () => opened !== undefined });

@@ -26,7 +26,7 @@ export { type Arrived, keepArrivals, takeArrived, watchArriving } from "./arrive
 export type { Dialed, DialOptions } from "./dial.ts";
 export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
 export { type Connection, DescriptorError, fdOf, type Listening } from "./fd.ts";
-export { CannotRunError, LibcError, setBlocking, widenPipe } from "./libc.ts";
+export { CannotRunError, expectManyCalls, LibcError, setBlocking, widenPipe } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
 export type { Secured } from "./secure.ts";
 export { type SentPacket, takeSent, watchSent } from "./sent.ts";
@@ -37,6 +37,11 @@ export { endText } from "./sockaddr.ts";
 /** Connects with the mark already set, so that the SYN carries it too: `dial` of `ffi/dial.ts`. */
 export async function dial(options: DialOptions): Promise<Dialed> {
   return await (await import("./dial.ts")).dial(options);
+}
+
+/** Loads what {@linkcode dial} needs, so that the first call takes no longer than the next. */
+export async function prepareDial(): Promise<void> {
+  await import("./dial.ts");
 }
 
 /** The addresses of a host by the system's own resolver, IPv6 first: `resolve` of `ffi/dial.ts`. */
