@@ -96,15 +96,12 @@ Deno.test("a difference that is real is told in one sentence, with its ratio and
   await using server = new RawServer(async (conn) => {
     await readRequest(conn);
     // The marks take turns, and every second request is one with the second mark.
-    if (++served % 3 === 2) await new Promise((resolve) => setTimeout(resolve, 20));
+    if (++served % 2 === 0) await new Promise((resolve) => setTimeout(resolve, 20));
     await send(conn, OK);
   });
-  const { code, stderr } = await dscpGet(["-d", "DF,EF,46", "-n", "12", server.url]);
+  const { code, stderr } = await dscpGet(["-d", "DF,EF", "-n", "12", server.url]);
   assert.equal(code, 0);
-  assert.match(
-    stderr,
-    /^Against DF, in median total time: EF is [\d.]+ times slower \(p = 0\.000\d+\), no difference seen for 1 other\.$/m,
-  );
+  assert.match(stderr, /^Against DF, in median total time: EF is [\d.]+ times slower \(p = 0\.000\d+\)\.$/m);
 });
 
 Deno.test("-m bounds each request", async () => {
