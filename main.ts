@@ -729,7 +729,11 @@ function bytesOf(text: string): Uint8Array {
 
 /** The values of a header, its lines and commas taken apart. */
 function listOf(reply: Reply, name: string): string[] {
-  return reply.headers.filter(([n]) => n === name).flatMap(([, value]) => value.split(",")).map((item) => item.trim());
+  const items: string[] = [];
+  for (const [given, value] of reply.headers) {
+    if (given === name) { for (const item of value.split(",")) items.push(item.trim()); }
+  }
+  return items;
 }
 
 /** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` for until the connection closes. */
@@ -923,11 +927,14 @@ function setMark(exchange: Exchange, wire: Wire): void {
   if (exchange.local.hostname.includes(":")) watchArriving(wire);
 }
 
-/** The connection, with a look at what the kernel has of it once the first byte of the reply is here. */
+/** The connection, with a look at what the kernel has of it while the reply is on its way, and once it begins. */
 function watchFirst(wire: Wire, exchange: Exchange, elapsed: () => number): Pick<Wire, "read"> {
   return {
     async read(buffer): Promise<number | null> {
-      const size = await wire.read(buffer);
+      const reading = wire.read(buffer);
+      // While the server is at work this costs no time.
+      if (exchange.milliseconds.firstByte === null) collectSent(exchange, wire);
+      const size = await reading;
       if (exchange.milliseconds.firstByte === null && size !== null) {
         exchange.milliseconds.firstByte = elapsed();
         if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
@@ -937,12 +944,17 @@ function watchFirst(wire: Wire, exchange: Exchange, elapsed: () => number): Pick
   };
 }
 
-/** Takes what the kernel still has of a connection, and closes it. */
-function finish(exchange: Exchange, wire: Wire): void {
+/** Takes the packets that the kernel has looped back by now. */
+function collectSent(exchange: Exchange, wire: Wire): void {
   try {
-    // The copies outlive a reset of the connection, but not its descriptor.
     if (exchange.readBack !== null) exchange.packets.push(...takeSent(wire));
   } catch { /* what cannot be read was not observed, and the report says so */ }
+}
+
+/** Takes what the kernel still has of a connection, and closes it. */
+function finish(exchange: Exchange, wire: Wire): void {
+  // The copies outlive a reset of the connection, but not its descriptor.
+  collectSent(exchange, wire);
   try {
     wire.close();
   } catch { /* a TLS handshake that failed has closed it */ }
