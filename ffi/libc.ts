@@ -436,11 +436,26 @@ export function connect(fd: number, address: Uint8Array<ArrayBuffer>): number {
   return -attempt(() => dialing().connect(fd, address, address.length));
 }
 
+// What calls in other threads read or write: nobody else may hold it, and what nobody holds is given to others.
+const lent = new Set<Buffer | Int32Array<ArrayBuffer>>();
+
+async function lending<B extends Buffer | Int32Array<ArrayBuffer>, T>(
+  buffer: B,
+  call: (buffer: B) => Promise<T>,
+): Promise<T> {
+  lent.add(buffer);
+  try {
+    return await call(buffer);
+  } finally {
+    lent.delete(buffer);
+  }
+}
+
 /** Waits in another thread, with poll(2), until a connection is made or has failed. */
 export async function connected(fd: number): Promise<void> {
   const POLLOUT = 4;
   // struct pollfd { int fd; short events; short revents; }
-  await dialing().pollInThread(new Int32Array([fd, POLLOUT]), 1n, -1);
+  await lending(new Int32Array([fd, POLLOUT]), (table) => dialing().pollInThread(table, 1n, -1));
 }
 
 const MSG_PEEK = 0x2, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, MSG_ERRQUEUE = 0x2000;
@@ -459,7 +474,7 @@ export function receive(fd: number, buffer: Uint8Array): number {
  * @returns false where the call failed: the connection's error went to that thread and is not told again
  */
 export async function receivable(fd: number): Promise<boolean> {
-  return await dialing().recvInThread(fd, new Uint8Array(1), 1n, MSG_PEEK) >= 0;
+  return await lending(new Uint8Array(1), (byte) => dialing().recvInThread(fd, byte, 1n, MSG_PEEK)) >= 0;
 }
 
 /** Sends as much as there is room for, send(2). @returns bytes, or the error number negated, `EAGAIN` for no room */
@@ -470,7 +485,8 @@ export function send(fd: number, bytes: Uint8Array): number {
 
 /** Sends all of it from another thread on a connection that blocks, send(2). @returns bytes, or -1 for an error */
 export async function sendInThread(fd: number, bytes: Uint8Array): Promise<number> {
-  return Number(await dialing().sendInThread(fd, bytes as Buffer, BigInt(bytes.length), MSG_NOSIGNAL));
+  const send = (buffer: Buffer) => dialing().sendInThread(fd, buffer, BigInt(buffer.length), MSG_NOSIGNAL);
+  return Number(await lending(bytes as Buffer, send));
 }
 
 /** Ends a connection, or an attempt at one, in both directions, shutdown(2); whoever waits for it wakes up. */
