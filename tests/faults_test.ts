@@ -65,27 +65,31 @@ for (const moment of ["request", "head", "body"] as const) {
   });
 }
 
-testWith(["root", "ip", "nft"], "Ctrl-C while it connects, or shakes hands for TLS, ends a run: 130", async () => {
-  await using namespace = await Namespace.create();
-  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
-  await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
-  for (const path of [[], ["--mark-syn"]]) {
-    await using run = new Background(command([...path, "http://127.0.0.1:8099/"], namespace));
-    while (!(await namespace.run("ss", "-Htn", "state", "syn-sent")).stdout.includes(":8099"));
-    const { code, signal } = await run.stop("SIGINT");
-    assert.deepEqual([code, signal, run.said], [130, "SIGINT", ""]);
+testWith(
+  ["root", "ip", "nft", "ss"],
+  "Ctrl-C while it connects, or shakes hands for TLS, ends a run: 130",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+    for (const path of [[], ["--mark-syn"]]) {
+      await using run = new Background(command([...path, "http://127.0.0.1:8099/"], namespace));
+      while (!(await namespace.run("ss", "-Htn", "state", "syn-sent")).stdout.includes(":8099"));
+      const { code, signal } = await run.stop("SIGINT");
+      assert.deepEqual([code, signal, run.said], [130, "SIGINT", ""]);
 
-    const hello = Promise.withResolvers<void>();
-    await using server = new RawServer(async (conn) => {
-      await conn.read(new Uint8Array(1));
-      hello.resolve();
-      while (await conn.read(new Uint8Array(4096)) !== null);
-    });
-    await using secure = new Background(command([...path, `https://127.0.0.1:${server.port}/`]));
-    await hello.promise;
-    assert.equal((await secure.stop("SIGINT")).code, 130);
-  }
-});
+      const hello = Promise.withResolvers<void>();
+      await using server = new RawServer(async (conn) => {
+        await conn.read(new Uint8Array(1));
+        hello.resolve();
+        while (await conn.read(new Uint8Array(4096)) !== null);
+      });
+      await using secure = new Background(command([...path, `https://127.0.0.1:${server.port}/`]));
+      await hello.promise;
+      assert.equal((await secure.stop("SIGINT")).code, 130);
+    }
+  },
+);
 
 Deno.test("a reset in the head or in the body is 56, marked from the SYN on or not", async () => {
   for (const part of ["", "HTTP/1.1 200 OK\r\nContent-", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel"]) {

@@ -31,10 +31,12 @@ export function missing(needs: readonly string[]): string[] {
   return needs.filter((need) => !has(need));
 }
 
+// Debian keeps the system's own programs in sbin, which is not in everybody's PATH.
+Deno.env.set("PATH", `${Deno.env.get("PATH")}:/usr/sbin:/sbin`);
+
 function has(need: string): boolean {
   if (need === "root") return Deno.uid() === 0;
-  // Debian keeps the system's own programs in sbin, which is not in everybody's PATH.
-  return `${Deno.env.get("PATH")}:/usr/sbin:/sbin`.split(":").some((folder) => {
+  return Deno.env.get("PATH")!.split(":").some((folder) => {
     try {
       return Deno.statSync(`${folder}/${need}`).isFile;
     } catch {
