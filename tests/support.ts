@@ -31,12 +31,9 @@ export function missing(needs: readonly string[]): string[] {
   return needs.filter((need) => !has(need));
 }
 
-// Debian keeps the system's own programs in sbin, which is not in everybody's PATH.
-Deno.env.set("PATH", `${Deno.env.get("PATH")}:/usr/sbin:/sbin`);
-
 function has(need: string): boolean {
   if (need === "root") return Deno.uid() === 0;
-  return Deno.env.get("PATH")!.split(":").some((folder) => {
+  return folders().some((folder) => {
     try {
       return Deno.statSync(`${folder}/${need}`).isFile;
     } catch {
@@ -44,6 +41,17 @@ function has(need: string): boolean {
     }
   });
 }
+
+/** Where programs are looked for, also by what is started from here. */
+function folders(): string[] {
+  // Debian keeps the system's own programs in sbin, which is not in everybody's PATH.
+  const given = Deno.env.get("PATH") ?? "";
+  const path = given.endsWith(SBIN) ? given : `${given}${SBIN}`;
+  if (path !== given) Deno.env.set("PATH", path);
+  return path.split(":");
+}
+
+const SBIN = ":/usr/sbin:/sbin";
 
 // ─── Processes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -124,7 +132,6 @@ export class Background implements AsyncDisposable {
       this.#changed.resolve();
       this.#changed = Promise.withResolvers();
     }
-    this.#changed.resolve();
   }
 
   /** Everything it has printed. */
