@@ -165,6 +165,17 @@ Deno.test("a dialed connection writes more than fits a buffer, reads to the end,
   assert.equal(await broken.read(new Uint8Array(1)), null);
   await assert.rejects(broken.write(new Uint8Array(1)), Deno.errors.BrokenPipe);
   broken.close();
+
+  // The error of a connection that is waited for goes to the thread that waits.
+  const [waiting, other] = await Promise.all([
+    dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 }),
+    listener.accept(),
+  ]);
+  const reading = waiting.read(new Uint8Array(1));
+  reset(other);
+  other.close();
+  await assert.rejects(reading, Deno.errors.ConnectionReset);
+  waiting.close();
 });
 
 Deno.test("dialing leaves as many descriptors open as before, also when it fails or is given up", async () => {
