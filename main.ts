@@ -731,7 +731,8 @@ function bytesOf(text: string): Uint8Array {
 function listOf(reply: Reply, name: string): string[] {
   const items: string[] = [];
   for (const [given, value] of reply.headers) {
-    if (given === name) { for (const item of value.split(",")) items.push(item.trim()); }
+    if (given !== name) continue;
+    for (const item of value.split(",")) items.push(item.trim());
   }
   return items;
 }
@@ -749,12 +750,12 @@ function lengthOf(reply: Reply): number | "chunked" {
     );
     if (codings.length === 1 && codings[0] === "chunked") return "chunked";
     if (codings.every((coding) => coding === "identity")) return Infinity;
-    throw badReply(`Transfer-Encoding ${quote(codings.join(", "))} was not asked for`);
+    throw badReply(`Transfer-Encoding ${quote(codings.join(", ").slice(0, 60))} was not asked for`);
   }
   const lengths = new Set(listOf(reply, "content-length"));
   if (lengths.size === 0) return Infinity;
-  const [length] = lengths;
-  if (lengths.size > 1) throw badReply(`conflicting Content-Length ${[...lengths].map(quote).join(" and ")}`);
+  const [length, another] = [...lengths].map((text) => text.slice(0, 60));
+  if (another !== undefined) throw badReply(`conflicting Content-Length ${quote(length)} and ${quote(another)}`);
   if (!/^\d+$/.test(length) || !Number.isSafeInteger(Number(length))) throw badReply(`Content-Length ${quote(length)}`);
   return Number(length);
 }

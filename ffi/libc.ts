@@ -286,23 +286,30 @@ function throughAddresses(functions: Record<string, Deno.ForeignFunction>): Reco
   return callable;
 }
 
+/** Where this thread's errno is, once it has been asked for; `null` where nobody tells. */
+let errno: Deno.UnsafePointerView | null | undefined;
+
+function findErrno(): void {
+  const location = explaining().__errno_location();
+  errno = location === null ? null : new Deno.UnsafePointerView(location);
+}
+
 /**
  * Makes a call that returns -1 for an error.
  *
- * errno must be read at once, and few runs ever need it: so its symbol is opened only after a first failure, and as
- * opening may change errno, that call is then made once more.
+ * errno must be read at once, and few runs ever need it: so it is looked for only after a first failure, and as that may
+ * change it, that call is then made once more. Where a call cannot be made twice, {@linkcode findErrno} comes before.
  *
  * @returns what the call returns, or the error number negated
  */
 function attempt(call: () => number): number {
-  const isFirst = !explaining.isOpen();
   let result = call();
   if (result >= 0) return result;
-  const { __errno_location } = explaining();
-  if (isFirst) result = call();
-  if (result >= 0) return result;
-  const location = __errno_location();
-  return -(location === null ? 0 : new Deno.UnsafePointerView(location).getInt32());
+  if (errno === undefined) {
+    findErrno();
+    result = call();
+  }
+  return result >= 0 ? result : -(errno?.getInt32() ?? 0);
 }
 
 /** {@linkcode attempt} for a call that should not fail. @throws {LibcError} it did */
@@ -431,8 +438,7 @@ export function tcpSocket(family: number): number {
 
 /** connect(2). @returns 0, or the error number: `EINPROGRESS` where it goes on by itself */
 export function connect(fd: number, address: Uint8Array<ArrayBuffer>): number {
-  // This call cannot be made twice, so whatever reads errno is opened before.
-  explaining();
+  if (errno === undefined) findErrno(); // it cannot be made twice
   return -attempt(() => dialing().connect(fd, address, address.length));
 }
 
@@ -462,8 +468,7 @@ const MSG_PEEK = 0x2, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, MSG_ERRQUEUE =
 
 /** What has come on a connection, recv(2). @returns bytes, 0 at the end; or the error number negated, `EAGAIN` for none */
 export function receive(fd: number, buffer: Uint8Array): number {
-  // An error of the connection is told once: see connect.
-  explaining();
+  if (errno === undefined) findErrno(); // a connection tells its error once
   return attempt(() => Number(always().recv(fd, buffer as Buffer, BigInt(buffer.length), MSG_DONTWAIT)));
 }
 
@@ -479,7 +484,7 @@ export async function receivable(fd: number): Promise<boolean> {
 
 /** Sends as much as there is room for, send(2). @returns bytes, or the error number negated, `EAGAIN` for no room */
 export function send(fd: number, bytes: Uint8Array): number {
-  explaining();
+  if (errno === undefined) findErrno();
   return attempt(() => Number(dialing().send(fd, bytes as Buffer, BigInt(bytes.length), MSG_DONTWAIT | MSG_NOSIGNAL)));
 }
 

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
+import { dial, fdOf } from "../ffi/mod.ts";
 import { parseLooped } from "../ffi/sent.ts";
 import { encode, sameEnd } from "../ffi/sockaddr.ts";
-import { CannotRunError, LibcError, open, receiveError, setOption } from "../ffi/libc.ts";
+import { CannotRunError, EAGAIN, LibcError, open, receive, receiveError, setOption } from "../ffi/libc.ts";
 
 const at = (hostname: string, port: number): Uint8Array => encode({ transport: "tcp", hostname, port });
 
@@ -110,4 +111,12 @@ Deno.test("a libc call that fails names itself and its errno; one on a descripto
 
 Deno.test("a libc that cannot be opened is a typed error", () => {
   assert.throws(() => open("libc-that-is-not-there.so.6", {}), CannotRunError);
+});
+
+Deno.test("the error number is the failed call's own, however many calls came before", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const conn = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
+  const fd = fdOf(conn);
+  for (let at = 0; at < 1000; at++) assert.equal(receive(fd, new Uint8Array(1)), -EAGAIN, `call ${at}`);
+  conn.close();
 });

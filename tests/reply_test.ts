@@ -118,6 +118,10 @@ Deno.test("heads that are made to be slow to read are read, or refused, at once"
   await gets([`HTTP/1.1 200 OK\r\nX:a${" ".repeat(many)}b\r\nContent-Length: 1\r\n\r\nx`], "x");
   await gets([`HTTP/1.1 200 OK\nContent-Length: 1\nX: a\n${" b\n".repeat(many / 4)}\nx`], "x");
   await gets([`HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n1${" ".repeat(many)}\nx\n0\n\n`], "x");
+  for (const name of ["Content-Length", "Transfer-Encoding"]) {
+    const list = Array.from({ length: many / 8 }, (_, at) => at).join(",");
+    await fails(`HTTP/1.1 200 OK\r\n${name}: ${list}\r\n\r\n`, Exit.badReply, /^.{1,200}$/);
+  }
 });
 
 Deno.test("an empty reply is 52", async () => {
