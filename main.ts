@@ -28,11 +28,13 @@ import {
   keepArrivals,
   LibcError,
   type Mark,
+  markAndWatch,
   MarkError,
   markOf,
   parseDscp,
   parseTos,
   prepareDial,
+  readArrived,
   resolve,
   sameDscp,
   type SentPacket,
@@ -41,7 +43,6 @@ import {
   takeArrived,
   takeSent,
   watchArriving,
-  watchSent,
   widenPipe,
 } from "./ffi/mod.ts";
 
@@ -449,23 +450,28 @@ export interface Wire {
   close(): void;
 }
 
+/** @throws {Failure} it fails: host not found 6, cannot connect 7, no answer 28 */
 async function connect({ target, mark }: Exchange, options: Options, signal: AbortSignal): Promise<Wire> {
   const { host: hostname, port } = target;
   const { family } = options;
-  if (needsDial(target, options)) {
-    return await dial({ hostname, port, tos: options.markSyn ? mark.tos : null, family, signal });
-  }
-  if (family === null) return await Deno.connect({ hostname, port, signal });
-  let failure: unknown;
-  for (const address of await resolve(hostname, family, signal)) {
-    try {
-      return await Deno.connect({ hostname: address, port, signal });
-    } catch (error) {
-      signal.throwIfAborted();
-      failure = error;
+  try {
+    if (needsDial(target, options)) {
+      return await dial({ hostname, port, tos: options.markSyn ? mark.tos : null, family, signal });
     }
+    if (family === null) return await Deno.connect({ hostname, port, signal });
+    let failure: unknown;
+    for (const address of await resolve(hostname, family, signal)) {
+      try {
+        return await Deno.connect({ hostname: address, port, signal });
+      } catch (error) {
+        signal.throwIfAborted();
+        failure = error;
+      }
+    }
+    throw failure;
+  } catch (error) {
+    throw connectFailure(error, target, options);
   }
-  throw failure;
 }
 
 /** Whether it takes a socket of libc instead of one of Deno. */
@@ -546,7 +552,7 @@ const HEAD_LIMIT = 256 * 1024;
 const READ_SIZE = 256 * 1024;
 
 /** Bytes from a connection, by line or by piece. */
-class Reader implements Disposable {
+class Reader {
   // One buffer serves all readers that come one after the other.
   static #spare: Uint8Array<ArrayBuffer> | null = null;
 
@@ -565,22 +571,27 @@ class Reader implements Disposable {
     Reader.#spare = null;
   }
 
-  [Symbol.dispose](): void {
+  /** Leaves the buffer to the next reader. */
+  end(): void {
     Reader.#spare = this.#buffer;
   }
 
-  /** Reads when nothing is left; false at the end. */
+  /** Whether something has come that was not taken yet. */
+  get hasBytes(): boolean {
+    return this.#from < this.#to;
+  }
+
+  /** Reads where nothing is left; false at the end. */
   async fill(): Promise<boolean> {
-    if (this.#from < this.#to) return true;
+    if (this.hasBytes) return true;
     this.#from = this.#textFrom = this.#textTo = 0;
     this.#text = "";
     this.#to = await this.#source.read(this.#buffer) ?? 0;
     return this.#to > 0;
   }
 
-  /** At most `most` bytes of what has come, valid until the next call; `null` at the end. */
-  async piece(most: number): Promise<Uint8Array | null> {
-    if (!await this.fill()) return null;
+  /** At most `most` bytes of what has come, valid until the next call. */
+  take(most: number): Uint8Array {
     const end = Math.min(this.#to, this.#from + most);
     const piece = this.#buffer.subarray(this.#from, end);
     this.#from = end;
@@ -608,7 +619,7 @@ class Reader implements Disposable {
     const pieces: string[] = [];
     for (let size = 0, isWhole = false; !isWhole && await this.fill();) {
       const now = this.lineNow();
-      const piece = now ?? latin1(await this.piece(READ_SIZE) as Uint8Array);
+      const piece = now ?? latin1(this.take(READ_SIZE));
       size += piece.length;
       if (size > limit) throw badReply(`${what} are larger than ${HEAD_LIMIT / 1024} KiB`);
       pieces.push(piece);
@@ -633,77 +644,75 @@ function endedEarly(message: string): Failure {
  * @throws {Failure} malformed (8), ended early (18), empty (52)
  */
 export async function readReply(source: Pick<Wire, "read">, reply: Reply, sink: Sink): Promise<void> {
-  using reader = new Reader(source);
-  if (!await reader.fill()) {
-    throw new Failure(Exit.emptyReply, "empty reply: the server closed the connection without a byte");
+  const reader = new Reader(source);
+  try {
+    if (!await reader.fill()) {
+      throw new Failure(Exit.emptyReply, "empty reply: the server closed the connection without a byte");
+    }
+    do await readHead(reader, reply, sink); while (reply.status < 200);
+    sink.begin(reply);
+    const framing = framingOf(reply);
+    if (framing === "chunked") await readChunks(reader, reply, sink);
+    else {
+      const missing = await pass(reader, framing, reply, sink);
+      if (missing > 0 && missing !== Infinity) throw endedEarly(`${missing} of ${plural(framing, "byte")} are missing`);
+    }
+    reply.complete = true;
+  } finally {
+    reader.end();
   }
-  do await readHead(reader, reply, sink); while (reply.status < 200);
-  sink.begin(reply);
-  const framing = framingOf(reply);
-  if (framing === "chunked") await readChunks(reader, reply, sink);
-  else await readLength(reader, framing, reply, sink);
-  reply.complete = true;
 }
 
 async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
-  let budget = HEAD_LIMIT;
-  const spend = (line: string) => {
+  for (let budget = HEAD_LIMIT, isFirst = true, isOver = false; !isOver; isFirst = false) {
+    // Nearly always the whole head is here at once, and nothing has to be waited for.
+    const line = reader.lineNow() ?? await reader.line(budget, "the headers");
     budget -= line.length;
     if (budget < 0) throw badReply(`the headers are larger than ${HEAD_LIMIT / 1024} KiB`);
-    return line;
-  };
-  const nextLine = async () => {
-    const line = spend(await reader.line(budget, "the headers"));
     if (!line.endsWith("\n")) throw endedEarly("in the middle of the headers");
-    return line;
-  };
-  // Nearly always the whole head is here at once, and nothing has to be waited for.
-  const lineNow = () => {
-    const line = reader.lineNow();
-    return line && spend(line);
-  };
-
-  let raw = lineNow() ?? await nextLine();
-  // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
-  const statusLine = lineText(raw);
-  const status = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(statusLine);
-  if (status === null) throw badReply(`it starts with ${quote(statusLine.slice(0, 60))}, which is not HTTP/1.1`);
-  reply.status = Number(status[1]);
-  reply.reason = trimmed(statusLine.slice(status[0].length));
-  reply.headers = [];
-  if (reply.reason.includes("\0")) throw badReply("the status line holds a NUL byte");
-  if (reply.status < 100) throw badReply(`status ${status[1]}`);
-  if (reply.status === 101) throw badReply("101 switches to a protocol that was not asked for");
-
-  for (;;) {
-    sink.head(raw);
-    raw = lineNow() ?? await nextLine();
-    const text = lineText(raw);
-    if (text === "") break;
-    if (text.includes("\0")) throw badReply("a header holds a NUL byte");
-    const last = reply.headers.at(-1);
-    if (isBlank(text, 0) && last !== undefined) {
-      // obs-fold, RFC 9112 section 5.2
-      last[1] += (last[1] === "" ? "" : " ") + trimmed(text);
-      continue;
-    }
-    const colon = text.indexOf(":");
-    if (colon < 1) throw badReply(`header line ${quote(text.slice(0, 60))} has no name and colon`);
-    reply.headers.push([trimmed(text.slice(0, colon)).toLowerCase(), trimmed(text.slice(colon + 1))]);
+    const text = lineText(line);
+    if (isFirst) takeStatus(reply, text);
+    else if (text === "") isOver = true;
+    else takeHeader(reply, text);
+    sink.head(line);
   }
-  sink.head(raw);
+}
+
+function takeStatus(reply: Reply, line: string): void {
+  // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
+  const status = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(line);
+  if (status === null) throw badReply(`it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`);
+  reply.headers = [];
+  reply.reason = trimmed(line, status[0].length);
+  if (reply.reason.includes("\0")) throw badReply("the status line holds a NUL byte");
+  if (status[1] < "100") throw badReply(`status ${status[1]}`);
+  if (status[1] === "101") throw badReply("101 switches to a protocol that was not asked for");
+  reply.status = Number(status[1]);
+}
+
+function takeHeader({ headers }: Reply, line: string): void {
+  if (line.includes("\0")) throw badReply("a header holds a NUL byte");
+  if (isBlank(line, 0) && headers.length > 0) {
+    // obs-fold, RFC 9112 section 5.2
+    const last = headers[headers.length - 1];
+    last[1] += (last[1] === "" ? "" : " ") + trimmed(line);
+    return;
+  }
+  const colon = line.indexOf(":");
+  if (colon < 1) throw badReply(`header line ${quote(line.slice(0, 60))} has no name and colon`);
+  headers.push([trimmed(line, 0, colon).toLowerCase(), trimmed(line, colon + 1)]);
 }
 
 /** A line without its end; a CR elsewhere counts as a space (RFC 9112 section 2.2). */
 function lineText(line: string): string {
-  const end = line.endsWith("\r\n") ? -2 : line.endsWith("\n") ? -1 : line.length;
-  return line.slice(0, end).replaceAll("\r", " ");
+  const cr = line.indexOf("\r"), end = line.length - (line.endsWith("\n") ? 1 : 0);
+  if (cr >= 0 && cr < end - 1) return lineText(line.replace(/\r(?!\n$)/g, " "));
+  return line.slice(0, cr < 0 ? end : cr);
 }
 
 // By hand, as a regular expression takes quadratic time for a line that is all blanks but its last character.
-function trimmed(text: string): string {
-  let from = 0, to = text.length;
-  while (isBlank(text, from)) from++;
+function trimmed(text: string, from = 0, to = text.length): string {
+  while (from < to && isBlank(text, from)) from++;
   while (to > from && isBlank(text, to - 1)) to--;
   return text.slice(from, to);
 }
@@ -715,10 +724,11 @@ function isBlank(text: string, at: number): boolean {
 
 /** Bytes as text, a character a byte. */
 function latin1(bytes: Uint8Array): string {
+  // As many at once as fit the stack.
+  const most = 8192;
+  if (bytes.length <= most) return String.fromCharCode.apply(null, bytes as unknown as number[]);
   let text = "";
-  for (let at = 0; at < bytes.length; at += 8192) {
-    text += String.fromCharCode.apply(null, bytes.subarray(at, at + 8192) as unknown as number[]);
-  }
+  for (let at = 0; at < bytes.length; at += most) text += latin1(bytes.subarray(at, at + most));
   return text;
 }
 
@@ -730,51 +740,46 @@ function bytesOf(text: string): Uint8Array {
 /** The values of a header, its lines and commas taken apart. */
 function listOf(reply: Reply, name: string): string[] {
   const items: string[] = [];
-  for (const [given, value] of reply.headers) {
-    if (given !== name) continue;
-    for (const item of value.split(",")) items.push(item.trim());
+  for (const header of reply.headers) {
+    if (header[0] !== name) continue;
+    for (const item of header[1].split(",")) items.push(item.trim());
   }
   return items;
 }
 
 /** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` for until the connection closes. */
 function framingOf(reply: Reply): number | "chunked" {
-  const length = lengthOf(reply);
+  const codings = listOf(reply, "transfer-encoding"), lengths = listOf(reply, "content-length");
+  const length = codings.length > 0 ? lengthInCodings(codings) : lengths.length > 0 ? lengthIn(lengths) : Infinity;
   return reply.status === 204 || reply.status === 304 ? 0 : length;
 }
 
-function lengthOf(reply: Reply): number | "chunked" {
-  if (reply.headers.some(([name]) => name === "transfer-encoding")) {
-    const codings = listOf(reply, "transfer-encoding").map((coding) => coding.toLowerCase()).filter((coding) =>
-      coding !== ""
-    );
-    if (codings.length === 1 && codings[0] === "chunked") return "chunked";
-    if (codings.every((coding) => coding === "identity")) return Infinity;
-    throw badReply(`Transfer-Encoding ${quote(codings.join(", ").slice(0, 60))} was not asked for`);
+function lengthInCodings(given: string[]): number | "chunked" {
+  const codings = given.map((coding) => coding.toLowerCase()).filter((coding) => coding !== "");
+  if (codings.length === 1 && codings[0] === "chunked") return "chunked";
+  if (codings.every((coding) => coding === "identity")) return Infinity;
+  throw badReply(`Transfer-Encoding ${quote(codings.join(", ").slice(0, 60))} was not asked for`);
+}
+
+function lengthIn(lengths: string[]): number {
+  const [length] = lengths, another = lengths.find((other) => other !== length);
+  if (another !== undefined) {
+    throw badReply(`conflicting Content-Length ${quote(length.slice(0, 60))} and ${quote(another.slice(0, 60))}`);
   }
-  const lengths = new Set(listOf(reply, "content-length"));
-  if (lengths.size === 0) return Infinity;
-  const [length, another] = [...lengths].map((text) => text.slice(0, 60));
-  if (another !== undefined) throw badReply(`conflicting Content-Length ${quote(length)} and ${quote(another)}`);
-  if (!/^\d+$/.test(length) || !Number.isSafeInteger(Number(length))) throw badReply(`Content-Length ${quote(length)}`);
-  return Number(length);
+  if (/^\d+$/.test(length) && Number.isSafeInteger(Number(length))) return Number(length);
+  throw badReply(`Content-Length ${quote(length.slice(0, 60))}`);
 }
 
 /** Passes on `length` bytes, or all there are where it is `Infinity`. @returns bytes that are missing */
 async function pass(reader: Reader, length: number, reply: Reply, sink: Sink): Promise<number> {
   for (let left = length; left > 0;) {
-    const piece = await reader.piece(left);
-    if (piece === null) return left;
+    if (!reader.hasBytes && !await reader.fill()) return left;
+    const piece = reader.take(left);
     left -= piece.length;
     reply.bodyBytes += piece.length;
     sink.body(piece);
   }
   return 0;
-}
-
-async function readLength(reader: Reader, length: number, reply: Reply, sink: Sink): Promise<void> {
-  const missing = await pass(reader, length, reply, sink);
-  if (missing > 0 && missing !== Infinity) throw endedEarly(`${missing} of ${plural(length, "byte")} are missing`);
 }
 
 /** RFC 9112 section 7.1 */
@@ -858,9 +863,15 @@ function newExchange(target: Target, builtIn: boolean, mark: Mark, { markSyn }: 
  * Connects, marks, asks, reads, proves and closes.
  *
  * @param exchange filled as it goes, so that it tells how far a failed one got
+ * @param asked the request
  * @throws {Failure} whatever went wrong, with its exit code
  */
-async function perform(exchange: Exchange, options: Options, sink: Sink): Promise<void> {
+async function perform(
+  exchange: Exchange,
+  options: Options,
+  sink: Sink,
+  asked = request(exchange.target, options.headers),
+): Promise<void> {
   const { target, milliseconds } = exchange;
   // The network is timed, not the loading of what talks to it.
   if (needsDial(target, options)) await prepareDial();
@@ -872,7 +883,7 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
   let wire: Wire | null = null;
   let expired: Failure | null = null;
   const expireAfter = (seconds: number, doing: string) =>
-    after(seconds * 1000, () => {
+    after(started, seconds * 1000, () => {
       expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
       abort.abort(expired);
       end();
@@ -886,9 +897,7 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
   const cancelMaxTime = expireAfter(options.maxTime, "the request");
   const cancelConnectTimeout = expireAfter(options.connectTimeout, "connecting");
   try {
-    wire = await connect(exchange, options, abort.signal).catch((error) => {
-      throw connectFailure(error, target, options);
-    });
+    wire = await connect(exchange, options, abort.signal);
     cancelConnectTimeout();
     milliseconds.connect = elapsed();
     abort.signal.throwIfAborted();
@@ -899,12 +908,10 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
         exchange.fd = fdOf(begun); // found now, it is known also after a reset
       });
     }
-    await writeAll(wire, request(target, options.headers));
-    const begin = (reply: Reply) => {
-      exchange.arrived = arrivedOf(reply);
-      sink.begin(reply);
-    };
-    await readReply(watchFirst(wire, exchange, elapsed), exchange.reply, { ...sink, begin });
+    await writeAll(wire, asked);
+    // Our own server, and a server that has no other processor, can only answer while we sleep.
+    const isAwake = isSeries(options) && !target.secure && !exchange.builtIn && navigator.hardwareConcurrency > 1;
+    await readReply(watchFirst(wire, exchange, elapsed, isAwake), exchange.reply, sink);
     // A connection that is closed when its time is over may look like one that came to its end.
     abort.signal.throwIfAborted();
   } catch (error) {
@@ -913,6 +920,7 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
     cancelConnectTimeout();
     cancelMaxTime();
     milliseconds.total = elapsed();
+    exchange.arrived = arrivedOf(exchange.reply);
     end();
   }
   checkMarks(exchange);
@@ -922,27 +930,49 @@ async function perform(exchange: Exchange, options: Options, sink: Sink): Promis
 function setMark(exchange: Exchange, wire: Wire): void {
   exchange.local = wire.localAddr as Deno.NetAddr;
   exchange.remote = wire.remoteAddr as Deno.NetAddr;
-  exchange.fd = fdOf(wire);
-  exchange.readBack = setTos(wire, exchange.mark.tos);
-  watchSent(wire);
+  const { fd, readBack } = markAndWatch(wire, exchange.mark.tos);
+  exchange.fd = fd;
+  exchange.readBack = readBack;
   if (exchange.local.hostname.includes(":")) watchArriving(wire);
 }
 
-/** The connection, with a look at what the kernel has of it while the reply is on its way, and once it begins. */
-function watchFirst(wire: Wire, exchange: Exchange, elapsed: () => number): Pick<Wire, "read"> {
+/**
+ * The connection, with a look at what the kernel has of it while the reply is on its way, and once it begins.
+ *
+ * @param isAwake does not fall asleep at once where the reply may be near
+ */
+function watchFirst(
+  wire: Wire,
+  exchange: Exchange,
+  elapsed: () => number,
+  isAwake: boolean,
+): Pick<Wire, "read"> {
   return {
     async read(buffer): Promise<number | null> {
-      const reading = wire.read(buffer);
+      if (exchange.milliseconds.firstByte !== null) return await wire.read(buffer);
+      const reading = isAwake ? null : wire.read(buffer);
       // While the server is at work this costs no time.
-      if (exchange.milliseconds.firstByte === null) collectSent(exchange, wire);
-      const size = await reading;
-      if (exchange.milliseconds.firstByte === null && size !== null) {
+      collectSent(exchange, wire);
+      const size = await (reading ?? readAwake(wire, buffer) ?? wire.read(buffer));
+      if (size !== null && size > 0) {
         exchange.milliseconds.firstByte = elapsed();
         if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
       }
       return size;
     },
   };
+}
+
+/**
+ * Reads a reply that comes within the time it takes to fall asleep and be woken, which a reply from nearby does: so its
+ * time is that of the network, not of the waking. @returns `null` where none came
+ */
+function readAwake(wire: Wire, buffer: Uint8Array): number | null {
+  const until = performance.now() + 0.1;
+  for (;;) {
+    const size = readArrived(wire, buffer);
+    if (size !== null || performance.now() > until) return size;
+  }
 }
 
 /** Takes the packets that the kernel has looped back by now. */
@@ -982,25 +1012,24 @@ function checkMarks(exchange: Exchange): void {
 
 /** What the far end tells of packets that were marked: of the handshake only if it was. */
 function evidence({ arrived, handshake }: Exchange): { packet: string; tos: number }[] {
-  const told = [["SYN", arrived?.syn, handshake], ["ACK", arrived?.ack, handshake], [
-    "data",
-    arrived?.data,
-    true,
-  ]] as const;
-  return told.flatMap(([packet, tos, marked]) => marked && typeof tos === "number" ? [{ packet, tos }] : []);
+  if (arrived === null) return [];
+  const { syn, ack, data } = arrived;
+  const told = [["SYN", syn, handshake], ["ACK", ack, handshake], ["data", data, true]] as const;
+  return told.flatMap(([packet, tos, marked]) => marked && tos !== null ? [{ packet, tos }] : []);
 }
 
 /** The far end's evidence in a reply's headers, or `null` where there is none. */
 function arrivedOf({ headers }: Reply): Arrived | null {
   const byteOf = (wanted: string): number | null => {
-    const value = headers.find(([name]) => name === wanted)?.[1] ?? "";
-    return /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
+    const value = headers.find((header) => header[0] === wanted)?.[1];
+    return value !== undefined && /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
   };
-  if (byteOf("arrived-tos") === null) return null;
+  const tos = byteOf("arrived-tos");
+  if (tos === null) return null;
   const arrived = { syn: byteOf("arrived-syn"), ack: byteOf("arrived-ack"), data: byteOf("arrived-data") };
   // A server that sends the one header alone speaks of the one packet that every server can tell of.
-  const isSilent = Object.values(arrived).every((byte) => byte === null);
-  return isSilent ? { ...arrived, syn: byteOf("arrived-tos") } : arrived;
+  const isSilent = arrived.syn === null && arrived.ack === null && arrived.data === null;
+  return isSilent ? { ...arrived, syn: tos } : arrived;
 }
 
 /** Goes on in TLS; `tell` hears of the new connection before it shakes hands. @throws {Failure} it fails, 60 or 35 */
@@ -1060,16 +1089,16 @@ const cell = new Int32Array(new SharedArrayBuffer(4));
 let wakesAt = Infinity;
 
 /**
- * Runs `action` once `milliseconds` have passed, unless cancelled; 0 is never.
+ * Runs `action` once `milliseconds` have passed since `start`, unless cancelled; 0 is never.
  *
  * The clock is a timed wait on memory that nobody writes to: the first `setTimeout` of a process costs Deno a fifth of a
  * whole plain run, this nothing to speak of. A wait cannot be taken back, so all alarms share one.
  *
  * @returns cancels it
  */
-function after(milliseconds: number, action: () => void): () => void {
+function after(start: number, milliseconds: number, action: () => void): () => void {
   if (milliseconds === 0) return () => {};
-  const alarm: Alarm = { at: performance.now() + milliseconds, action };
+  const alarm: Alarm = { at: start + milliseconds, action };
   alarms.add(alarm);
   wakeAt(alarm.at);
   return () => alarms.delete(alarm);
@@ -1094,7 +1123,8 @@ function ring(): void {
 }
 
 async function writeAll(wire: Wire, bytes: Uint8Array): Promise<void> {
-  for (let sent = 0; sent < bytes.length;) sent += await wire.write(bytes.subarray(sent));
+  let sent = await wire.write(bytes);
+  while (sent < bytes.length) sent += await wire.write(bytes.subarray(sent));
 }
 
 /** Whether the packets left with the mark; `null` where none was seen. */
@@ -1462,7 +1492,7 @@ async function serve(listener: Deno.TcpListener, page: Page, log: (line: string)
     } catch (error) {
       if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) break;
       // A client that is gone again, or no descriptor left until another client goes.
-      await Promise.race([...open, new Promise<void>((resolve) => after(100, resolve))]);
+      await Promise.race([...open, new Promise<void>((resolve) => after(performance.now(), 100, resolve))]);
     }
   }
   await Promise.all(open);
@@ -1493,7 +1523,7 @@ async function answer(conn: Deno.TcpConn, page: Page, log: (line: string) => voi
 /** What `work` gives, or `null` once the time is over. */
 async function within<T>(seconds: number, work: Promise<T>): Promise<T | null> {
   const over = Promise.withResolvers<null>();
-  const cancel = after(seconds * 1000, () => over.resolve(null));
+  const cancel = after(performance.now(), seconds * 1000, () => over.resolve(null));
   try {
     return await Promise.race([work, over.promise]);
   } finally {
@@ -1665,6 +1695,7 @@ async function askOurselves(listener: Deno.TcpListener, work: Work): Promise<voi
 async function series(target: Target, builtIn: boolean, options: Options): Promise<void> {
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
+  const asked = request(target, options.headers), sink = sinkFor(options);
   const isQuiet = options.json || options.silent;
   const screen = new Screen(Deno.stderr.isTerminal() && !isQuiet);
   const result = () => screen.replace(isQuiet ? "" : table(rows) + verdict(rows));
@@ -1682,7 +1713,12 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
       for (const row of rows) {
         if (done > 0 && options.interval > 0) await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
         const exchange = newExchange(target, builtIn, row.mark, options);
-        const failure = await perform(exchange, options, sinkFor(options)).then(() => null, failureOf);
+        let failure: Failure | null = null;
+        try {
+          await perform(exchange, options, sink, asked);
+        } catch (error) {
+          failure = failureOf(error);
+        }
         if (failure !== null) {
           // Without a permission or libc no other request would fare better.
           if (failure.code === Exit.cannotRun) throw failure;

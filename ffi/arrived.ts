@@ -8,9 +8,9 @@
  * @module
  */
 
-import { type Connection, fdOf, type Listening } from "./fd.ts";
+import { type Connection, connectionOf, type Listening, socketOf } from "./fd.ts";
 import {
-  getOption,
+  EAGAIN,
   getOptionBytes,
   IP_PKTOPTIONS,
   IP_RECVTOS,
@@ -18,13 +18,14 @@ import {
   IPV6_2292PKTOPTIONS,
   IPV6_RECVTCLASS,
   IPV6_TCLASS,
+  isReadable,
+  receive,
   setOption,
-  SO_DOMAIN,
   type SocketOption,
   TCP_SAVE_SYN,
   TCP_SAVED_SYN,
 } from "./libc.ts";
-import { AF_INET6, encode, wireAddress } from "./sockaddr.ts";
+import { AF_INET6, wireAddress } from "./sockaddr.ts";
 
 /** The bytes that arrived, 0 to 255 each; `null` where the kernel does not tell. */
 export interface Arrived {
@@ -43,10 +44,10 @@ export interface Arrived {
  * @throws {DescriptorError} the listener is closed
  */
 export function keepArrivals(listener: Listening): void {
-  const fd = fdOf(listener);
+  const { fd, family } = socketOf(listener);
   setOption(fd, TCP_SAVE_SYN, 1);
   setOption(fd, IP_RECVTOS, 1);
-  if (getOption(fd, SO_DOMAIN) === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
+  if (family === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
 }
 
 /**
@@ -57,8 +58,21 @@ export function keepArrivals(listener: Listening): void {
  * @throws {DescriptorError} the connection is closed
  */
 export function watchArriving(connection: Connection): void {
-  const fd = fdOf(connection);
-  if (getOption(fd, SO_DOMAIN) === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
+  const { fd, family } = connectionOf(connection);
+  if (family === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
+}
+
+/**
+ * Reads the bytes that have arrived on a connection without TLS, as its own `read` does, but without waiting for them.
+ *
+ * @returns how many, 0 at the end of the connection; `null` where none have come, or the connection is lost
+ * @throws {DescriptorError} the connection is closed
+ */
+export function readArrived(connection: Connection, buffer: Uint8Array): number | null {
+  const { fd } = connectionOf(connection);
+  // A lost connection tells why once: to the `read` of whoever opened it.
+  const size = isReadable(fd) ? receive(fd, buffer) : -EAGAIN;
+  return size < 0 ? null : size;
 }
 
 // The kernel gives the SYN away once, then forgets it.
@@ -71,11 +85,11 @@ const syns = new WeakMap<Connection, number | null>();
  * @throws {DescriptorError} the connection is closed
  */
 export function takeArrived(connection: Connection): Arrived {
-  const fd = fdOf(connection);
+  const { fd, local } = connectionOf(connection);
   let syn = syns.get(connection);
   if (syn === undefined) syns.set(connection, syn = parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 512)));
   // An IPv4-mapped connection tells what an IPv4 one does.
-  const isIPv4 = wireAddress(encode(connection.localAddr as Deno.NetAddr)).length === 4;
+  const isIPv4 = wireAddress(local).size === 4;
   return {
     syn,
     ack: isIPv4 ? parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 512), IP_TOS) : null,

@@ -32,7 +32,7 @@ import {
   tcpSocket,
 } from "./libc.ts";
 import { checkTos } from "./dscp.ts";
-import { markDescriptor, MarkError } from "./mark.ts";
+import { MarkError, markSocket } from "./mark.ts";
 import { AF_INET, AF_INET6, decode, encode, endText, familyOf, SOCKADDR_SIZE } from "./sockaddr.ts";
 import type { Secured } from "./secure.ts";
 
@@ -125,10 +125,11 @@ function checkPermission(hostname: string, port: number, need: "granted" | "not 
 }
 
 async function dialAddress(to: Deno.NetAddr, tos: number | null, signal?: AbortSignal): Promise<Dialed> {
-  const fd = openSocket(to);
+  const family = to.hostname.includes(":") ? AF_INET6 : AF_INET;
+  const fd = openSocket(family);
   const giveUp = () => shutdown(fd);
   try {
-    if (tos !== null) markDescriptor(fd, tos);
+    if (tos !== null) markSocket({ fd, family }, tos);
     signal?.addEventListener("abort", giveUp, { once: true });
     const result = connect(fd, encode(to));
     if (result === EINPROGRESS) await connected(fd);
@@ -147,9 +148,9 @@ async function dialAddress(to: Deno.NetAddr, tos: number | null, signal?: AbortS
   }
 }
 
-function openSocket(to: Deno.NetAddr): number {
+function openSocket(family: number): number {
   try {
-    return tcpSocket(to.hostname.includes(":") ? AF_INET6 : AF_INET);
+    return tcpSocket(family);
   } catch (error) {
     // Not a matter of marking, but of connecting: no descriptor is free, or IPv6 is off.
     throw error instanceof LibcError ? systemError(error.errno) : error;

@@ -52,15 +52,20 @@ export class DescriptorError extends Error {
 }
 
 /** A socket of this process, as the kernel knows it. */
-interface Socket {
+export interface Socket {
+  /** Its descriptor. */
   readonly fd: number;
+  /** `AF_INET` or `AF_INET6`. */
+  readonly family: number;
   /** The number that tells whether the descriptor still is that socket: also after a reset, when it has no peer. */
   readonly cookie: number | null;
 }
 
-interface ConnectedSocket extends Socket {
-  /** Its ends, as `sockaddr`. */
+/** A connected socket of this process. */
+export interface ConnectedSocket extends Socket {
+  /** This end, as a `sockaddr`. */
   readonly local: Uint8Array;
+  /** The other end, likewise. */
   readonly remote: Uint8Array;
 }
 
@@ -88,21 +93,27 @@ const listeners = new WeakMap<Listening, Socket>();
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
 export function fdOf(socket: Connection | Listening): number {
-  if (!("addr" in socket)) return socketOf(socket).fd;
+  return socketOf(socket).fd;
+}
+
+/** What {@linkcode fdOf} finds; the same errors. */
+export function socketOf(socket: Connection | Listening): Socket {
+  if (!("addr" in socket)) return connectionOf(socket);
   const known = listeners.get(socket);
-  if (known !== undefined && isStill(known)) return known.fd;
+  if (known !== undefined && isStill(known)) return known;
   const fd = findListener(socket);
-  listeners.set(socket, { fd, cookie: socketCookie(fd) });
-  return fd;
+  const listener = { fd, family: found[0], cookie: socketCookie(fd) };
+  listeners.set(socket, listener);
+  return listener;
 }
 
 /** What {@linkcode fdOf} finds of a connection, with its ends; the same errors. */
-export function socketOf(connection: Connection): ConnectedSocket {
+export function connectionOf(connection: Connection): ConnectedSocket {
   const known = connections.get(connection);
   if (known !== undefined && isStill(known)) return known;
   const local = encode(tcp(connection.localAddr)), remote = encode(tcp(connection.remoteAddr));
   const fd = findConnection(local, remote);
-  const socket = { fd, cookie: socketCookie(fd), local, remote };
+  const socket = { fd, family: found[0], cookie: socketCookie(fd), local, remote };
   connections.set(connection, socket);
   return socket;
 }
@@ -113,13 +124,12 @@ function isStill({ fd, cookie }: Socket): boolean {
 
 function findConnection(local: Uint8Array, remote: Uint8Array): number {
   const hasLocal = (fd: number) => getsockname(fd, found) && sameEnd(found, local) && isStream(fd);
-  const isIt = (fd: number) => hasLocal(fd) && getpeername(fd, found) && sameEnd(found, remote);
-  const fd = newestFirst().find(isIt);
-  if (fd !== undefined) return lastFound = fd;
+  const fd = search((fd) => hasLocal(fd) && getpeername(fd, found) && sameEnd(found, remote));
+  if (fd !== null) return fd;
   const ends = `${endText(decode(local))} to ${endText(decode(remote))}`;
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) => hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
-  if (newestFirst().some(isReset)) throw new DescriptorError(`the connection from ${ends} was reset`, true);
+  if (search(isReset) !== null) throw new DescriptorError(`the connection from ${ends} was reset`, true);
   throw new DescriptorError(`no open descriptor connects ${ends}`);
 }
 
@@ -127,8 +137,8 @@ function findListener({ addr }: Listening): number {
   const local = encode(tcp(addr));
   const isIt = (fd: number) =>
     getsockname(fd, found) && sameEnd(found, local) && isStream(fd) && getOption(fd, SO_ACCEPTCONN) === 1;
-  const fd = newestFirst().find(isIt);
-  if (fd === undefined) throw new DescriptorError(`no open descriptor listens on ${endText(tcp(addr))}`);
+  const fd = search(isIt);
+  if (fd === null) throw new DescriptorError(`no open descriptor listens on ${endText(tcp(addr))}`);
   // With SO_REUSEPORT several listeners may have one address, and nothing here tells which of them is meant.
   if (getOption(fd, SO_REUSEPORT) !== 0) {
     for (const other of openDescriptors(0, descriptorTableSize())) {
@@ -139,6 +149,7 @@ function findListener({ addr }: Listening): number {
   return fd;
 }
 
+// What the kernel told last: of a socket that was found, one of its ends.
 const found = new Uint8Array(SOCKADDR_SIZE);
 
 // A UDP socket may have the ports and addresses of a TCP one: they are numbered apart.
@@ -147,11 +158,19 @@ function isStream(fd: number): boolean {
   return getOption(fd, SO_TYPE) === SOCK_STREAM;
 }
 
+/** The first descriptor that passes, or `null`. */
+function search(isIt: (fd: number) => boolean): number | null {
+  // One connection after the other gets the same number again.
+  if (isIt(lastFound)) return lastFound;
+  for (const fd of newestFirst()) if (isIt(fd)) return lastFound = fd;
+  return null;
+}
+
+let lastFound = 0;
+
 // The kernel hands out the lowest free descriptor, so what was opened last sits under the lowest free one. Descriptors
 // above it are there when an older one was closed since.
 function* newestFirst(): Generator<number> {
-  // One connection after the other gets the same number again.
-  yield lastFound;
   // Asking for the lowest free one takes functions that a small process never needs: it looks at its few first.
   if (!searchIsOpen()) yield* Array(FEW).keys();
   const free = lowestFreeDescriptor();
@@ -160,7 +179,6 @@ function* newestFirst(): Generator<number> {
 }
 
 const FEW = 64;
-let lastFound = 0;
 
 function tcp(address: Deno.Addr): Deno.NetAddr {
   // The addresses that Deno.startTls copies have lost their transport.

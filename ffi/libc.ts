@@ -64,8 +64,6 @@ export const SO_ERROR: SocketOption = { level: SOL_SOCKET, option: 4, name: "SO_
 export const SO_REUSEPORT: SocketOption = { level: SOL_SOCKET, option: 15, name: "SO_REUSEPORT" };
 /** socket(7) */
 export const SO_ACCEPTCONN: SocketOption = { level: SOL_SOCKET, option: 30, name: "SO_ACCEPTCONN" };
-/** socket(7) */
-export const SO_DOMAIN: SocketOption = { level: SOL_SOCKET, option: 39, name: "SO_DOMAIN" };
 /** Documentation/networking/timestamping.rst in the kernel's sources */
 export const SO_TIMESTAMPING: SocketOption = { level: SOL_SOCKET, option: 37, name: "SO_TIMESTAMPING" };
 /** ip(7) */
@@ -170,8 +168,9 @@ const searching = group({
     result: "i32",
   },
   getdtablesize: { parameters: [], result: "i32" },
-  poll: POLL,
 });
+
+const polling = group({ poll: POLL });
 
 const dialing = group({
   socket: {
@@ -347,7 +346,8 @@ export function getpeername(fd: number, address: Uint8Array<ArrayBuffer>): boole
 /** getsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
 export function getOption(fd: number, option: SocketOption): number {
   length[0] = int.byteLength;
-  check(`getsockopt(${option.name})`, () => always().getsockopt(fd, option.level, option.option, int, length));
+  const result = attempt(() => always().getsockopt(fd, option.level, option.option, int, length));
+  if (result < 0) throw new LibcError(`getsockopt(${option.name})`, -result);
   return int[0];
 }
 
@@ -372,7 +372,8 @@ export function socketCookie(fd: number): number | null {
 /** setsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
 export function setOption(fd: number, option: SocketOption, value: number): void {
   int[0] = value;
-  check(`setsockopt(${option.name})`, () => always().setsockopt(fd, option.level, option.option, int, int.byteLength));
+  const result = attempt(() => always().setsockopt(fd, option.level, option.option, int, int.byteLength));
+  if (result < 0) throw new LibcError(`setsockopt(${option.name})`, -result);
 }
 
 /**
@@ -413,10 +414,22 @@ export function* openDescriptors(from: number, to: number): Generator<number> {
     // struct pollfd { int fd; short events; short revents; }
     const table = new Int32Array(2 * count);
     for (let i = 0; i < count; i++) table[2 * i] = first + i;
-    check("poll", () => searching().poll(table, BigInt(count), 0));
+    check("poll", () => polling().poll(table, BigInt(count), 0));
     const shorts = new Int16Array(table.buffer);
     for (let i = 0; i < count; i++) if ((shorts[4 * i + 3] & POLLNVAL) === 0) yield first + i;
   }
+}
+
+// struct pollfd { int fd; short events; short revents; }
+const one = new Int32Array(2);
+
+/** Whether a socket has bytes to be read, or its end, and is not lost, poll(2). */
+export function isReadable(fd: number): boolean {
+  const POLLIN = 1, POLLHUP = 0x10;
+  one[0] = fd;
+  one[1] = POLLIN;
+  // Copies of sent packets raise POLLERR all the time, which is not meant here.
+  return polling().poll(one, 1n, 0) > 0 && (one[1] >> 16 & (POLLIN | POLLHUP)) === POLLIN;
 }
 
 /** close(2). @throws {LibcError} the descriptor is not open */

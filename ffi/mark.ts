@@ -5,8 +5,8 @@
  */
 
 import { checkTos, hex } from "./dscp.ts";
-import { type Connection, fdOf, type Listening } from "./fd.ts";
-import { getOption, IP_TOS, IPV6_TCLASS, setOption, SO_DOMAIN, type SocketOption } from "./libc.ts";
+import { type Connection, type Listening, type Socket, socketOf } from "./fd.ts";
+import { getOption, IP_TOS, IPV6_TCLASS, setOption, type SocketOption } from "./libc.ts";
 import { AF_INET6 } from "./sockaddr.ts";
 
 /** The kernel took the call, but not the mark: another byte reads back. */
@@ -51,7 +51,7 @@ export class MarkError extends Error {
  */
 export function setTos(socket: Connection | Listening, tos: number): number {
   checkTos(tos);
-  return markDescriptor(fdOf(socket), tos);
+  return markSocket(socketOf(socket), tos);
 }
 
 /**
@@ -60,14 +60,14 @@ export function setTos(socket: Connection | Listening, tos: number): number {
  * @throws {DescriptorError} the connection is closed
  */
 export function getTos(socket: Connection | Listening): number {
-  const fd = fdOf(socket);
+  const { fd, family } = socketOf(socket);
   // Both hold the same byte once setTos was here; before that, IP_TOS is what the older half of the world uses.
-  return getOption(fd, optionsOf(fd)[0]);
+  return getOption(fd, optionsOf(family)[0]);
 }
 
-/** {@linkcode setTos} for a descriptor that is known to be the right one. */
-export function markDescriptor(fd: number, tos: number): number {
-  for (const option of optionsOf(fd)) {
+/** {@linkcode setTos} for a socket that was found just now. */
+export function markSocket({ fd, family }: Pick<Socket, "fd" | "family">, tos: number): number {
+  for (const option of optionsOf(family)) {
     setOption(fd, option, tos);
     const readBack = getOption(fd, option);
     if (readBack !== tos) throw new MarkError(option.name, tos, readBack);
@@ -76,6 +76,8 @@ export function markDescriptor(fd: number, tos: number): number {
 }
 
 // An AF_INET6 socket whose peer is IPv4-mapped sends IPv4 packets and obeys IP_TOS alone, so it gets both.
-function optionsOf(fd: number): SocketOption[] {
-  return getOption(fd, SO_DOMAIN) === AF_INET6 ? [IPV6_TCLASS, IP_TOS] : [IP_TOS];
+function optionsOf(family: number): readonly SocketOption[] {
+  return family === AF_INET6 ? IPV6_OPTIONS : IPV4_OPTIONS;
 }
+
+const IPV4_OPTIONS = [IP_TOS], IPV6_OPTIONS = [IPV6_TCLASS, IP_TOS];

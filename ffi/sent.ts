@@ -8,8 +8,10 @@
  * @module
  */
 
-import { type Connection, fdOf, socketOf } from "./fd.ts";
+import { checkTos } from "./dscp.ts";
+import { type Connection, connectionOf, fdOf } from "./fd.ts";
 import { IPPROTO_TCP, receiveError, setOption, SO_TIMESTAMPING } from "./libc.ts";
+import { markSocket } from "./mark.ts";
 import { sameBytes, wireAddress } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header tells. */
@@ -30,8 +32,27 @@ export interface SentPacket {
  * @throws {DescriptorError} the connection is closed
  */
 export function watchSent(connection: Connection): void {
+  watch(fdOf(connection));
+}
+
+function watch(fd: number): void {
   const SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1, SOF_TIMESTAMPING_SOFTWARE = 1 << 4;
-  setOption(fdOf(connection), SO_TIMESTAMPING, SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE);
+  setOption(fd, SO_TIMESTAMPING, SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE);
+}
+
+/**
+ * {@linkcode fdOf}, {@linkcode setTos} and {@linkcode watchSent} in one, for who does all three: the socket is looked for
+ * once.
+ *
+ * @returns its descriptor, and the byte read back
+ * @throws what these three throw
+ */
+export function markAndWatch(connection: Connection, tos: number): { fd: number; readBack: number } {
+  checkTos(tos);
+  const socket = connectionOf(connection);
+  const readBack = markSocket(socket, tos);
+  watch(socket.fd);
+  return { fd: socket.fd, readBack };
 }
 
 /**
@@ -43,10 +64,10 @@ export function watchSent(connection: Connection): void {
  * @throws {DescriptorError} the connection is closed
  */
 export function takeSent(connection: Connection): SentPacket[] {
-  const { fd, local, remote } = socketOf(connection);
+  const { fd, local, remote } = connectionOf(connection);
   const packets: SentPacket[] = [];
   for (let size; (size = receiveError(fd, copy)) !== null;) {
-    const packet = parseLooped(copy.subarray(0, size), local, remote);
+    const packet = parseLooped(copy, local, remote, size);
     if (packet !== null) packets.push(packet);
   }
   return packets;
@@ -63,52 +84,44 @@ const copy = new Uint8Array(128);
  * @param packet the bytes from the error queue, perhaps cut short
  * @param local this end as a `sockaddr`, in the connection's own family
  * @param remote the other end, likewise
+ * @param length how many bytes of `packet` count
  * @returns `null` where there is no such header: then nothing was observed
  */
-export function parseLooped(packet: Uint8Array, local: Uint8Array, remote: Uint8Array): SentPacket | null {
-  const source = wireAddress(local), destination = wireAddress(remote);
-  const parse = source.length === 4 ? parseIPv4 : parseIPv6;
-  for (let at = 0; at < packet.length; at++) {
-    const header = parse(packet.subarray(at));
-    if (header === null) continue;
-    const isOurs = sameBytes(header.source, source) && sameBytes(header.ports.subarray(0, 2), local.subarray(2, 4));
-    const isTheirs = sameBytes(header.destination, destination) &&
-      sameBytes(header.ports.subarray(2), remote.subarray(2, 4));
-    if (isOurs || isTheirs) return { tos: header.tos, length: header.length };
+export function parseLooped(
+  packet: Uint8Array,
+  local: Uint8Array,
+  remote: Uint8Array,
+  length = packet.length,
+): SentPacket | null {
+  const { size } = wireAddress(local);
+  for (let at = 0; at < length; at++) {
+    const ports = portsAt(packet, at, size);
+    if (ports === null || ports + 4 > length) continue;
+    // Source and destination, addresses and ports, stand side by side in both versions.
+    const addresses = at + (size === 4 ? 12 : 8);
+    const isOurs = isEnd(packet, addresses, ports, local);
+    if (isOurs || isEnd(packet, addresses + size, ports + 2, remote)) return headerAt(packet, at, size);
   }
   return null;
 }
 
-interface Header extends SentPacket {
-  readonly source: Uint8Array;
-  readonly destination: Uint8Array;
-  /** Source and destination port, two bytes each. */
-  readonly ports: Uint8Array;
+/** Where the TCP ports are if an IP header is at `at`, with addresses of `size` bytes; `null` where none is. */
+function portsAt(packet: Uint8Array, at: number, size: 4 | 16): number | null {
+  const isIPv4 = size === 4;
+  const version = packet[at] >> 4, protocol = packet[at + (isIPv4 ? 9 : 6)];
+  // RFC 791 section 3.1, RFC 8200 section 3; TCP from a plain socket has no extension headers
+  const ports = at + (isIPv4 ? (packet[at] & 0x0f) * 4 : 40);
+  return version === (isIPv4 ? 4 : 6) && protocol === IPPROTO_TCP && ports >= at + 20 ? ports : null;
 }
 
-/** RFC 791 section 3.1 */
-function parseIPv4(bytes: Uint8Array): Header | null {
-  const size = (bytes[0] & 0x0f) * 4;
-  if (bytes[0] >> 4 !== 4 || size < 20 || bytes.length < size + 4 || bytes[9] !== IPPROTO_TCP) return null;
-  return {
-    tos: bytes[1],
-    length: bytes[2] << 8 | bytes[3],
-    source: bytes.subarray(12, 16),
-    destination: bytes.subarray(16, 20),
-    ports: bytes.subarray(size, size + 4),
-  };
+/** Whether the address and the port at these places are those of `end`. */
+function isEnd(packet: Uint8Array, address: number, port: number, end: Uint8Array): boolean {
+  const { at, size } = wireAddress(end);
+  return sameBytes(packet, port, end, 2, 2) && sameBytes(packet, address, end, at, size);
 }
 
-/** RFC 8200 section 3; TCP from a plain socket has no extension headers */
-function parseIPv6(bytes: Uint8Array): Header | null {
-  const size = 40;
-  if (bytes[0] >> 4 !== 6 || bytes.length < size + 4 || bytes[6] !== IPPROTO_TCP) return null;
-  const payload = bytes[4] << 8 | bytes[5];
-  return {
-    tos: (bytes[0] & 0x0f) << 4 | bytes[1] >> 4,
-    length: payload === 0 ? 0 : size + payload,
-    source: bytes.subarray(8, 24),
-    destination: bytes.subarray(24, 40),
-    ports: bytes.subarray(size, size + 4),
-  };
+function headerAt(packet: Uint8Array, at: number, size: 4 | 16): SentPacket {
+  if (size === 4) return { tos: packet[at + 1], length: packet[at + 2] << 8 | packet[at + 3] };
+  const payload = packet[at + 4] << 8 | packet[at + 5];
+  return { tos: (packet[at] & 0x0f) << 4 | packet[at + 1] >> 4, length: payload === 0 ? 0 : 40 + payload };
 }

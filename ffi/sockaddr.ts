@@ -12,9 +12,7 @@ export const AF_INET6 = 10;
 /** Bytes of the larger of the two structures, `sockaddr_in6`. */
 export const SOCKADDR_SIZE = 28;
 
-const MAPPED_PREFIX = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-
-const IPV4 = /^(\d+)\.(\d+)\.(\d+)\.(\d+)$/;
+const IPV4 = /^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}$/;
 
 /** 4 or 6 for a literal address without brackets, `null` for a name. */
 export function familyOf(hostname: string): 4 | 6 | null {
@@ -23,42 +21,59 @@ export function familyOf(hostname: string): 4 | 6 | null {
 }
 
 /**
- * The 4 or 16 bytes of a literal address, in network order; a scope (`%eth0`) is ignored.
+ * The structure for an address and port, as the kernel wants it; a scope (`%eth0`) is ignored.
  *
- * @throws {TypeError} the text is not an IP address
+ * @throws {TypeError} the hostname is not an IP address
  */
-export function addressBytes(text: string): Uint8Array<ArrayBuffer> {
-  const ipv4 = IPV4.exec(text);
-  if (ipv4 !== null) return new Uint8Array([+ipv4[1], +ipv4[2], +ipv4[3], +ipv4[4]]);
+export function encode({ hostname, port }: Deno.NetAddr): Uint8Array<ArrayBuffer> {
+  const isIPv6 = hostname.includes(":");
+  const sockaddr = new Uint8Array(isIPv6 ? SOCKADDR_SIZE : 16);
+  // The family is in the machine's own order, and every machine that Deno runs on is little-endian.
+  sockaddr[0] = isIPv6 ? AF_INET6 : AF_INET;
+  sockaddr[2] = port >> 8;
+  sockaddr[3] = port & 0xff;
+  if (isIPv6) sockaddr.set(ipv6Bytes(hostname), 8);
+  else putIPv4(sockaddr, hostname);
+  return sockaddr;
+}
+
+// By hand, as each connection needs it twice between being made and being marked.
+function putIPv4(sockaddr: Uint8Array, text: string): void {
+  const DOT = 0x2e - 0x30;
+  let at = 4;
+  for (let i = 0; i < text.length; i++) {
+    const digit = text.charCodeAt(i) - 0x30;
+    if (digit === DOT) at++;
+    else if (digit >= 0 && digit <= 9) sockaddr[at] = sockaddr[at] * 10 + digit;
+    else throw notAnAddress(text);
+  }
+  if (at !== 7) throw notAnAddress(text);
+}
+
+function ipv6Bytes(text: string): number[] {
   // The URL parser knows every way of writing an IPv6 address and gives the shortest, without dots.
   const canonical = URL.parse(`http://[${text.replace(/%.*/, "")}]/`)?.hostname;
-  if (canonical === undefined) throw new TypeError(`${JSON.stringify(text)} is not an IP address`);
+  if (canonical === undefined) throw notAnAddress(text);
   const [head, tail] = canonical.slice(1, -1).split("::").map((half) => half === "" ? [] : half.split(":"));
   const zeros = tail === undefined ? [] : Array(8 - head.length - tail.length).fill("0");
   const groups = [...head, ...zeros, ...(tail ?? [])].map((group) => parseInt(group, 16));
-  return Uint8Array.from(groups.flatMap((group) => [group >> 8, group & 0xff]));
+  return groups.flatMap((group) => [group >> 8, group & 0xff]);
 }
 
-/** The structure for an address and port, as the kernel wants it. @throws {TypeError} not an IP address */
-export function encode(address: Deno.NetAddr): Uint8Array<ArrayBuffer> {
-  const bytes = addressBytes(address.hostname);
-  const sockaddr = new Uint8Array(bytes.length === 4 ? 16 : SOCKADDR_SIZE);
-  // The family is in the machine's own order, and every machine that Deno runs on is little-endian.
-  sockaddr[0] = bytes.length === 4 ? AF_INET : AF_INET6;
-  sockaddr[2] = address.port >> 8;
-  sockaddr[3] = address.port & 0xff;
-  sockaddr.set(bytes, bytes.length === 4 ? 4 : 8);
-  return sockaddr;
+function notAnAddress(text: string): TypeError {
+  return new TypeError(`${JSON.stringify(text)} is not an IP address`);
 }
 
 /** The address and port in a structure, written as Deno writes them. @throws {TypeError} not IP */
 export function decode(sockaddr: Uint8Array): Deno.NetAddr {
+  const { at, size } = wireAddress(sockaddr);
   const port = sockaddr[2] << 8 | sockaddr[3];
-  const v4 = (bytes: Uint8Array) => bytes.join(".");
-  const address = wireAddress(sockaddr);
-  if (sockaddr[0] === AF_INET) return { transport: "tcp", hostname: v4(address), port };
-  if (address.length === 4) return { transport: "tcp", hostname: `::ffff:${v4(address)}`, port };
-  const groups = Array.from({ length: 8 }, (_, at) => (address[2 * at] << 8 | address[2 * at + 1]).toString(16));
+  const bytes = sockaddr.subarray(at, at + size);
+  if (size === 4) {
+    const hostname = `${sockaddr[0] === AF_INET ? "" : "::ffff:"}${bytes.join(".")}`;
+    return { transport: "tcp", hostname, port };
+  }
+  const groups = Array.from({ length: 8 }, (_, i) => (bytes[2 * i] << 8 | bytes[2 * i + 1]).toString(16));
   // The URL parser shortens it as RFC 5952 asks.
   return { transport: "tcp", hostname: new URL(`http://[${groups.join(":")}]/`).hostname.slice(1, -1), port };
 }
@@ -70,30 +85,36 @@ export function decode(sockaddr: Uint8Array): Deno.NetAddr {
 export function sameEnd(a: Uint8Array, b: Uint8Array): boolean {
   // The port first: it alone tells most sockets apart.
   if (a[2] !== b[2] || a[3] !== b[3]) return false;
-  const x = unmapped(a), y = unmapped(b);
-  return x !== null && y !== null && sameBytes(x, y);
+  const atA = addressAt(a), atB = addressAt(b);
+  if (atA === 0 || atB === 0 || (atA === 8) !== (atB === 8)) return false;
+  return sameBytes(a, atA, b, atB, atA === 8 ? 16 : 4);
 }
 
-/** Whether two runs of bytes are the same. */
-export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
-  if (a.length !== b.length) return false;
-  for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) return false;
+/** Whether two runs of `size` bytes are the same. */
+export function sameBytes(a: Uint8Array, atA: number, b: Uint8Array, atB: number, size: number): boolean {
+  for (let i = 0; i < size; i++) if (a[atA + i] !== b[atB + i]) return false;
   return true;
 }
 
-/** The address's bytes, 4 of them for an IPv4-mapped one; `null` for a family that is not IP. */
-function unmapped(sockaddr: Uint8Array): Uint8Array | null {
-  if (sockaddr[0] === AF_INET) return sockaddr.subarray(4, 8);
-  if (sockaddr[0] !== AF_INET6) return null;
-  const mapped = MAPPED_PREFIX.every((byte, i) => sockaddr[8 + i] === byte);
-  return sockaddr.subarray(mapped ? 20 : 8, 24);
+/**
+ * Where in `sockaddr` the address is as an IP header has it: 4 bytes for IPv4, also where the socket is IPv4-mapped, else
+ * 16.
+ *
+ * @throws {TypeError} not IP
+ */
+export function wireAddress(sockaddr: Uint8Array): { readonly at: number; readonly size: 4 | 16 } {
+  const at = addressAt(sockaddr);
+  if (at === 0) throw new TypeError(`address family ${sockaddr[0]} is not IP`);
+  return { at, size: at === 8 ? 16 : 4 };
 }
 
-/** `sockaddr` read as an IP header names it: 4 bytes for IPv4, also where the socket is IPv4-mapped, else 16. */
-export function wireAddress(sockaddr: Uint8Array): Uint8Array {
-  const address = unmapped(sockaddr);
-  if (address === null) throw new TypeError(`address family ${sockaddr[0]} is not IP`);
-  return address;
+/** Where that address starts; 0 for a family that is not IP. */
+function addressAt(sockaddr: Uint8Array): number {
+  if (sockaddr[0] === AF_INET) return 4;
+  if (sockaddr[0] !== AF_INET6) return 0;
+  // ::ffff:0:0/96, RFC 4291 section 2.5.5.2
+  for (let at = 8; at < 20; at++) if (sockaddr[at] !== (at < 18 ? 0 : 0xff)) return 8;
+  return 20;
 }
 
 /** An address and port in a form for people: `127.0.0.1:8086`, `[::1]:8086`. */

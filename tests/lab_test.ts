@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { parseDscp } from "../ffi/mod.ts";
 import { CLEARED, rewrite } from "./lab.ts";
 import { Network } from "./network.ts";
-import { Background, Capture, execute, testWith } from "./support.ts";
+import { Background, Capture, execute, type Seen, testWith } from "./support.ts";
 
 const NEEDS = ["root", "ip", "tc", "nft", "sysctl", "tcpdump"];
 const LAB = [Deno.execPath(), "run", "--allow-all", new URL("lab.ts", import.meta.url).pathname];
@@ -23,8 +23,9 @@ testWith(
     const expected = new Map(CLEARED.map((name) => [parseDscp(name).dscp, 0]));
     assert.deepEqual([...changed].sort(), [...expected].sort());
     const syns = async (capture: Capture) => {
-      while ((await capture.connection()).filter(({ flags }) => flags === "S").length < 64);
-      return new Map(capture.packets.filter(({ flags }) => flags === "S").map(({ from, tos }) => [from, tos >> 2]));
+      const of = (packets: Seen[]) => packets.filter(({ flags }) => flags === "S");
+      const packets = await capture.until((packets) => of(packets).length >= 64);
+      return new Map(of(packets).map(({ from, tos }) => [from, tos >> 2]));
     };
     const [sent, arrived] = [await syns(near), await syns(far)];
     assert.equal(sent.size, 64);

@@ -10,6 +10,7 @@ import {
   RawServer,
   readRequest,
   replying,
+  reset,
   send,
   testWith,
 } from "./support.ts";
@@ -25,6 +26,22 @@ Deno.test("marks take turns, round after round, and JSON has a line a request", 
     lines.map(({ round, mark, left }) => [round, mark.name, left.packets[0].tos]),
     [1, 2, 3].flatMap((round) => [[round, "EF", 0xb8], [round, "AF41", 0x88], [round, "CS0", 0]]),
   );
+});
+
+Deno.test("a series tells what a server did wrong in the words of a single request", async () => {
+  const half = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe";
+  for (const [code, doing] of [[8, "SSH-2.0\r\n"], [18, half], [18, "HTTP/1.1 2"], [52, ""], [56, null]] as const) {
+    await using server = new RawServer(async (conn) => {
+      await readRequest(conn);
+      if (doing === null) reset(conn);
+      else if (doing !== "") await send(conn, doing);
+    });
+    const [once, twice] = [await dscpGet(["-s", server.url]), await dscpGet(["-s", "-n", "2", server.url])];
+    assert.equal(once.code, code, once.stderr);
+    assert.equal(twice.code, code, twice.stderr);
+    const words = once.stderr.replace("dscp-get: ", "dscp-get: 2 of 2 requests failed; the first: ");
+    assert.equal(twice.stderr, words);
+  }
 });
 
 Deno.test("-d all is the 64 code points", async () => {

@@ -394,15 +394,19 @@ export class Capture implements AsyncDisposable {
     }));
   }
 
+  /** Waits until what it has seen passes. */
+  async until(passes: (packets: Seen[]) => boolean): Promise<Seen[]> {
+    await this.#tcpdump.until(() => passes(this.packets));
+    return this.packets;
+  }
+
   /** Waits for the end of a connection: both FINs and the ACK of the second, or a reset. */
   async connection(): Promise<Seen[]> {
-    await this.#tcpdump.until(() => {
-      const packets = this.packets;
+    return await this.until((packets) => {
       const fins = packets.flatMap(({ flags }, at) => flags.includes("F") ? [at] : []);
       return packets.some(({ flags }) => flags.includes("R")) ||
         (fins.length >= 2 && packets.slice(fins[1] + 1).some(({ from }) => from !== packets[fins[1]].from));
     });
-    return this.packets;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
