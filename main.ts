@@ -451,7 +451,7 @@ export interface Wire {
 }
 
 /** @throws {Failure} it fails: host not found 6, cannot connect 7, no answer 28 */
-async function connect({ target, mark }: Exchange, options: Options, signal: AbortSignal): Promise<Wire> {
+async function connect({ target, mark }: Exchange, options: Options, signal?: AbortSignal): Promise<Wire> {
   const { host: hostname, port } = target;
   const { family } = options;
   try {
@@ -464,7 +464,7 @@ async function connect({ target, mark }: Exchange, options: Options, signal: Abo
       try {
         return await Deno.connect({ hostname: address, port, signal });
       } catch (error) {
-        signal.throwIfAborted();
+        signal?.throwIfAborted();
         failure = error;
       }
     }
@@ -737,20 +737,19 @@ function bytesOf(text: string): Uint8Array {
   return Uint8Array.from(text, (character) => character.charCodeAt(0));
 }
 
-/** The values of a header, its lines and commas taken apart. */
-function listOf(reply: Reply, name: string): string[] {
-  const items: string[] = [];
-  for (const header of reply.headers) {
-    if (header[0] !== name) continue;
-    for (const item of header[1].split(",")) items.push(item.trim());
+/** The values of a header, its lines and commas taken apart; `null` where it is not there. */
+function listOf({ headers }: Reply, name: string): string[] | null {
+  let lines: string | null = null;
+  for (const header of headers) {
+    if (header[0] === name) lines = lines === null ? header[1] : `${lines},${header[1]}`;
   }
-  return items;
+  return lines === null ? null : lines.split(",").map((item) => item.trim());
 }
 
 /** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` for until the connection closes. */
 function framingOf(reply: Reply): number | "chunked" {
   const codings = listOf(reply, "transfer-encoding"), lengths = listOf(reply, "content-length");
-  const length = codings.length > 0 ? lengthInCodings(codings) : lengths.length > 0 ? lengthIn(lengths) : Infinity;
+  const length = codings !== null ? lengthInCodings(codings) : lengths !== null ? lengthIn(lengths) : Infinity;
   return reply.status === 204 || reply.status === 304 ? 0 : length;
 }
 
@@ -864,6 +863,8 @@ function newExchange(target: Target, builtIn: boolean, mark: Mark, { markSyn }: 
  *
  * @param exchange filled as it goes, so that it tells how far a failed one got
  * @param asked the request
+ * @param mayLeave an attempt to connect that takes too long goes on behind our back, for as long as the kernel tries: to
+ * be able to take it back costs each connection a twentieth of the time that one to this host takes
  * @throws {Failure} whatever went wrong, with its exit code
  */
 async function perform(
@@ -871,6 +872,7 @@ async function perform(
   options: Options,
   sink: Sink,
   asked = request(exchange.target, options.headers),
+  mayLeave = false,
 ): Promise<void> {
   const { target, milliseconds } = exchange;
   // The network is timed, not the loading of what talks to it.
@@ -879,13 +881,14 @@ async function perform(
   const elapsed = () => performance.now() - started;
   const roots = target.secure && options.cacert !== null ? [readCertificates(options.cacert)] : [];
 
-  const abort = new AbortController();
+  const abort = mayLeave ? null : new AbortController();
+  let giveUp = (why: Failure) => abort?.abort(why);
   let wire: Wire | null = null;
   let expired: Failure | null = null;
   const expireAfter = (seconds: number, doing: string) =>
     after(started, seconds * 1000, () => {
       expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
-      abort.abort(expired);
+      giveUp(expired);
       end();
     });
   let isEnded = false;
@@ -897,10 +900,11 @@ async function perform(
   const cancelMaxTime = expireAfter(options.maxTime, "the request");
   const cancelConnectTimeout = expireAfter(options.connectTimeout, "connecting");
   try {
-    wire = await connect(exchange, options, abort.signal);
+    const connecting = connect(exchange, options, abort?.signal);
+    wire = await (mayLeave ? leavable(connecting, (leave) => giveUp = leave) : connecting);
     cancelConnectTimeout();
     milliseconds.connect = elapsed();
-    abort.signal.throwIfAborted();
+    if (expired !== null) throw expired;
     setMark(exchange, wire);
     if (target.secure) {
       wire = await secure(wire, target, options, roots, (begun) => {
@@ -913,7 +917,7 @@ async function perform(
     const isAwake = isSeries(options) && !target.secure && !exchange.builtIn && navigator.hardwareConcurrency > 1;
     await readReply(watchFirst(wire, exchange, elapsed, isAwake), exchange.reply, sink);
     // A connection that is closed when its time is over may look like one that came to its end.
-    abort.signal.throwIfAborted();
+    if (expired !== null) throw expired;
   } catch (error) {
     throw expired ?? connectionFailure(error);
   } finally {
@@ -924,6 +928,18 @@ async function perform(
     end();
   }
   checkMarks(exchange);
+}
+
+/** A connection that can be given up while it is being made; should it still come, it is closed. */
+function leavable(connecting: Promise<Wire>, tell: (leave: (why: Failure) => void) => void): Promise<Wire> {
+  return new Promise((resolve, reject) => {
+    let isLeft = false;
+    tell((why) => {
+      isLeft = true;
+      reject(why);
+    });
+    connecting.then((wire) => isLeft ? wire.close() : resolve(wire), reject);
+  });
 }
 
 /** Marks the connection, and has the kernel keep what leaves and arrives on it. */
@@ -953,7 +969,7 @@ function watchFirst(
       const reading = isAwake ? null : wire.read(buffer);
       // While the server is at work this costs no time.
       collectSent(exchange, wire);
-      const size = await (reading ?? readAwake(wire, buffer) ?? wire.read(buffer));
+      const size = await (reading ?? readArrived(wire, buffer, AWAKE) ?? wire.read(buffer));
       if (size !== null && size > 0) {
         exchange.milliseconds.firstByte = elapsed();
         if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
@@ -963,17 +979,8 @@ function watchFirst(
   };
 }
 
-/**
- * Reads a reply that comes within the time it takes to fall asleep and be woken, which a reply from nearby does: so its
- * time is that of the network, not of the waking. @returns `null` where none came
- */
-function readAwake(wire: Wire, buffer: Uint8Array): number | null {
-  const until = performance.now() + 0.1;
-  for (;;) {
-    const size = readArrived(wire, buffer);
-    if (size !== null || performance.now() > until) return size;
-  }
-}
+// Milliseconds that falling asleep and being woken may take.
+const AWAKE = 0.1;
 
 /** Takes the packets that the kernel has looped back by now. */
 function collectSent(exchange: Exchange, wire: Wire): void {
@@ -1696,6 +1703,7 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
   const asked = request(target, options.headers), sink = sinkFor(options);
+  let mayLeave = options.family === null && !needsDial(target, options);
   const isQuiet = options.json || options.silent;
   const screen = new Screen(Deno.stderr.isTerminal() && !isQuiet);
   const result = () => screen.replace(isQuiet ? "" : table(rows) + verdict(rows));
@@ -1715,9 +1723,11 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
         const exchange = newExchange(target, builtIn, row.mark, options);
         let failure: Failure | null = null;
         try {
-          await perform(exchange, options, sink, asked);
+          await perform(exchange, options, sink, asked, mayLeave);
         } catch (error) {
           failure = failureOf(error);
+          // One that goes on is enough: each has a descriptor.
+          if (failure.code === Exit.timeout) mayLeave = false;
         }
         if (failure !== null) {
           // Without a permission or libc no other request would fare better.

@@ -10,7 +10,6 @@
 
 import { type Connection, connectionOf, type Listening, socketOf } from "./fd.ts";
 import {
-  EAGAIN,
   getOptionBytes,
   IP_PKTOPTIONS,
   IP_RECVTOS,
@@ -63,15 +62,18 @@ export function watchArriving(connection: Connection): void {
 }
 
 /**
- * Reads the bytes that have arrived on a connection without TLS, as its own `read` does, but without waiting for them.
+ * Reads what has arrived on a connection without TLS, as its own `read` does, but at once or after a while that is spent
+ * awake: falling asleep and being woken takes longer than a reply from nearby, and adds to its time.
  *
- * @returns how many, 0 at the end of the connection; `null` where none have come, or the connection is lost
+ * @param patience milliseconds to look for something, in which nothing else runs
+ * @returns the number of bytes, 0 at the end of the connection; `null` where none have come, or the connection is lost
  * @throws {DescriptorError} the connection is closed
  */
-export function readArrived(connection: Connection, buffer: Uint8Array): number | null {
+export function readArrived(connection: Connection, buffer: Uint8Array, patience: number = 0): number | null {
   const { fd } = connectionOf(connection);
-  // A lost connection tells why once: to the `read` of whoever opened it.
-  const size = isReadable(fd) ? receive(fd, buffer) : -EAGAIN;
+  // A lost connection is not readable: it tells why once, and that is for the `read` of whoever opened it.
+  for (const until = performance.now() + patience; !isReadable(fd);) if (performance.now() >= until) return null;
+  const size = receive(fd, buffer);
   return size < 0 ? null : size;
 }
 

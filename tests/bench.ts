@@ -58,11 +58,10 @@ export {};
     `const request = new TextEncoder().encode("GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close\\r\\n\\r\\n");
 const buffer = new Uint8Array(65536);
 for (let left = Number(Deno.args[0]); left > 0; left--) {
-  const conn = await Deno.connect({ hostname: "127.0.0.1", port: 8086 });
+  const conn = await Deno.connect({ hostname: "127.0.0.1", port: Number(Deno.args[1]) });
   await conn.write(request);
   while (await conn.read(buffer) !== null);
   conn.close();
-  if (Deno.args[1] === "tell") Deno.stdout.writeSync(new Uint8Array([10]));
 }
 export {};
 `,
@@ -155,7 +154,7 @@ const LIMITS: Record<string, number> = {
   "10,000 sockets / 20 sockets": 1.5,
   "ours / curl": 1,
   "peak memory above that of a small reply": 16,
-  "-n 1000 / bare unmarked loop": 1.1,
+  "-n 10000 / bare unmarked loop": 1.1,
   "memory after 10,000 requests above that after 100": 8,
   "of 20 runs on an idle path, those that see a difference": 1,
 };
@@ -317,44 +316,61 @@ async function largeBody(runs: number): Promise<void> {
 }
 
 async function manyRequests(folder: string, runs: number): Promise<void> {
-  say(`\n1,000 requests in one process: ratio of medians of ${runs} runs in turn`);
+  const many = 10_000;
+  say(`\n${many.toLocaleString("en")} requests in one process: median of the ratios of ${runs} runs in turn`);
   const times = await alternate(
     new Map([
-      ["ours", deno(...OURS, "-s", "-n", "1000", URL_OF_ALL)],
-      ["loop", deno("--allow-net", `${folder}/loop.ts`, "1000")],
+      ["ours", deno(...OURS, "-s", "-n", String(many), URL_OF_ALL)],
+      ["loop", deno("--allow-net", `${folder}/loop.ts`, String(many), "8086")],
     ]),
     runs,
   );
   const [a, b] = [times.get("ours")!, times.get("loop")!];
+  const each = (values: number[]) => (median(values) / many * 1000).toFixed(0);
+  show("series", `-n ${many} / bare unmarked loop`, ratio(a, b), "×", `${each(a)} / ${each(b)} µs a request`);
+  const own = await growth(many, (port) => deno(...OURS, "-s", "-n", String(many), `http://127.0.0.1:${port}/`));
+  const bare = await growth(many, (port) => deno("--allow-net", `${folder}/loop.ts`, String(many), String(port)));
   show(
     "series",
-    "-n 1000 / bare unmarked loop",
-    ratio(a, b),
-    "×",
-    `${median(a).toFixed(0)} / ${median(b).toFixed(0)} µs a request`,
+    `memory after ${many.toLocaleString("en")} requests above that after 100`,
+    own.anonymous,
+    "MiB",
+    `the bare loop: ${bare.anonymous.toFixed(1)}; with the pages of Deno's own file: ${own.all.toFixed(1)} / ${
+      bare.all.toFixed(1)
+    }`,
   );
-  const many = 10_000;
-  const name = `memory after ${many.toLocaleString("en")} requests above that after 100`;
-  const [own, bare] = [
-    await growth(deno(...OURS, "--json", "-n", String(many), URL_OF_ALL), many),
-    await growth(deno("--allow-net", `${folder}/loop.ts`, String(many), "tell"), many),
-  ];
-  show("series", name, own, "MiB", `the bare loop: ${bare.toFixed(1)} MiB`);
 }
 
-/** How much memory a program that prints a line a request has more at its end than after a hundred, in MiB. */
-async function growth(words: readonly string[], requests: number): Promise<number> {
-  const child = new Deno.Command(words[0], { args: words.slice(1), stdin: "null", stdout: "piped", stderr: "null" })
-    .spawn();
-  const resident = () => Number(/VmRSS:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${child.pid}/status`))?.[1]) / 1024;
-  let lines = 0, early = NaN, late = NaN;
-  for await (const bytes of child.stdout) {
-    for (const byte of bytes) if (byte === 10) lines++;
-    if (lines < requests - 100) late = resident();
-    if (lines >= 100 && Number.isNaN(early)) early = resident();
+/** What a process holds, in MiB: memory of its own, and with the pages that it shares with the files they are of. */
+interface Memory {
+  readonly anonymous: number;
+  readonly all: number;
+}
+
+/** How much more a client holds near its last request than after a hundred: the server counts them, and looks. */
+async function growth(requests: number, client: (port: number) => string[]): Promise<Memory> {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const [program, ...args] = client(listener.addr.port);
+  const child = new Deno.Command(program, { args, stdin: "null", stdout: "null", stderr: "null" }).spawn();
+  const ended = child.status.then(() => listener.close());
+  const held = (): Memory => {
+    const status = Deno.readTextFileSync(`/proc/${child.pid}/status`);
+    const of = (name: string) => Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)?.[1]) / 1024;
+    return { anonymous: of("RssAnon"), all: of("VmRSS") };
+  };
+  const reply = new TextEncoder().encode("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+  const buffer = new Uint8Array(4096);
+  let early: Memory | null = null, late: Memory | null = null, count = 0;
+  for await (const conn of listener) {
+    await conn.read(buffer);
+    await conn.write(reply);
+    conn.close();
+    count++;
+    if (count === 100) early = held();
+    if (count === requests - 10) late = held();
   }
-  await child.status;
-  return late - early;
+  await ended;
+  return { anonymous: late!.anonymous - early!.anonymous, all: late!.all - early!.all };
 }
 
 async function calm(): Promise<void> {

@@ -143,6 +143,28 @@ testWith(["root", "ip", "sysctl"], "where IPv6 is off, an IPv6 address is 7, and
 });
 
 testWith(
+  ["root", "ip", "nft", "ss"],
+  "a series that nobody answers keeps to --connect-timeout, and leaves at most one attempt behind",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+    const args = ["--json", "-n", "5", "--connect-timeout", "0.2", "http://127.0.0.1:8099/"];
+    await using run = new Background(command(args, namespace));
+    const reported = (count: number) => run.until((said) => said.split('"code":28').length > count);
+    const attempts = async () => (await namespace.run("ss", "-Htn", "state", "syn-sent")).stdout.split("\n").length - 1;
+    for (let count = 1; count < 5; count++) {
+      await reported(count);
+      const open = await attempts();
+      assert.ok(open <= 2, `${open} attempts after ${count} requests`);
+    }
+    const { code } = await run.child.status;
+    assert.equal(code, 28, run.said);
+    assert.match(run.said, /dscp-get: 5 of 5 requests failed; the first: connecting took longer than 0.2 seconds\n/);
+  },
+);
+
+testWith(
   ["root", "ip"],
   "an interface that goes down while it connects ends in a timeout or an error, not in a hang",
   async () => {
