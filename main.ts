@@ -913,9 +913,7 @@ async function perform(
       });
     }
     await writeAll(wire, asked);
-    // Our own server, and a server that has no other processor, can only answer while we sleep.
-    const isAwake = isSeries(options) && !target.secure && !exchange.builtIn && navigator.hardwareConcurrency > 1;
-    await readReply(watchFirst(wire, exchange, elapsed, isAwake), exchange.reply, sink);
+    await readReply(watchFirst(wire, exchange, elapsed, patience(exchange, options)), exchange.reply, sink);
     // A connection that is closed when its time is over may look like one that came to its end.
     if (expired !== null) throw expired;
   } catch (error) {
@@ -955,21 +953,21 @@ function setMark(exchange: Exchange, wire: Wire): void {
 /**
  * The connection, with a look at what the kernel has of it while the reply is on its way, and once it begins.
  *
- * @param isAwake does not fall asleep at once where the reply may be near
+ * @param awake milliseconds to stay awake for the reply; `null` falls asleep at once
  */
 function watchFirst(
   wire: Wire,
   exchange: Exchange,
   elapsed: () => number,
-  isAwake: boolean,
+  awake: number | null,
 ): Pick<Wire, "read"> {
   return {
     async read(buffer): Promise<number | null> {
       if (exchange.milliseconds.firstByte !== null) return await wire.read(buffer);
-      const reading = isAwake ? null : wire.read(buffer);
+      const reading = awake === null ? wire.read(buffer) : null;
       // While the server is at work this costs no time.
       collectSent(exchange, wire);
-      const size = await (reading ?? readArrived(wire, buffer, AWAKE) ?? wire.read(buffer));
+      const size = await (reading ?? readArrived(wire, buffer, awake ?? 0) ?? wire.read(buffer));
       if (size !== null && size > 0) {
         exchange.milliseconds.firstByte = elapsed();
         if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
@@ -979,8 +977,15 @@ function watchFirst(
   };
 }
 
-// Milliseconds that falling asleep and being woken may take.
-const AWAKE = 0.1;
+/**
+ * For how many milliseconds a request stays awake for its reply, or `null` where it does not: the time that it takes to be
+ * woken is not the network's.
+ */
+function patience({ target, builtIn }: Exchange, options: Options): number | null {
+  if (!isSeries(options) || target.secure) return null;
+  // Our own server, and a server that has no other processor, can only answer while we sleep.
+  return builtIn || navigator.hardwareConcurrency === 1 ? 0 : 0.1;
+}
 
 /** Takes the packets that the kernel has looped back by now. */
 function collectSent(exchange: Exchange, wire: Wire): void {

@@ -24,7 +24,7 @@ import {
   TCP_SAVE_SYN,
   TCP_SAVED_SYN,
 } from "./libc.ts";
-import { AF_INET6, wireAddress } from "./sockaddr.ts";
+import { AF_INET6, encode, wireAddress } from "./sockaddr.ts";
 
 /** The bytes that arrived, 0 to 255 each; `null` where the kernel does not tell. */
 export interface Arrived {
@@ -91,7 +91,7 @@ export function takeArrived(connection: Connection): Arrived {
   let syn = syns.get(connection);
   if (syn === undefined) syns.set(connection, syn = parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 512)));
   // An IPv4-mapped connection tells what an IPv4 one does.
-  const isIPv4 = wireAddress(local).size === 4;
+  const isIPv4 = wireAddress(encode(local)).size === 4;
   return {
     syn,
     ack: isIPv4 ? parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 512), IP_TOS) : null,

@@ -20,7 +20,7 @@ import {
   SO_TYPE,
   socketCookie,
 } from "./libc.ts";
-import { decode, encode, endText, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { endText, isAt, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
 export interface Connection {
@@ -63,10 +63,10 @@ export interface Socket {
 
 /** A connected socket of this process. */
 export interface ConnectedSocket extends Socket {
-  /** This end, as a `sockaddr`. */
-  readonly local: Uint8Array;
-  /** The other end, likewise. */
-  readonly remote: Uint8Array;
+  /** This end. */
+  readonly local: Deno.NetAddr;
+  /** The other end. */
+  readonly remote: Deno.NetAddr;
 }
 
 // Where sockets were found, so that they need not be searched for again.
@@ -104,7 +104,7 @@ export function socketOf(socket: Connection | Listening): Socket {
   if (!("addr" in socket)) return connectionOf(socket);
   const known = listeners.get(socket);
   if (known !== undefined && isStill(known)) return known;
-  const fd = findListener(socket);
+  const fd = findListener(tcp(socket.addr));
   const listener = { fd, family: found[0], cookie: socketCookie(fd) };
   listeners.set(socket, listener);
   return listener;
@@ -114,7 +114,7 @@ export function socketOf(socket: Connection | Listening): Socket {
 export function connectionOf(connection: Connection): ConnectedSocket {
   const known = latest?.connection === connection ? latest.socket : connections.get(connection);
   if (known !== undefined && isStill(known)) return known;
-  const local = encode(tcp(connection.localAddr)), remote = encode(tcp(connection.remoteAddr));
+  const local = tcp(connection.localAddr), remote = tcp(connection.remoteAddr);
   const fd = findConnection(local, remote);
   const socket = { fd, family: found[0], cookie: socketCookie(fd), local, remote };
   if (latest !== null && isStill(latest.socket)) connections.set(latest.connection, latest.socket);
@@ -126,28 +126,27 @@ function isStill({ fd, cookie }: Socket): boolean {
   return cookie !== null && cookie === socketCookie(fd);
 }
 
-function findConnection(local: Uint8Array, remote: Uint8Array): number {
-  const hasLocal = (fd: number) => getsockname(fd, found) && sameEnd(found, local) && isStream(fd);
-  const fd = search((fd) => hasLocal(fd) && getpeername(fd, found) && sameEnd(found, remote));
+function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): number {
+  const hasLocal = (fd: number) => getsockname(fd, found) && isAt(found, local) && isStream(fd);
+  const fd = search((fd) => hasLocal(fd) && getpeername(fd, found) && isAt(found, remote));
   if (fd !== null) return fd;
-  const ends = `${endText(decode(local))} to ${endText(decode(remote))}`;
+  const ends = `${endText(local)} to ${endText(remote)}`;
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) => hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
   if (search(isReset) !== null) throw new DescriptorError(`the connection from ${ends} was reset`, true);
   throw new DescriptorError(`no open descriptor connects ${ends}`);
 }
 
-function findListener({ addr }: Listening): number {
-  const local = encode(tcp(addr));
+function findListener(local: Deno.NetAddr): number {
   const isIt = (fd: number) =>
-    getsockname(fd, found) && sameEnd(found, local) && isStream(fd) && getOption(fd, SO_ACCEPTCONN) === 1;
+    getsockname(fd, found) && isAt(found, local) && isStream(fd) && getOption(fd, SO_ACCEPTCONN) === 1;
   const fd = search(isIt);
-  if (fd === null) throw new DescriptorError(`no open descriptor listens on ${endText(tcp(addr))}`);
+  if (fd === null) throw new DescriptorError(`no open descriptor listens on ${endText(local)}`);
   // With SO_REUSEPORT several listeners may have one address, and nothing here tells which of them is meant.
   if (getOption(fd, SO_REUSEPORT) !== 0) {
     for (const other of openDescriptors(0, descriptorTableSize())) {
       if (other === fd || !isIt(other)) continue;
-      throw new DescriptorError(`descriptors ${fd} and ${other} both listen on ${endText(tcp(addr))}: which is meant?`);
+      throw new DescriptorError(`descriptors ${fd} and ${other} both listen on ${endText(local)}: which is meant?`);
     }
   }
   return fd;

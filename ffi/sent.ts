@@ -12,7 +12,7 @@ import { checkTos } from "./dscp.ts";
 import { type Connection, connectionOf, fdOf } from "./fd.ts";
 import { IPPROTO_TCP, receiveError, setOption, SO_TIMESTAMPING } from "./libc.ts";
 import { markSocket } from "./mark.ts";
-import { sameBytes, wireAddress } from "./sockaddr.ts";
+import { encode, sameBytes, wireAddress } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header tells. */
 export interface SentPacket {
@@ -67,7 +67,7 @@ export function takeSent(connection: Connection): SentPacket[] {
   const { fd, local, remote } = connectionOf(connection);
   const packets: SentPacket[] = [];
   for (let size; (size = receiveError(fd, copy)) !== null;) {
-    const packet = parseLooped(copy, local, remote, size);
+    const packet = parseLooped(copy, encode(local), encode(remote), size);
     if (packet !== null) packets.push(packet);
   }
   return packets;

@@ -37,7 +37,6 @@ export function encode({ hostname, port }: Deno.NetAddr): Uint8Array<ArrayBuffer
   return sockaddr;
 }
 
-// By hand, as each connection needs it twice between being made and being marked.
 function putIPv4(sockaddr: Uint8Array, text: string): void {
   const DOT = 0x2e - 0x30;
   let at = 4;
@@ -79,16 +78,24 @@ export function decode(sockaddr: Uint8Array): Deno.NetAddr {
 }
 
 /**
- * Whether two structures name the same end. `127.0.0.1` and `::ffff:127.0.0.1` are the same to the kernel, which keeps
- * one table of TCP connections for both.
+ * Whether a structure is of this address and port. `127.0.0.1` and `::ffff:127.0.0.1` are the same to the kernel, which
+ * keeps one table of TCP connections for both.
  */
-export function sameEnd(a: Uint8Array, b: Uint8Array): boolean {
+export function isAt(sockaddr: Uint8Array, { hostname, port }: Deno.NetAddr): boolean {
   // The port first: it alone tells most sockets apart.
-  if (a[2] !== b[2] || a[3] !== b[3]) return false;
-  const atA = addressAt(a), atB = addressAt(b);
-  if (atA === 0 || atB === 0 || (atA === 8) !== (atB === 8)) return false;
-  return sameBytes(a, atA, b, atB, atA === 8 ? 16 : 4);
+  if (sockaddr[2] !== port >> 8 || sockaddr[3] !== (port & 0xff)) return false;
+  let other = encoded.get(hostname);
+  if (other === undefined) {
+    // A program has few addresses, and asks for them all the time.
+    if (encoded.size >= 64) encoded.clear();
+    encoded.set(hostname, other = encode({ transport: "tcp", hostname, port: 0 }));
+  }
+  const at = addressAt(sockaddr), atOther = addressAt(other);
+  if (at === 0 || (at === 8) !== (atOther === 8)) return false;
+  return sameBytes(sockaddr, at, other, atOther, at === 8 ? 16 : 4);
 }
+
+const encoded = new Map<string, Uint8Array>();
 
 /** Whether two runs of `size` bytes are the same. */
 export function sameBytes(a: Uint8Array, atA: number, b: Uint8Array, atB: number, size: number): boolean {

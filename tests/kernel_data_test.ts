@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { dial, fdOf } from "../ffi/mod.ts";
 import { parseLooped } from "../ffi/sent.ts";
-import { encode, sameEnd } from "../ffi/sockaddr.ts";
+import { encode, isAt } from "../ffi/sockaddr.ts";
 import { CannotRunError, EAGAIN, LibcError, open, receive, receiveError, setOption } from "../ffi/libc.ts";
 
 const at = (hostname: string, port: number): Uint8Array => encode({ transport: "tcp", hostname, port });
@@ -65,12 +65,26 @@ Deno.test("random and mutilated bytes never become a mark", () => {
 });
 
 Deno.test("addresses are compared as the kernel does, however they are written", () => {
-  assert.ok(sameEnd(at("127.0.0.1", 80), at("::ffff:127.0.0.1", 80)));
-  assert.ok(sameEnd(at("::ffff:7f00:1", 80), at("::ffff:127.0.0.1", 80)));
-  assert.ok(sameEnd(at("2001:DB8:0:0:0:0:0:1", 80), at("2001:db8::1", 80)));
-  assert.ok(sameEnd(at("fe80::1%eth0", 80), at("fe80::1", 80)));
-  assert.ok(!sameEnd(at("127.0.0.1", 80), at("127.0.0.1", 81)));
-  assert.ok(!sameEnd(at("::1", 80), at("0.0.0.1", 80)));
+  const same = (a: string, b: string, portA = 80, portB = 80) =>
+    isAt(at(a, portA), { transport: "tcp", hostname: b, port: portB });
+  for (
+    const [a, b, isSame] of [
+      ["127.0.0.1", "127.0.0.1", true],
+      ["127.0.0.1", "::ffff:127.0.0.1", true],
+      ["::ffff:7f00:1", "::ffff:127.0.0.1", true],
+      ["2001:DB8:0:0:0:0:0:1", "2001:db8::1", true],
+      ["fe80::1%eth0", "fe80::1", true],
+      ["127.0.0.1", "127.0.0.2", false],
+      ["::1", "::2", false],
+      ["::1", "0.0.0.1", false],
+      ["::fffe:127.0.0.1", "127.0.0.1", false],
+    ] as const
+  ) assert.deepEqual([same(a, b), same(b, a)], [isSame, isSame], `${a}, ${b}`);
+  assert.ok(!same("127.0.0.1", "127.0.0.1", 80, 81));
+  assert.ok(!same("127.0.0.1", "127.0.0.1", 80, 80 + 256));
+  assert.ok(!isAt(new Uint8Array(28), { transport: "tcp", hostname: "0.0.0.0", port: 0 }), "a family that is not IP");
+  // However many there have been.
+  for (let n = 0; n < 300; n++) assert.ok(same(`10.0.${n >> 8}.${n & 255}`, `10.0.${n >> 8}.${n & 255}`));
   assert.deepEqual([...at("1:2:3:4:5:6:7:8", 258)].slice(2, 24), [
     1,
     2,
