@@ -104,8 +104,7 @@ export function socketOf(socket: Connection | Listening): Socket {
   if (!("addr" in socket)) return connectionOf(socket);
   const known = listeners.get(socket);
   if (known !== undefined && isStill(known)) return known;
-  const fd = findListener(tcp(socket.addr));
-  const listener = { fd, family: found[0], cookie: socketCookie(fd) };
+  const listener = findListener(tcp(socket.addr));
   listeners.set(socket, listener);
   return listener;
 }
@@ -115,8 +114,8 @@ export function connectionOf(connection: Connection): ConnectedSocket {
   const known = latest?.connection === connection ? latest.socket : connections.get(connection);
   if (known !== undefined && isStill(known)) return known;
   const local = tcp(connection.localAddr), remote = tcp(connection.remoteAddr);
-  const fd = findConnection(local, remote);
-  const socket = { fd, family: found[0], cookie: socketCookie(fd), local, remote };
+  const { fd, family, cookie } = findConnection(local, remote);
+  const socket = { fd, family, cookie, local, remote };
   if (latest !== null && isStill(latest.socket)) connections.set(latest.connection, latest.socket);
   latest = { connection, socket };
   return socket;
@@ -126,10 +125,10 @@ function isStill({ fd, cookie }: Socket): boolean {
   return cookie !== null && cookie === socketCookie(fd);
 }
 
-function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): number {
+function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): Socket {
   const hasLocal = (fd: number) => getsockname(fd, found) && isAt(found, local) && isStream(fd);
   const fd = search((fd) => hasLocal(fd) && getpeername(fd, found) && isAt(found, remote));
-  if (fd !== null) return fd;
+  if (fd !== null) return { fd, family: found[0], cookie: socketCookie(fd) };
   const ends = `${endText(local)} to ${endText(remote)}`;
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) => hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
@@ -137,11 +136,12 @@ function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): number {
   throw new DescriptorError(`no open descriptor connects ${ends}`);
 }
 
-function findListener(local: Deno.NetAddr): number {
+function findListener(local: Deno.NetAddr): Socket {
   const isIt = (fd: number) =>
     getsockname(fd, found) && isAt(found, local) && isStream(fd) && getOption(fd, SO_ACCEPTCONN) === 1;
   const fd = search(isIt);
   if (fd === null) throw new DescriptorError(`no open descriptor listens on ${endText(local)}`);
+  const listener = { fd, family: found[0], cookie: socketCookie(fd) };
   // With SO_REUSEPORT several listeners may have one address, and nothing here tells which of them is meant.
   if (getOption(fd, SO_REUSEPORT) !== 0) {
     for (const other of openDescriptors(0, descriptorTableSize())) {
@@ -149,10 +149,10 @@ function findListener(local: Deno.NetAddr): number {
       throw new DescriptorError(`descriptors ${fd} and ${other} both listen on ${endText(local)}: which is meant?`);
     }
   }
-  return fd;
+  return listener;
 }
 
-// What the kernel told last: of a socket that was found, one of its ends.
+// What the kernel told last: right after a search, one of the ends of what it found.
 const found = new Uint8Array(SOCKADDR_SIZE);
 
 // A UDP socket may have the ports and addresses of a TCP one: they are numbered apart.

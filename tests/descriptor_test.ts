@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
 import { type Connection, DescriptorError, fdOf, getTos, keepArrivals, setTos, takeArrived } from "../ffi/mod.ts";
+import { socketOf } from "../ffi/fd.ts";
+import { AF_INET6 } from "../ffi/sockaddr.ts";
 
 /** A pair of connected sockets in this process. */
 class Pair implements Disposable {
@@ -111,6 +113,17 @@ Deno.test("two listeners on one address are an error, not a guess", () => {
   assert.ok(fdOf(first) > 0);
   using second = Deno.listen({ hostname: "127.0.0.1", port: first.addr.port, reusePort: true });
   assert.throws(() => fdOf(second), /both listen/);
+});
+
+Deno.test("a listener that may share its address is of its own family, whatever else is open", async () => {
+  using listener = Deno.listen({ hostname: "::1", port: 0, reusePort: true });
+  using _other = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  assert.equal(socketOf(listener).family, AF_INET6);
+  assert.equal(setTos(listener, 0xb8), 0xb8);
+  const client = await Deno.connect({ hostname: "::1", port: listener.addr.port });
+  using server = await listener.accept();
+  assert.equal(getTos(server), 0xb8);
+  client.close();
 });
 
 Deno.test("among hundreds of connections, opened and closed in any order, each mark lands on its own socket", async () => {
