@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { get } from "../main.ts";
+import { get, type Reply, type Sink } from "../main.ts";
 import {
   Background,
   Certificates,
@@ -9,6 +9,7 @@ import {
   execute,
   RawServer,
   readRequest,
+  replying,
   send,
   testWith,
 } from "./support.ts";
@@ -218,4 +219,26 @@ print(code, peak, int(out.stdout.read()))`;
   const [code, large, size] = await run(1024);
   assert.deepEqual([smallCode, code, size], [0, 0, 2 ** 30]);
   assert.ok(large - small <= 16 * 1024, `${large - small} KiB more`);
+});
+
+Deno.test("a program's own sink gets head and body, also where its methods are those of a class", async () => {
+  class Collector implements Sink {
+    readonly lines: string[] = [];
+    status = 0;
+    text = "";
+    head(line: string): void {
+      this.lines.push(line);
+    }
+    begin({ status }: Reply): void {
+      this.status = status;
+    }
+    body(piece: Uint8Array): void {
+      this.text += new TextDecoder().decode(piece);
+    }
+  }
+  await using server = replying("HTTP/1.1 203 Fine\r\nContent-Length: 2\r\n\r\nok");
+  const sink = new Collector();
+  await get(server.url, {}, sink);
+  const head = ["HTTP/1.1 203 Fine\r\n", "Content-Length: 2\r\n", "\r\n"];
+  assert.deepEqual([sink.lines, sink.status, sink.text], [head, 203, "ok"]);
 });
