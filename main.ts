@@ -34,7 +34,7 @@ import {
   parseDscp,
   parseTos,
   prepareDial,
-  readArrived,
+  readSoon,
   resolve,
   sameDscp,
   type SentPacket,
@@ -404,8 +404,8 @@ function localTarget(port: number): Target {
 /** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
 export function parseTarget(text: string): Target {
   const bad = (why: string, hint?: string) => new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`, hint);
-  // deno-lint-ignore no-control-regex -- the URL parser would drop these without a word
-  if (/[\x00-\x1f\x7f]/.test(text)) throw bad("control characters are not allowed");
+  // The URL parser would drop these without a word.
+  if ([...text].some((c) => c < " " || c === "\x7f")) throw bad("control characters are not allowed");
   const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1].toLowerCase();
   if (scheme !== undefined && scheme !== "http" && scheme !== "https") {
     throw bad(`the scheme must be http or https, not ${scheme}`);
@@ -682,12 +682,12 @@ function takeStatus(reply: Reply, line: string): void {
   // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
   const status = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(line);
   if (status === null) throw badReply(`it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`);
-  reply.headers = [];
-  reply.reason = trimmed(line, status[0].length);
-  if (reply.reason.includes("\0")) throw badReply("the status line holds a NUL byte");
-  if (status[1] < "100") throw badReply(`status ${status[1]}`);
-  if (status[1] === "101") throw badReply("101 switches to a protocol that was not asked for");
   reply.status = Number(status[1]);
+  reply.reason = trimmed(line, status[0].length);
+  reply.headers = [];
+  if (reply.reason.includes("\0")) throw badReply("the status line holds a NUL byte");
+  if (reply.status < 100) throw badReply(`status ${status[1]}`);
+  if (reply.status === 101) throw badReply("101 switches to a protocol that was not asked for");
 }
 
 function takeHeader({ headers }: Reply, line: string): void {
@@ -705,9 +705,8 @@ function takeHeader({ headers }: Reply, line: string): void {
 
 /** A line without its end; a CR elsewhere counts as a space (RFC 9112 section 2.2). */
 function lineText(line: string): string {
-  const cr = line.indexOf("\r"), end = line.length - (line.endsWith("\n") ? 1 : 0);
-  if (cr >= 0 && cr < end - 1) return lineText(line.replace(/\r(?!\n$)/g, " "));
-  return line.slice(0, cr < 0 ? end : cr);
+  const text = line.slice(0, line.length - (line.endsWith("\r\n") ? 2 : line.endsWith("\n") ? 1 : 0));
+  return text.includes("\r") ? text.replaceAll("\r", " ") : text;
 }
 
 // By hand, as a regular expression takes quadratic time for a line that is all blanks but its last character.
@@ -886,7 +885,7 @@ async function perform(
   let wire: Wire | null = null;
   let expired: Failure | null = null;
   const expireAfter = (seconds: number, doing: string) =>
-    after(started, seconds * 1000, () => {
+    after(seconds * 1000, () => {
       expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
       giveUp(expired);
       end();
@@ -964,10 +963,10 @@ function watchFirst(
   return {
     async read(buffer): Promise<number | null> {
       if (exchange.milliseconds.firstByte !== null) return await wire.read(buffer);
-      const reading = awake === null ? wire.read(buffer) : null;
       // While the server is at work this costs no time.
       collectSent(exchange, wire);
-      const size = await (reading ?? readArrived(wire, buffer, awake ?? 0) ?? wire.read(buffer));
+      const soon = awake === null ? null : readSoon(wire, buffer, awake);
+      const size = soon ?? await wire.read(buffer);
       if (size !== null && size > 0) {
         exchange.milliseconds.firstByte = elapsed();
         if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
@@ -1101,16 +1100,16 @@ const cell = new Int32Array(new SharedArrayBuffer(4));
 let wakesAt = Infinity;
 
 /**
- * Runs `action` once `milliseconds` have passed since `start`, unless cancelled; 0 is never.
+ * Runs `action` once `milliseconds` have passed, unless cancelled; 0 is never.
  *
  * The clock is a timed wait on memory that nobody writes to: the first `setTimeout` of a process costs Deno a fifth of a
  * whole plain run, this nothing to speak of. A wait cannot be taken back, so all alarms share one.
  *
  * @returns cancels it
  */
-function after(start: number, milliseconds: number, action: () => void): () => void {
+function after(milliseconds: number, action: () => void): () => void {
   if (milliseconds === 0) return () => {};
-  const alarm: Alarm = { at: start + milliseconds, action };
+  const alarm: Alarm = { at: performance.now() + milliseconds, action };
   alarms.add(alarm);
   wakeAt(alarm.at);
   return () => alarms.delete(alarm);
@@ -1135,8 +1134,7 @@ function ring(): void {
 }
 
 async function writeAll(wire: Wire, bytes: Uint8Array): Promise<void> {
-  let sent = await wire.write(bytes);
-  while (sent < bytes.length) sent += await wire.write(bytes.subarray(sent));
+  for (let sent = 0; sent < bytes.length;) sent += await wire.write(bytes.subarray(sent));
 }
 
 /** Whether the packets left with the mark; `null` where none was seen. */
@@ -1504,7 +1502,7 @@ async function serve(listener: Deno.TcpListener, page: Page, log: (line: string)
     } catch (error) {
       if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) break;
       // A client that is gone again, or no descriptor left until another client goes.
-      await Promise.race([...open, new Promise<void>((resolve) => after(performance.now(), 100, resolve))]);
+      await Promise.race([...open, new Promise<void>((resolve) => after(100, resolve))]);
     }
   }
   await Promise.all(open);
@@ -1535,7 +1533,7 @@ async function answer(conn: Deno.TcpConn, page: Page, log: (line: string) => voi
 /** What `work` gives, or `null` once the time is over. */
 async function within<T>(seconds: number, work: Promise<T>): Promise<T | null> {
   const over = Promise.withResolvers<null>();
-  const cancel = after(performance.now(), seconds * 1000, () => over.resolve(null));
+  const cancel = after(seconds * 1000, () => over.resolve(null));
   try {
     return await Promise.race([work, over.promise]);
   } finally {
@@ -1726,15 +1724,10 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
       for (const row of rows) {
         if (done > 0 && options.interval > 0) await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
         const exchange = newExchange(target, builtIn, row.mark, options);
-        let failure: Failure | null = null;
-        try {
-          await perform(exchange, options, sink, asked, mayLeave);
-        } catch (error) {
-          failure = failureOf(error);
-          // One that goes on is enough: each has a descriptor.
-          if (failure.code === Exit.timeout) mayLeave = false;
-        }
+        const failure = await perform(exchange, options, sink, asked, mayLeave).then(() => null, failureOf);
         if (failure !== null) {
+          // One attempt that goes on is enough: each has a descriptor.
+          if (failure.code === Exit.timeout) mayLeave = false;
           // Without a permission or libc no other request would fare better.
           if (failure.code === Exit.cannotRun) throw failure;
           if (failures.push(failure) > 1) failures.length = 2;

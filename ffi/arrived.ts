@@ -17,8 +17,6 @@ import {
   IPV6_2292PKTOPTIONS,
   IPV6_RECVTCLASS,
   IPV6_TCLASS,
-  isReadable,
-  receive,
   setOption,
   type SocketOption,
   TCP_SAVE_SYN,
@@ -59,22 +57,6 @@ export function keepArrivals(listener: Listening): void {
 export function watchArriving(connection: Connection): void {
   const { fd, family } = connectionOf(connection);
   if (family === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
-}
-
-/**
- * Reads what has arrived on a connection without TLS, as its own `read` does, but at once or after a while that is spent
- * awake: falling asleep and being woken takes longer than a reply from nearby, and adds to its time.
- *
- * @param patience milliseconds to look for something, in which nothing else runs
- * @returns the number of bytes, 0 at the end of the connection; `null` where none have come, or the connection is lost
- * @throws {DescriptorError} the connection is closed
- */
-export function readArrived(connection: Connection, buffer: Uint8Array, patience: number = 0): number | null {
-  const { fd } = connectionOf(connection);
-  // A lost connection is not readable: it tells why once, and that is for the `read` of whoever opened it.
-  for (const until = performance.now() + patience; !isReadable(fd);) if (performance.now() >= until) return null;
-  const size = receive(fd, buffer);
-  return size < 0 ? null : size;
 }
 
 // The kernel gives the SYN away once, then forgets it.

@@ -22,12 +22,13 @@
 
 import type { Dialed, DialOptions } from "./dial.ts";
 
-export { type Arrived, keepArrivals, readArrived, takeArrived, watchArriving } from "./arrived.ts";
+export { type Arrived, keepArrivals, takeArrived, watchArriving } from "./arrived.ts";
 export type { Dialed, DialOptions } from "./dial.ts";
 export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
 export { type Connection, DescriptorError, fdOf, type Listening } from "./fd.ts";
 export { CannotRunError, expectManyCalls, LibcError, setBlocking, widenPipe } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
+export { readSoon } from "./read.ts";
 export type { Secured } from "./secure.ts";
 export { markAndWatch, type SentPacket, takeSent, watchSent } from "./sent.ts";
 export { endText } from "./sockaddr.ts";

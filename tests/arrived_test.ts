@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { parseControl, parseSyn } from "../ffi/arrived.ts";
 import { IP_TOS, IPV6_TCLASS } from "../ffi/libc.ts";
-import { DescriptorError, markAndWatch, readArrived, takeSent } from "../ffi/mod.ts";
+import { DescriptorError, markAndWatch, readSoon, takeSent } from "../ffi/mod.ts";
 import { Network, SERVER } from "./network.ts";
 import { Capture, dscpGet, FarEnd, type Outcome, replying, reset, send, testWith } from "./support.ts";
 
@@ -138,7 +138,7 @@ Deno.test("bytes that have arrived are read without waiting, and so is the end; 
   /** Reads until something has arrived. */
   const soon = async (conn: Deno.TcpConn) => {
     for (;;) {
-      const size = readArrived(conn, buffer);
+      const size = readSoon(conn, buffer);
       if (size !== null) return size;
       await new Promise((resolve) => setImmediate(resolve));
     }
@@ -146,9 +146,9 @@ Deno.test("bytes that have arrived are read without waiting, and so is the end; 
   const client = await Deno.connect({ port: listener.addr.port });
   const server = await listener.accept();
   assert.deepEqual(markAndWatch(client, 0xb8).readBack, 0xb8);
-  assert.equal(readArrived(client, buffer), null);
+  assert.equal(readSoon(client, buffer), null);
   await send(client, "hello");
-  assert.equal(readArrived(client, buffer), null, "a copy of a sent packet is not something to be read");
+  assert.equal(readSoon(client, buffer), null, "a copy of a sent packet is not something to be read");
   assert.deepEqual(takeSent(client).map(({ tos }) => tos), [0xb8]);
   assert.equal(await soon(server), 5);
   assert.equal(new TextDecoder().decode(buffer.subarray(0, 5)), "hello");
@@ -156,13 +156,13 @@ Deno.test("bytes that have arrived are read without waiting, and so is the end; 
   assert.equal(await soon(client), 0);
   server.close();
   client.close();
-  assert.throws(() => readArrived(client, buffer), DescriptorError);
+  assert.throws(() => readSoon(client, buffer), DescriptorError);
 
   const lost = await Deno.connect({ port: listener.addr.port });
   using resetting = await listener.accept();
   const reading = lost.read(buffer);
   reset(resetting);
   await assert.rejects(reading, Deno.errors.ConnectionReset);
-  assert.throws(() => readArrived(lost, buffer), (error) => error instanceof DescriptorError && error.lost);
+  assert.throws(() => readSoon(lost, buffer), (error) => error instanceof DescriptorError && error.lost);
   lost.close();
 });

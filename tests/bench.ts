@@ -112,7 +112,7 @@ function ratio(ours: readonly number[], theirs: readonly number[]): number {
   return median(ours.map((value, at) => value / theirs[at]));
 }
 
-/** The most memory a program held, in KiB, by its own account in /proc. */
+/** The most memory a program held, in KiB: the kernel keeps the peak, and is asked for it until the program is gone. */
 async function peakMemory(words: readonly string[]): Promise<number> {
   const child = new Deno.Command(words[0], { args: words.slice(1), stdin: "null", stdout: "piped", stderr: "null" })
     .spawn();

@@ -65,16 +65,28 @@ for (const moment of ["request", "head", "body"] as const) {
   });
 }
 
+/** A namespace in which nothing that is sent to a port arrives. */
+async function silent(port: number): Promise<Namespace> {
+  const namespace = await Namespace.create();
+  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+  await namespace.run("nft", `add rule ip t in tcp dport ${port} drop`);
+  return namespace;
+}
+
+/** The connections in it that wait for an answer to their SYN, a line each, as ss(8) tells them. */
+async function attempts(namespace: Namespace): Promise<string[]> {
+  const { stdout } = await namespace.run("ss", "-Htn", "state", "syn-sent");
+  return stdout.split("\n").filter((line) => line !== "");
+}
+
 testWith(
   ["root", "ip", "nft", "ss"],
   "Ctrl-C while it connects, or shakes hands for TLS, ends a run: 130",
   async () => {
-    await using namespace = await Namespace.create();
-    await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
-    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+    await using namespace = await silent(8099);
     for (const path of [[], ["--mark-syn"]]) {
       await using run = new Background(command([...path, "http://127.0.0.1:8099/"], namespace));
-      while (!(await namespace.run("ss", "-Htn", "state", "syn-sent")).stdout.includes(":8099"));
+      while ((await attempts(namespace)).length === 0);
       const { code, signal } = await run.stop("SIGINT");
       assert.deepEqual([code, signal, run.said], [130, "SIGINT", ""]);
 
@@ -146,16 +158,13 @@ testWith(
   ["root", "ip", "nft", "ss"],
   "a series that nobody answers keeps to --connect-timeout, and leaves at most one attempt behind",
   async () => {
-    await using namespace = await Namespace.create();
-    await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
-    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+    await using namespace = await silent(8099);
     const args = ["--json", "-n", "5", "--connect-timeout", "0.2", "http://127.0.0.1:8099/"];
     await using run = new Background(command(args, namespace));
     const reported = (count: number) => run.until((said) => said.split('"code":28').length > count);
-    const attempts = async () => (await namespace.run("ss", "-Htn", "state", "syn-sent")).stdout.split("\n").length - 1;
     for (let count = 1; count < 5; count++) {
       await reported(count);
-      const open = await attempts();
+      const { length: open } = await attempts(namespace);
       assert.ok(open <= 2, `${open} attempts after ${count} requests`);
     }
     const { code } = await run.child.status;

@@ -110,7 +110,7 @@ Deno.test("a difference that is real is told in one sentence, with its ratio and
   let served = 0;
   await using server = new RawServer(async (conn) => {
     await readRequest(conn);
-    // The marks take turns, and every second request is one with the second mark.
+    // The marks take turns, so it is each request with the second mark that this server is slow to answer.
     if (++served % 2 === 0) await new Promise((resolve) => setTimeout(resolve, 20));
     await send(conn, OK);
   });
