@@ -234,8 +234,12 @@ export async function parseArguments(args: readonly string[]): Promise<Options> 
     if (!Object.hasOwn(OPTIONS, token.name)) throw usage(`unknown option ${quote(token.rawName)}`);
     const name = token.name as OptionName;
     const value = token.value ?? "";
-    if (OPTIONS[name].type === "string" && token.value === undefined) throw usage(`${token.rawName} needs a value`);
-    if (OPTIONS[name].type === "boolean" && token.value !== undefined) throw usage(`${token.rawName} takes no value`);
+    if (OPTIONS[name].type === "string" && token.value === undefined) {
+      throw usage(`${token.rawName} needs a value`);
+    }
+    if (OPTIONS[name].type === "boolean" && token.value !== undefined) {
+      throw usage(`${token.rawName} takes no value`);
+    }
     switch (name) {
       case "dscp":
       case "tos":
@@ -283,15 +287,24 @@ export async function parseArguments(args: readonly string[]): Promise<Options> 
         options[name] = true;
     }
   }
-  if (options.serve !== null && urls.length > 0) throw usage("--serve takes no URL: it is the far end");
-  if (urls.length > 1) throw usage(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
+  if (options.serve !== null && urls.length > 0) {
+    throw usage("--serve takes no URL: it is the far end");
+  }
+  if (urls.length > 1) {
+    throw usage(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
+  }
   return { ...options, headers, url: urls[0] ?? null };
 }
 
 /** What `parseArgs` makes of an argument, as far as it is used here. */
 type Token =
   | { readonly kind: "positional"; readonly value: string }
-  | { readonly kind: "option"; readonly name: string; readonly rawName: string; readonly value?: string }
+  | {
+    readonly kind: "option";
+    readonly name: string;
+    readonly rawName: string;
+    readonly value?: string;
+  }
   | { readonly kind: "option-terminator" };
 
 async function tokensOf(args: readonly string[]): Promise<readonly Token[]> {
@@ -307,8 +320,9 @@ function switchesOf(args: readonly string[]): Token[] | null {
   for (const arg of args) {
     const name = arg.slice(2);
     if (!arg.startsWith("-")) tokens.push({ kind: "positional", value: arg });
-    else if (!Object.hasOwn(OPTIONS, name) || OPTIONS[name as OptionName].type !== "boolean") return null;
-    else if (arg.startsWith("--")) tokens.push({ kind: "option", name, rawName: arg });
+    else if (!Object.hasOwn(OPTIONS, name) || OPTIONS[name as OptionName].type !== "boolean") {
+      return null;
+    } else if (arg.startsWith("--")) tokens.push({ kind: "option", name, rawName: arg });
     else return null;
   }
   return tokens;
@@ -327,7 +341,9 @@ function allowed<T>(parse: () => T): T {
 }
 
 function parseMarks(text: string): Mark[] {
-  if (text.toLowerCase() === "all") return Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2));
+  if (text.toLowerCase() === "all") {
+    return Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2));
+  }
   return text.split(",").map(parseDscp);
 }
 
@@ -351,7 +367,9 @@ function parseSeconds(option: string, text: string): number {
 function parseListen(text: string): { hostname: string; port: number } {
   const parts = /^(?:(?:\[([^\]]+)\]|([^:]+)):)?(\d{1,5})$/.exec(text);
   if (parts === null || Number(parts[3]) > 65535) {
-    throw usage(`--serve takes PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535, not ${quote(text)}`);
+    throw usage(
+      `--serve takes PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535, not ${quote(text)}`,
+    );
   }
   return { hostname: parts[1] ?? parts[2] ?? DEFAULT_HOST, port: Number(parts[3]) };
 }
@@ -362,16 +380,22 @@ function parseHeader(text: string): [name: string, value: string | null] {
   // RFC 9110 section 5.6.2
   if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)) {
     throw usage(
-      `${quote(text)} is not a header: its name must be letters, digits or !#$%&'*+-.^_\`|~, as in 'Name: value'`,
+      `${
+        quote(text)
+      } is not a header: its name must be letters, digits or !#$%&'*+-.^_\`|~, as in 'Name: value'`,
     );
   }
   // RFC 9110 section 5.5
-  if (/[\r\n\0]/.test(text)) throw usage(`${quote(text)} is not a header: CR, LF and NUL may not be in it`);
+  if (/[\r\n\0]/.test(text)) {
+    throw usage(`${quote(text)} is not a header: CR, LF and NUL may not be in it`);
+  }
   const value = rest.trim();
   if (separator === ":") return [name, value === "" ? null : value];
   if (separator === ";" && value === "") return [name, ""];
   throw usage(
-    `${quote(text)} is not a header: it must be 'Name: value', 'Name:' to remove one or 'Name;' for an empty one`,
+    `${
+      quote(text)
+    } is not a header: it must be 'Name: value', 'Name:' to remove one or 'Name;' for an empty one`,
   );
 }
 
@@ -398,21 +422,33 @@ const DEFAULT_TARGET: Target = localTarget(DEFAULT_PORT);
 
 function localTarget(port: number): Target {
   const authority = `${DEFAULT_HOST}:${port}`;
-  return { url: `http://${authority}/`, secure: false, host: DEFAULT_HOST, port, authority, path: "/" };
+  return {
+    url: `http://${authority}/`,
+    secure: false,
+    host: DEFAULT_HOST,
+    port,
+    authority,
+    path: "/",
+  };
 }
 
 /** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
 export function parseTarget(text: string): Target {
-  const bad = (why: string, hint?: string) => new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`, hint);
+  const bad = (why: string, hint?: string) =>
+    new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`, hint);
   // The URL parser would drop these without a word.
-  if ([...text].some((c) => c < " " || c === "\x7f")) throw bad("control characters are not allowed");
+  if ([...text].some((c) => c < " " || c === "\x7f")) {
+    throw bad("control characters are not allowed");
+  }
   const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1].toLowerCase();
   if (scheme !== undefined && scheme !== "http" && scheme !== "https") {
     throw bad(`the scheme must be http or https, not ${scheme}`);
   }
   const full = scheme === undefined ? `http://${text}` : text;
   const url = /^https?:\/\/[^/?#]/i.test(full) ? URL.parse(full) : null;
-  if (url === null) throw bad("it should look like http://host:port/path, an IPv6 address in brackets");
+  if (url === null) {
+    throw bad("it should look like http://host:port/path, an IPv6 address in brackets");
+  }
   if (url.username !== "" || url.password !== "") {
     throw new Failure(
       Exit.badUrl,
@@ -451,7 +487,11 @@ export interface Wire {
 }
 
 /** @throws {Failure} it fails: host not found 6, cannot connect 7, no answer 28 */
-async function connect({ target, mark }: Exchange, options: Options, signal?: AbortSignal): Promise<Wire> {
+async function connect(
+  { target, mark }: Exchange,
+  options: Options,
+  signal?: AbortSignal,
+): Promise<Wire> {
   const { host: hostname, port } = target;
   const { family } = options;
   try {
@@ -482,14 +522,20 @@ function needsDial({ secure }: Target, { markSyn, insecure, cacert }: Options): 
 
 /** A connect that failed, in the words of the user. */
 function connectFailure(error: unknown, target: Target, { family }: Options): unknown {
-  if (!(error instanceof Error) || error instanceof Failure || error instanceof Deno.errors.NotCapable) return error;
+  if (
+    !(error instanceof Error) || error instanceof Failure || error instanceof Deno.errors.NotCapable
+  ) return error;
   if (error instanceof LibcError || error instanceof MarkError) return connectionFailure(error);
   const where = endText({ transport: "tcp", hostname: target.host, port: target.port });
-  if (error.message.startsWith("failed to lookup address information") || error instanceof URIError) {
+  if (
+    error.message.startsWith("failed to lookup address information") || error instanceof URIError
+  ) {
     const why = family === null ? "not found" : `has no IPv${family} address`;
     return new Failure(Exit.hostNotFound, `host ${quote(target.host)} ${why}`);
   }
-  if (error instanceof Deno.errors.TimedOut) return new Failure(Exit.timeout, `no answer from ${where}`);
+  if (error instanceof Deno.errors.TimedOut) {
+    return new Failure(Exit.timeout, `no answer from ${where}`);
+  }
   const hint = error instanceof Deno.errors.ConnectionRefused && !target.secure
     ? `to start a server there: python3 -m http.server ${target.port}`
     : undefined;
@@ -514,7 +560,9 @@ export function request(target: Target, headers: Options["headers"]): Uint8Array
     ["Connection", "close"],
   ];
   let text = `GET ${target.path} HTTP/1.1\r\n`;
-  for (const [name, value] of standard) if (!given.has(name.toLowerCase())) text += `${name}: ${value}\r\n`;
+  for (const [name, value] of standard) {
+    if (!given.has(name.toLowerCase())) text += `${name}: ${value}\r\n`;
+  }
   for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
   return new TextEncoder().encode(text + "\r\n");
 }
@@ -643,11 +691,18 @@ function endedEarly(message: string): Failure {
  * @param reply filled as the reply comes, so that it tells how far a failed one got
  * @throws {Failure} malformed (8), ended early (18), empty (52)
  */
-export async function readReply(source: Pick<Wire, "read">, reply: Reply, sink: Sink): Promise<void> {
+export async function readReply(
+  source: Pick<Wire, "read">,
+  reply: Reply,
+  sink: Sink,
+): Promise<void> {
   const reader = new Reader(source);
   try {
     if (!await reader.fill()) {
-      throw new Failure(Exit.emptyReply, "empty reply: the server closed the connection without a byte");
+      throw new Failure(
+        Exit.emptyReply,
+        "empty reply: the server closed the connection without a byte",
+      );
     }
     do await readHead(reader, reply, sink); while (reply.status < 200);
     sink.begin(reply);
@@ -655,7 +710,9 @@ export async function readReply(source: Pick<Wire, "read">, reply: Reply, sink: 
     if (framing === "chunked") await readChunks(reader, reply, sink);
     else {
       const missing = await pass(reader, framing, reply, sink);
-      if (missing > 0 && missing !== Infinity) throw endedEarly(`${missing} of ${plural(framing, "byte")} are missing`);
+      if (missing > 0 && missing !== Infinity) {
+        throw endedEarly(`${missing} of ${plural(framing, "byte")} are missing`);
+      }
     }
     reply.complete = true;
   } finally {
@@ -681,7 +738,9 @@ async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void>
 function takeStatus(reply: Reply, line: string): void {
   // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
   const status = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(line);
-  if (status === null) throw badReply(`it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`);
+  if (status === null) {
+    throw badReply(`it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`);
+  }
   reply.status = Number(status[1]);
   reply.reason = trimmed(line, status[0].length);
   reply.headers = [];
@@ -705,7 +764,10 @@ function takeHeader({ headers }: Reply, line: string): void {
 
 /** A line without its end; a CR elsewhere counts as a space (RFC 9112 section 2.2). */
 function lineText(line: string): string {
-  const text = line.slice(0, line.length - (line.endsWith("\r\n") ? 2 : line.endsWith("\n") ? 1 : 0));
+  const text = line.slice(
+    0,
+    line.length - (line.endsWith("\r\n") ? 2 : line.endsWith("\n") ? 1 : 0),
+  );
   return text.includes("\r") ? text.replaceAll("\r", " ") : text;
 }
 
@@ -748,7 +810,11 @@ function listOf({ headers }: Reply, name: string): string[] | null {
 /** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` for until the connection closes. */
 function framingOf(reply: Reply): number | "chunked" {
   const codings = listOf(reply, "transfer-encoding"), lengths = listOf(reply, "content-length");
-  const length = codings !== null ? lengthInCodings(codings) : lengths !== null ? lengthIn(lengths) : Infinity;
+  const length = codings !== null
+    ? lengthInCodings(codings)
+    : lengths !== null
+    ? lengthIn(lengths)
+    : Infinity;
   return reply.status === 204 || reply.status === 304 ? 0 : length;
 }
 
@@ -762,7 +828,9 @@ function lengthInCodings(given: string[]): number | "chunked" {
 function lengthIn(lengths: string[]): number {
   const [length] = lengths, another = lengths.find((other) => other !== length);
   if (another !== undefined) {
-    throw badReply(`conflicting Content-Length ${quote(length.slice(0, 60))} and ${quote(another.slice(0, 60))}`);
+    throw badReply(
+      `conflicting Content-Length ${quote(length.slice(0, 60))} and ${quote(another.slice(0, 60))}`,
+    );
   }
   if (/^\d+$/.test(length) && Number.isSafeInteger(Number(length))) return Number(length);
   throw badReply(`Content-Length ${quote(length.slice(0, 60))}`);
@@ -793,7 +861,9 @@ async function readChunks(reader: Reader, reply: Reply, sink: Sink): Promise<voi
     const digits = /^([0-9a-f]+)[ \t]*(?:;.*)?$/i.exec(line)?.[1];
     if (digits === undefined) throw badReply(`bad chunk size ${quote(line.slice(0, 60))}`);
     const size = parseInt(digits, 16);
-    if (!Number.isSafeInteger(size)) throw badReply(`chunk size ${quote(digits.slice(0, 60))} is too large`);
+    if (!Number.isSafeInteger(size)) {
+      throw badReply(`chunk size ${quote(digits.slice(0, 60))} is too large`);
+    }
     if (size === 0) break;
     const missing = await pass(reader, size, reply, sink);
     if (missing > 0) throw early(`${missing} of a chunk's ${plural(size, "byte")} are missing`);
@@ -805,7 +875,9 @@ async function readChunks(reader: Reader, reply: Reply, sink: Sink): Promise<voi
     const trailer = await nextLine("the trailers", budget);
     const text = lineText(trailer);
     if (text === "") break;
-    if (!text.includes(":")) throw badReply(`trailer line ${quote(text.slice(0, 60))} has no colon`);
+    if (!text.includes(":")) {
+      throw badReply(`trailer line ${quote(text.slice(0, 60))} has no colon`);
+    }
     budget -= trailer.length;
   }
 }
@@ -912,7 +984,11 @@ async function perform(
       });
     }
     await writeAll(wire, asked);
-    await readReply(watchFirst(wire, exchange, elapsed, patience(exchange, options)), exchange.reply, sink);
+    await readReply(
+      watchFirst(wire, exchange, elapsed, patience(exchange, options)),
+      exchange.reply,
+      sink,
+    );
     // A connection that is closed when its time is over may look like one that came to its end.
     if (expired !== null) throw expired;
   } catch (error) {
@@ -928,7 +1004,10 @@ async function perform(
 }
 
 /** A connection that can be given up while it is being made; should it still come, it is closed. */
-function leavable(connecting: Promise<Wire>, tell: (leave: (why: Failure) => void) => void): Promise<Wire> {
+function leavable(
+  connecting: Promise<Wire>,
+  tell: (leave: (why: Failure) => void) => void,
+): Promise<Wire> {
   return new Promise((resolve, reject) => {
     let isLeft = false;
     tell((why) => {
@@ -1009,7 +1088,9 @@ function checkMarks(exchange: Exchange): void {
   if (left !== undefined) {
     throw new Failure(
       Exit.leftChanged,
-      `set ${hex(mark.tos)}, left with ${hex(left.tos)}: something on this host, such as nftables, rewrote it`,
+      `set ${hex(mark.tos)}, left with ${
+        hex(left.tos)
+      }: something on this host, such as nftables, rewrote it`,
     );
   }
   const arrived = evidence(exchange).find(({ tos }) => !sameDscp(tos, mark.tos));
@@ -1037,7 +1118,11 @@ function arrivedOf({ headers }: Reply): Arrived | null {
   };
   const tos = byteOf("arrived-tos");
   if (tos === null) return null;
-  const arrived = { syn: byteOf("arrived-syn"), ack: byteOf("arrived-ack"), data: byteOf("arrived-data") };
+  const arrived = {
+    syn: byteOf("arrived-syn"),
+    ack: byteOf("arrived-ack"),
+    data: byteOf("arrived-data"),
+  };
   // A server that sends the one header alone speaks of the one packet that every server can tell of.
   const isSilent = arrived.syn === null && arrived.ack === null && arrived.data === null;
   return isSilent ? { ...arrived, syn: tos } : arrived;
@@ -1052,7 +1137,9 @@ async function secure(
   tell: (begun: Wire) => void,
 ): Promise<Wire> {
   try {
-    if ("startTls" in wire) return await (wire as Dialed).startTls(target.host, roots, options.insecure);
+    if ("startTls" in wire) {
+      return await (wire as Dialed).startTls(target.host, roots, options.insecure);
+    }
     const tls = await Deno.startTls(wire as Deno.TcpConn, { hostname: target.host });
     tell(tls);
     await tls.handshake();
@@ -1085,7 +1172,10 @@ function readCertificates(file: string): string {
     const text = Deno.readTextFileSync(file);
     if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
   } catch (error) {
-    throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${reason(error as Error).split(":")[0]}`);
+    throw new Failure(
+      Exit.badCaFile,
+      `cannot read ${quote(file)}: ${reason(error as Error).split(":")[0]}`,
+    );
   }
   throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
 }
@@ -1146,8 +1236,12 @@ function proved({ packets, mark }: Exchange): boolean | null {
 function connectionFailure(error: unknown): unknown {
   if (!(error instanceof Error) || error instanceof Failure) return error;
   if (error instanceof CannotRunError || error instanceof Deno.errors.NotCapable) return error;
-  if (error instanceof DescriptorError && error.lost) return new Failure(Exit.connectionLost, error.message);
-  if (error instanceof LibcError || error instanceof MarkError || error instanceof DescriptorError) {
+  if (error instanceof DescriptorError && error.lost) {
+    return new Failure(Exit.connectionLost, error.message);
+  }
+  if (
+    error instanceof LibcError || error instanceof MarkError || error instanceof DescriptorError
+  ) {
     return new Failure(Exit.notMarked, `the kernel did not take the mark: ${error.message}`);
   }
   return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error)}`);
@@ -1171,7 +1265,10 @@ function toStandardOutput(bytes: Uint8Array): void {
       return toStandardOutput(bytes);
     }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
-    throw new Failure(Exit.cannotWrite, `cannot write to standard output: ${reason(error as Error)}`);
+    throw new Failure(
+      Exit.cannotWrite,
+      `cannot write to standard output: ${reason(error as Error)}`,
+    );
   }
 }
 
@@ -1202,7 +1299,10 @@ function sinkFor(options: Options): Sink {
     head: (line) => options.include && !isDropped ? toStandardOutput(bytesOf(line)) : undefined,
     begin: ({ status, reason }) => {
       if (options.fail && status >= 400) {
-        throw new Failure(Exit.httpError, printable(`the server answered ${status} ${reason}`.trim()));
+        throw new Failure(
+          Exit.httpError,
+          printable(`the server answered ${status} ${reason}`.trim()),
+        );
       }
     },
     body: (piece) => isDropped ? undefined : toStandardOutput(piece),
@@ -1232,18 +1332,26 @@ function plural(count: number, unit: string): string {
 /** The report's lines: what is known of an exchange, for a person. */
 function report(exchange: Exchange): string {
   const lines: [label: string, text: string][] = [];
-  const { local, remote, fd, mark, readBack, packets, arrived, handshake, reply, milliseconds } = exchange;
+  const { local, remote, fd, mark, readBack, packets, arrived, handshake, reply, milliseconds } =
+    exchange;
   if (local !== null && remote !== null) {
     const who = exchange.builtIn ? ", the built-in server" : "";
-    lines.push(["connected", `${endText(local)} → ${endText(remote)}${who}; descriptor ${fd ?? "not found"}`]);
+    lines.push([
+      "connected",
+      `${endText(local)} → ${endText(remote)}${who}; descriptor ${fd ?? "not found"}`,
+    ]);
   }
   if (readBack !== null) {
     lines.push([
       "mark",
-      `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}; the kernel reads back ${hex(readBack)}`,
+      `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${
+        hex(mark.tos)
+      }; the kernel reads back ${hex(readBack)}`,
     ]);
     // A TLS handshake that fails takes the descriptor with it, before anything could be asked.
-    if (packets.length > 0 || reply.status > 0) lines.push(["left", leftText(proved(exchange), packets)]);
+    if (packets.length > 0 || reply.status > 0) {
+      lines.push(["left", leftText(proved(exchange), packets)]);
+    }
   }
   if (arrived !== null) lines.push(["arrived", arrivedText(exchange, arrived)]);
   if (reply.status > 0) {
@@ -1287,13 +1395,17 @@ function arrivedText(exchange: Exchange, { syn, ack, data }: Arrived): string {
     return `${bytes}, told by the server: only the unmarked handshake (--mark-syn would tell more)`;
   }
   const kept = proof.every(({ tos }) => sameDscp(tos, exchange.mark.tos));
-  return `${bytes}, told by the server: ${kept ? "the mark survived the path" : "NOT the mark that was sent"}`;
+  return `${bytes}, told by the server: ${
+    kept ? "the mark survived the path" : "NOT the mark that was sent"
+  }`;
 }
 
 /** The exchange as one line of JSON, in the form the README describes. */
 function json(exchange: Exchange | null, failure: Failure | null, round?: number): string {
-  const end = (address: Deno.NetAddr | null) => address && { address: address.hostname, port: address.port };
-  const replyOf = ({ tos, ...reply }: Reply) => reply.status > 0 ? { ...reply, ...tos !== null && { tos } } : null;
+  const end = (address: Deno.NetAddr | null) =>
+    address && { address: address.hostname, port: address.port };
+  const replyOf = ({ tos, ...reply }: Reply) =>
+    reply.status > 0 ? { ...reply, ...tos !== null && { tos } } : null;
   const object = {
     ...round !== undefined && { round },
     ...exchange && {
@@ -1310,7 +1422,10 @@ function json(exchange: Exchange | null, failure: Failure | null, round?: number
     ...failure && { error: { code: failure.code, message: failure.message } },
   };
   // JSON.stringify leaves DEL, C1 and direction marks as they are, and a terminal may be reading.
-  return JSON.stringify(object, (_, value) => typeof value === "number" ? Number(value.toFixed(3)) : value)
+  return JSON.stringify(
+    object,
+    (_, value) => typeof value === "number" ? Number(value.toFixed(3)) : value,
+  )
     .replace(
       /[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
       (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
@@ -1363,15 +1478,32 @@ function bar(share: number): string {
 
 /** The rows as a table, with a bar for each median of the total time. */
 function table(rows: readonly Row[]): string {
-  const longest = Math.max(...rows.map(({ total }) => quantile(total, 0.5)).filter(Number.isFinite));
+  const longest = Math.max(
+    ...rows.map(({ total }) => quantile(total, 0.5)).filter(Number.isFinite),
+  );
   const bytes = (seen: Set<number>, mark: Mark) => {
     if (seen.size === 0) return "-";
     const text = [...seen].map(hex).join(" ");
     return [...seen].every((tos) => sameDscp(tos, mark.tos)) ? text : `${text} !`;
   };
-  const times = (values: number[]) => [0.5, 0.95, 1].map((share) => quantile(values, share)).map(shortTime);
+  const times = (values: number[]) =>
+    [0.5, 0.95, 1].map((share) => quantile(values, share)).map(shortTime);
   const cells = [
-    ["mark", "byte", "left", "arrived", "requests", "failed", "connect ms", "p95", "max", "total ms", "p95", "max", ""],
+    [
+      "mark",
+      "byte",
+      "left",
+      "arrived",
+      "requests",
+      "failed",
+      "connect ms",
+      "p95",
+      "max",
+      "total ms",
+      "p95",
+      "max",
+      "",
+    ],
     ...rows.map((row) => {
       const median = quantile(row.total, 0.5);
       return [
@@ -1390,7 +1522,9 @@ function table(rows: readonly Row[]): string {
   const widths = cells[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)));
   const isText = (column: number) => column < 4 || column === widths.length - 1;
   const line = (row: string[]) =>
-    row.map((cell, at) => isText(at) ? cell.padEnd(widths[at]) : cell.padStart(widths[at])).join("  ").trimEnd();
+    row.map((cell, at) => isText(at) ? cell.padEnd(widths[at]) : cell.padStart(widths[at])).join(
+      "  ",
+    ).trimEnd();
   return cells.map((row) => `${line(row)}\n`).join("");
 }
 
@@ -1407,7 +1541,10 @@ function shortTime(milliseconds: number): string {
  * @returns 0 to 1; 1 where a sample is empty or all values are equal
  */
 export function mannWhitney(a: readonly number[], b: readonly number[]): number {
-  const all = [...a.map((value) => ({ value, isA: true })), ...b.map((value) => ({ value, isA: false }))];
+  const all = [
+    ...a.map((value) => ({ value, isA: true })),
+    ...b.map((value) => ({ value, isA: false })),
+  ];
   all.sort((x, y) => x.value - y.value);
   const n = all.length;
   let rankSum = 0, ties = 0;
@@ -1456,10 +1593,16 @@ function verdict(rows: readonly Row[]): string {
     if (p >= SIGNIFICANT / others.length) return [];
     const [ours, theirs] = [quantile(row.total, 0.5), quantile(plain.total, 0.5)];
     const [ratio, word] = ours < theirs ? [theirs / ours, "faster"] : [ours / theirs, "slower"];
-    return [`${nameOf(row)} is ${ratio.toFixed(ratio < 10 ? 2 : 0)} times ${word} (p = ${p.toPrecision(2)})`];
+    return [
+      `${nameOf(row)} is ${ratio.toFixed(ratio < 10 ? 2 : 0)} times ${word} (p = ${
+        p.toPrecision(2)
+      })`,
+    ];
   });
   const same = others.length - real.length;
-  const rest = same === 0 ? [] : [`no difference seen${real.length > 0 ? ` for ${plural(same, "other")}` : ""}`];
+  const rest = same === 0
+    ? []
+    : [`no difference seen${real.length > 0 ? ` for ${plural(same, "other")}` : ""}`];
   return `Against ${nameOf(plain)}, in median total time: ${[...real, ...rest].join(", ")}.\n`;
 }
 
@@ -1484,11 +1627,16 @@ Give a URL to ask another server; --help tells the rest.
 
 const SERVE_PAGE: Page = {
   type: "application/json",
-  text: ({ hostname, port }, arrived) => JSON.stringify({ peer: { address: hostname, port }, ...arrived }) + "\n",
+  text: ({ hostname, port }, arrived) =>
+    JSON.stringify({ peer: { address: hostname, port }, ...arrived }) + "\n",
 };
 
 /** Answers every connection with what arrived on it ({@linkcode keepArrivals} comes first), until the listener is closed and the last one is done. */
-async function serve(listener: Deno.TcpListener, page: Page, log: (line: string) => void): Promise<void> {
+async function serve(
+  listener: Deno.TcpListener,
+  page: Page,
+  log: (line: string) => void,
+): Promise<void> {
   const open = new Set<Promise<void>>();
   for (;;) {
     if (open.size >= SERVER.connections) await Promise.race(open);
@@ -1500,7 +1648,9 @@ async function serve(listener: Deno.TcpListener, page: Page, log: (line: string)
       });
       open.add(done);
     } catch (error) {
-      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) break;
+      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) {
+        break;
+      }
       // A client that is gone again, or no descriptor left until another client goes.
       await Promise.race([...open, new Promise<void>((resolve) => after(100, resolve))]);
     }
@@ -1522,7 +1672,8 @@ async function answer(conn: Deno.TcpConn, page: Page, log: (line: string) => voi
     if (strongest !== null) setTos(conn, markOf(strongest).tos);
     const body = status === 200 ? page.text(peer, arrived) : `${STATUS[status]}\n`;
     await writeAll(conn, replyTo(method, status, body, page.type, arrived));
-    const told = Object.entries(arrived).map(([packet, tos]) => `${packet} ${byteText(tos) ?? "-"}`).join(" ");
+    const told = Object.entries(arrived).map(([packet, tos]) => `${packet} ${byteText(tos) ?? "-"}`)
+      .join(" ");
     log(`${endText(peer)} ${printable(`${method} ${path}`.slice(0, 200))} ${status} ${told}`);
     // Closing with bytes of the client unread would reset the reply away.
     await conn.closeWrite();
@@ -1578,7 +1729,13 @@ function judge(head: string | null): { method: string; path: string; status: num
   return { ...known, status: method === "GET" || method === "HEAD" ? 200 : 405 };
 }
 
-function replyTo(method: string, status: number, body: string, type: string, arrived: Arrived): Uint8Array {
+function replyTo(
+  method: string,
+  status: number,
+  body: string,
+  type: string,
+  arrived: Arrived,
+): Uint8Array {
   const bytes = new TextEncoder().encode(body);
   const headers: [string, string | null][] = [
     ["Server", `dscp-get/${VERSION}`],
@@ -1592,7 +1749,9 @@ function replyTo(method: string, status: number, body: string, type: string, arr
     ["Connection", "close"],
   ];
   const lines = headers.flatMap(([name, value]) => value === null ? [] : [`${name}: ${value}\r\n`]);
-  const head = new TextEncoder().encode(`HTTP/1.1 ${status} ${STATUS[status]}\r\n${lines.join("")}\r\n`);
+  const head = new TextEncoder().encode(
+    `HTTP/1.1 ${status} ${STATUS[status]}\r\n${lines.join("")}\r\n`,
+  );
   const reply = new Uint8Array(head.length + (method === "HEAD" ? 0 : bytes.length));
   reply.set(head);
   if (method !== "HEAD") reply.set(bytes, head.length);
@@ -1630,10 +1789,18 @@ async function serveUntilSignal(options: Options): Promise<void> {
 function checkPermissions(hostname: string, port: number): void {
   const where = endText({ transport: "tcp", hostname, port });
   if (Deno.permissions.querySync({ name: "net", host: where }).state !== "granted") {
-    throw new Failure(Exit.cannotRun, `no permission to use ${where}`, `run with --allow-net or --allow-net=${where}`);
+    throw new Failure(
+      Exit.cannotRun,
+      `no permission to use ${where}`,
+      `run with --allow-net or --allow-net=${where}`,
+    );
   }
   if (Deno.permissions.querySync({ name: "ffi" }).state !== "granted") {
-    throw new Failure(Exit.cannotRun, "no permission to call libc, which sets the mark", "run with --allow-ffi");
+    throw new Failure(
+      Exit.cannotRun,
+      "no permission to call libc, which sets the mark",
+      "run with --allow-ffi",
+    );
   }
 }
 
@@ -1651,7 +1818,9 @@ type Work = (target: Target, builtIn: boolean) => Promise<void>;
 
 /** Works with the target that was asked for. @param hasReply whether any byte of a reply came */
 async function run(options: Options, work: Work, hasReply: () => boolean): Promise<void> {
-  if (Deno.build.os !== "linux") throw new Failure(Exit.cannotRun, `this needs Linux, and here is ${Deno.build.os}`);
+  if (Deno.build.os !== "linux") {
+    throw new Failure(Exit.cannotRun, `this needs Linux, and here is ${Deno.build.os}`);
+  }
   const target = options.url === null ? DEFAULT_TARGET : parseTarget(options.url);
   const { hostname, port } = options.serve ?? { hostname: target.host, port: target.port };
   // On a terminal Deno would ask for what is missing, and wait for an answer.
@@ -1722,9 +1891,14 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
     await warmUp(options);
     for (let round = 1; round <= options.count; round++) {
       for (const row of rows) {
-        if (done > 0 && options.interval > 0) await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
+        if (done > 0 && options.interval > 0) {
+          await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
+        }
         const exchange = newExchange(target, builtIn, row.mark, options);
-        const failure = await perform(exchange, options, sink, asked, mayLeave).then(() => null, failureOf);
+        const failure = await perform(exchange, options, sink, asked, mayLeave).then(
+          () => null,
+          failureOf,
+        );
         if (failure !== null) {
           // One attempt that goes on is enough: each has a descriptor.
           if (failure.code === Exit.timeout) mayLeave = false;
@@ -1734,8 +1908,11 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
         }
         row.add(exchange, failure);
         done++;
-        if (options.json) toStandardOutput(new TextEncoder().encode(json(exchange, failure, round)));
-        else screen.offer(() => `${table(rows)}${done} of ${count} requests, Ctrl-C ends it here\n`);
+        if (options.json) {
+          toStandardOutput(new TextEncoder().encode(json(exchange, failure, round)));
+        } else {screen.offer(() =>
+            `${table(rows)}${done} of ${count} requests, Ctrl-C ends it here\n`
+          );}
       }
     }
   } finally {
@@ -1745,7 +1922,10 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
   if (failures.length > 0) {
     const { code, message } = failures[0];
     const failed = rows.reduce((sum, row) => sum + row.failures, 0);
-    throw new Failure(code, `${failed} of ${plural(count, "request")} failed; the first: ${message}`);
+    throw new Failure(
+      code,
+      `${failed} of ${plural(count, "request")} failed; the first: ${message}`,
+    );
   }
 }
 
@@ -1754,7 +1934,8 @@ async function warmUp(options: Options): Promise<void> {
   expectManyCalls();
   if (Deno.permissions.querySync({ name: "net", host: DEFAULT_HOST }).state !== "granted") return;
   const how = { ...options, family: null, maxTime: 1 };
-  const once: Work = (target) => perform(newExchange(target, true, options.marks[0], how), how, NOWHERE);
+  const once: Work = (target) =>
+    perform(newExchange(target, true, options.marks[0], how), how, NOWHERE);
   try {
     await askOurselves(listen(0)!, once);
   } catch { /* what is wrong will show in the requests that count */ }
@@ -1803,7 +1984,11 @@ class Screen {
  * @throws {Failure} whatever went wrong, with its exit code
  * @throws {Deno.errors.NotCapable} a permission is missing
  */
-export async function get(url: string, options: Partial<Options> = {}, sink: Sink = NOWHERE): Promise<Exchange> {
+export async function get(
+  url: string,
+  options: Partial<Options> = {},
+  sink: Sink = NOWHERE,
+): Promise<Exchange> {
   const all = { ...DEFAULTS, ...options };
   const exchange = newExchange(parseTarget(url), false, all.marks[0], all);
   await perform(exchange, all, sink);
@@ -1824,9 +2009,16 @@ function failureOf(error: unknown): Failure {
     );
   }
   if (error instanceof Deno.errors.NotCapable) {
-    return new Failure(Exit.cannotRun, printable(error.message.split(",")[0]), "run with --allow-net --allow-ffi");
+    return new Failure(
+      Exit.cannotRun,
+      printable(error.message.split(",")[0]),
+      "run with --allow-net --allow-ffi",
+    );
   }
-  return new Failure(Exit.cannotRun, printable(error instanceof Error ? error.message : String(error)));
+  return new Failure(
+    Exit.cannotRun,
+    printable(error instanceof Error ? error.message : String(error)),
+  );
 }
 
 /** Runs the script. @returns the exit code */
@@ -1837,7 +2029,9 @@ export async function main(args: readonly string[]): Promise<number> {
   try {
     options = await parseArguments(args);
     if (options.print !== null) {
-      toStandardOutput(new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`));
+      toStandardOutput(
+        new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`),
+      );
       return Exit.ok;
     }
     const once: Work = async (target, builtIn) => {
@@ -1845,13 +2039,20 @@ export async function main(args: readonly string[]): Promise<number> {
       await perform(exchange, options, sinkFor(options));
     };
     const many: Work = (target, builtIn) => series(target, builtIn, options);
-    await run(options, isSeries(options) ? many : once, () => exchange !== null && exchange.reply.status > 0);
+    await run(
+      options,
+      isSeries(options) ? many : once,
+      () => exchange !== null && exchange.reply.status > 0,
+    );
   } catch (error) {
     failure = failureOf(error);
   }
   // With standard output gone there is nobody to report to.
   if (failure?.code === Exit.cannotWrite) exchange = null;
-  else if ((options.json && !isSeries(options)) || (failure?.code === Exit.usage && args.includes("--json"))) {
+  else if (
+    (options.json && !isSeries(options)) ||
+    (failure?.code === Exit.usage && args.includes("--json"))
+  ) {
     try {
       toStandardOutput(new TextEncoder().encode(json(exchange, failure)));
     } catch (error) {
@@ -1861,7 +2062,11 @@ export async function main(args: readonly string[]): Promise<number> {
     toStandardError(report(exchange));
   }
   if (failure !== null && failure.message !== "") {
-    toStandardError(`dscp-get: ${failure.message}\n${failure.hint === undefined ? "" : `hint: ${failure.hint}\n`}`);
+    toStandardError(
+      `dscp-get: ${failure.message}\n${
+        failure.hint === undefined ? "" : `hint: ${failure.hint}\n`
+      }`,
+    );
   }
   return failure?.code ?? Exit.ok;
 }

@@ -71,7 +71,9 @@ const syns = new WeakMap<Connection, number | null>();
 export function takeArrived(connection: Connection): Arrived {
   const { fd, local } = connectionOf(connection);
   let syn = syns.get(connection);
-  if (syn === undefined) syns.set(connection, syn = parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 512)));
+  if (syn === undefined) {
+    syns.set(connection, syn = parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 512)));
+  }
   // An IPv4-mapped connection tells what an IPv4 one does.
   const isIPv4 = wireAddress(encode(local)).size === 4;
   return {
@@ -108,7 +110,8 @@ export function parseControl(messages: Uint8Array, option: SocketOption): number
   for (let at = 0; at + HEADER < messages.length;) {
     const length = Number(view.getBigUint64(at, true));
     if (length <= HEADER || at + length > messages.length) return null;
-    const isIt = view.getInt32(at + 8, true) === option.level && view.getInt32(at + 12, true) === option.option;
+    const isIt = view.getInt32(at + 8, true) === option.level &&
+      view.getInt32(at + 12, true) === option.option;
     if (isIt) return messages[at + HEADER];
     at += Math.ceil(length / 8) * 8;
   }

@@ -56,9 +56,15 @@ export interface DialOptions {
  * @param family 4 or 6 for one address family only
  * @throws {Error} there is none; the message begins as that of `Deno.connect`
  */
-export async function resolve(hostname: string, family: 4 | 6 | null = null, signal?: AbortSignal): Promise<string[]> {
+export async function resolve(
+  hostname: string,
+  family: 4 | 6 | null = null,
+  signal?: AbortSignal,
+): Promise<string[]> {
   const literal = familyOf(hostname);
-  const looked = literal !== null ? [{ address: hostname, family: literal }] : await lookedUp(hostname, signal);
+  const looked = literal !== null
+    ? [{ address: hostname, family: literal }]
+    : await lookedUp(hostname, signal);
   const wanted = looked.filter((entry) => family === null || entry.family === family);
   if (wanted.length === 0) throw new Error("failed to lookup address information: no such address");
   return wanted.sort((a, b) => b.family - a.family).map(({ address }) => address);
@@ -121,10 +127,16 @@ function checkPermission(hostname: string, port: number, need: "granted" | "not 
   const host = endText({ transport: "tcp", hostname, port });
   const { state } = Deno.permissions.querySync({ name: "net", host });
   if (state === "granted" || (state === "prompt" && need === "not denied")) return;
-  throw new Deno.errors.NotCapable(`Requires net access to "${host}", run again with the --allow-net flag`);
+  throw new Deno.errors.NotCapable(
+    `Requires net access to "${host}", run again with the --allow-net flag`,
+  );
 }
 
-async function dialAddress(to: Deno.NetAddr, tos: number | null, signal?: AbortSignal): Promise<Dialed> {
+async function dialAddress(
+  to: Deno.NetAddr,
+  tos: number | null,
+  signal?: AbortSignal,
+): Promise<Dialed> {
   const family = to.hostname.includes(":") ? AF_INET6 : AF_INET;
   const fd = openSocket(family);
   const giveUp = () => shutdown(fd);
@@ -137,7 +149,9 @@ async function dialAddress(to: Deno.NetAddr, tos: number | null, signal?: AbortS
     const failed = result === EINPROGRESS ? getOption(fd, SO_ERROR) : result;
     if (failed !== 0) throw systemError(failed);
     const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
-    if (!getsockname(fd, local) || !getpeername(fd, remote)) throw new Deno.errors.ConnectionReset("Connection reset");
+    if (!getsockname(fd, local) || !getpeername(fd, remote)) {
+      throw new Deno.errors.ConnectionReset("Connection reset");
+    }
     setBlocking(fd, true);
     return new Dialed(fd, decode(local), decode(remote));
   } catch (error) {
@@ -240,7 +254,9 @@ export class Dialed {
   }
 
   #open(): number {
-    if (this.#isClosed || this.#heir !== null) throw new Deno.errors.BadResource("the connection is closed");
+    if (this.#isClosed || this.#heir !== null) {
+      throw new Deno.errors.BadResource("the connection is closed");
+    }
     return this.#fd;
   }
 
@@ -261,7 +277,11 @@ export class Dialed {
    * @param insecure takes any certificate
    * @throws {Deno.errors.InvalidData} the handshake failed; the message begins as that of `Deno.startTls`
    */
-  async startTls(hostname: string, caCerts: readonly string[], insecure: boolean): Promise<Secured> {
+  async startTls(
+    hostname: string,
+    caCerts: readonly string[],
+    insecure: boolean,
+  ): Promise<Secured> {
     const { adopt } = await import("./secure.ts");
     const fd = this.#open();
     setBlocking(fd, false);

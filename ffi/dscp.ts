@@ -24,7 +24,9 @@ export const ECN_BITS = 0b11;
 // code point, the first is the one that `nameOf` gives.
 const NAMES: ReadonlyMap<string, number> = new Map([
   ...[0, 1, 2, 3, 4, 5, 6, 7].map((n) => [`CS${n}`, n << 3] as const),
-  ...[1, 2, 3, 4].flatMap((n) => [1, 2, 3].map((drop) => [`AF${n}${drop}`, n << 3 | drop << 1] as const)),
+  ...[1, 2, 3, 4].flatMap((n) =>
+    [1, 2, 3].map((drop) => [`AF${n}${drop}`, n << 3 | drop << 1] as const)
+  ),
   ["EF", 46],
   ["VOICE-ADMIT", 44],
   ["VA", 44],
@@ -38,7 +40,8 @@ export const DSCP_ALLOWED =
   "EF, VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF13, AF21 to AF23, AF31 to AF33, AF41 to AF43, or a number from 0 to 63";
 
 /** What {@linkcode parseTos} takes, in words for a person. */
-export const TOS_ALLOWED = "a number from 0 to 255, decimal or 0x hex, whose two lowest bits (ECN) are 0";
+export const TOS_ALLOWED =
+  "a number from 0 to 255, decimal or 0x hex, whose two lowest bits (ECN) are 0";
 
 /** The name of a code point (0 to 63), or `null` where no RFC gives one. */
 export function nameOf(dscp: number): string | null {
@@ -67,7 +70,9 @@ export function parseDscp(text: string): Mark {
   const named = NAMES.get(name);
   if (named !== undefined) return { name, dscp: named, tos: named << 2 };
   const dscp = /^(0|[1-9]\d?)$/.test(text) ? Number(text) : NaN;
-  if (!(dscp <= 63)) throw new RangeError(`${quote(text)} is not a DSCP; allowed are ${DSCP_ALLOWED}`);
+  if (!(dscp <= 63)) {
+    throw new RangeError(`${quote(text)} is not a DSCP; allowed are ${DSCP_ALLOWED}`);
+  }
   return markOf(dscp << 2);
 }
 
@@ -78,7 +83,9 @@ export function parseDscp(text: string): Mark {
  */
 export function parseTos(text: string): Mark {
   const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d{0,2})$/i.test(text) ? Number(text) : NaN;
-  if (!(tos <= 255)) throw new RangeError(`${quote(text)} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
+  if (!(tos <= 255)) {
+    throw new RangeError(`${quote(text)} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
+  }
   checkTos(tos);
   return markOf(tos);
 }
@@ -94,7 +101,9 @@ export function checkTos(tos: number): void {
   }
   if ((tos & ECN_BITS) !== 0) {
     throw new RangeError(
-      `ToS ${hex(tos)} sets ECN bits (the two lowest), which TCP owns: the kernel would drop them; allowed is ${
+      `ToS ${
+        hex(tos)
+      } sets ECN bits (the two lowest), which TCP owns: the kernel would drop them; allowed is ${
         hex(tos & ~ECN_BITS)
       }`,
     );

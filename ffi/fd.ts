@@ -131,14 +131,18 @@ function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): Socket {
   if (fd !== null) return { fd, family: found[0], cookie: socketCookie(fd) };
   const ends = `${endText(local)} to ${endText(remote)}`;
   // After a reset the socket keeps its own end but has no peer any more.
-  const isReset = (fd: number) => hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
-  if (search(isReset) !== null) throw new DescriptorError(`the connection from ${ends} was reset`, true);
+  const isReset = (fd: number) =>
+    hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
+  if (search(isReset) !== null) {
+    throw new DescriptorError(`the connection from ${ends} was reset`, true);
+  }
   throw new DescriptorError(`no open descriptor connects ${ends}`);
 }
 
 function findListener(local: Deno.NetAddr): Socket {
   const isIt = (fd: number) =>
-    getsockname(fd, found) && isAt(found, local) && isStream(fd) && getOption(fd, SO_ACCEPTCONN) === 1;
+    getsockname(fd, found) && isAt(found, local) && isStream(fd) &&
+    getOption(fd, SO_ACCEPTCONN) === 1;
   const fd = search(isIt);
   if (fd === null) throw new DescriptorError(`no open descriptor listens on ${endText(local)}`);
   const listener = { fd, family: found[0], cookie: socketCookie(fd) };
@@ -146,7 +150,9 @@ function findListener(local: Deno.NetAddr): Socket {
   if (getOption(fd, SO_REUSEPORT) !== 0) {
     for (const other of openDescriptors(0, descriptorTableSize())) {
       if (other === fd || !isIt(other)) continue;
-      throw new DescriptorError(`descriptors ${fd} and ${other} both listen on ${endText(local)}: which is meant?`);
+      throw new DescriptorError(
+        `descriptors ${fd} and ${other} both listen on ${endText(local)}: which is meant?`,
+      );
     }
   }
   return listener;

@@ -65,7 +65,11 @@ export const SO_REUSEPORT: SocketOption = { level: SOL_SOCKET, option: 15, name:
 /** socket(7) */
 export const SO_ACCEPTCONN: SocketOption = { level: SOL_SOCKET, option: 30, name: "SO_ACCEPTCONN" };
 /** Documentation/networking/timestamping.rst in the kernel's sources */
-export const SO_TIMESTAMPING: SocketOption = { level: SOL_SOCKET, option: 37, name: "SO_TIMESTAMPING" };
+export const SO_TIMESTAMPING: SocketOption = {
+  level: SOL_SOCKET,
+  option: 37,
+  name: "SO_TIMESTAMPING",
+};
 /** ip(7) */
 export const IP_TOS: SocketOption = { level: IPPROTO_IP, option: 1, name: "IP_TOS" };
 /** ipv6(7), RFC 3542 section 6.5 */
@@ -76,13 +80,25 @@ export const IP_PKTOPTIONS: SocketOption = { level: IPPROTO_IP, option: 9, name:
 /** ip(7) */
 export const IP_RECVTOS: SocketOption = { level: IPPROTO_IP, option: 13, name: "IP_RECVTOS" };
 /** RFC 2292 section 13; Linux keeps it for TCP beside the newer ones */
-export const IPV6_2292PKTOPTIONS: SocketOption = { level: IPPROTO_IPV6, option: 6, name: "IPV6_2292PKTOPTIONS" };
+export const IPV6_2292PKTOPTIONS: SocketOption = {
+  level: IPPROTO_IPV6,
+  option: 6,
+  name: "IPV6_2292PKTOPTIONS",
+};
 /** RFC 3542 section 6.5 */
-export const IPV6_RECVTCLASS: SocketOption = { level: IPPROTO_IPV6, option: 66, name: "IPV6_RECVTCLASS" };
+export const IPV6_RECVTCLASS: SocketOption = {
+  level: IPPROTO_IPV6,
+  option: 66,
+  name: "IPV6_RECVTCLASS",
+};
 /** include/uapi/linux/tcp.h in the kernel's sources */
 export const TCP_SAVE_SYN: SocketOption = { level: IPPROTO_TCP, option: 27, name: "TCP_SAVE_SYN" };
 /** include/uapi/linux/tcp.h in the kernel's sources */
-export const TCP_SAVED_SYN: SocketOption = { level: IPPROTO_TCP, option: 28, name: "TCP_SAVED_SYN" };
+export const TCP_SAVED_SYN: SocketOption = {
+  level: IPPROTO_TCP,
+  option: 28,
+  name: "TCP_SAVED_SYN",
+};
 
 const RECV = {
   parameters: [
@@ -226,8 +242,13 @@ const explaining = group({
  * @throws {CannotRunError} not Linux, or no such library
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
-export function open<S extends Deno.ForeignLibraryInterface>(file: string, symbols: S): Deno.DynamicLibrary<S> {
-  if (Deno.build.os !== "linux") throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
+export function open<S extends Deno.ForeignLibraryInterface>(
+  file: string,
+  symbols: S,
+): Deno.DynamicLibrary<S> {
+  if (Deno.build.os !== "linux") {
+    throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
+  }
   try {
     return Deno.dlopen(file, symbols);
   } catch (error) {
@@ -269,9 +290,13 @@ function group<const S extends Record<string, Deno.ForeignFunction>>(
 }
 
 /** Opens functions of libc as addresses. */
-function throughAddresses(functions: Record<string, Deno.ForeignFunction>): Record<string, unknown> {
+function throughAddresses(
+  functions: Record<string, Deno.ForeignFunction>,
+): Record<string, unknown> {
   const statics: Record<string, Deno.ForeignStatic> = {};
-  for (const name in functions) statics[name] = { name: functions[name].name ?? name, type: "pointer" };
+  for (const name in functions) {
+    statics[name] = { name: functions[name].name ?? name, type: "pointer" };
+  }
   const { symbols } = open(LIBC, statics);
   const callable: Record<string, unknown> = {};
   for (const name in functions) {
@@ -352,7 +377,11 @@ export function getOption(fd: number, option: SocketOption): number {
 }
 
 /** getsockopt(2) of an option that is a structure. @returns its bytes, none where the kernel refuses */
-export function getOptionBytes(fd: number, option: SocketOption, room: number): Uint8Array<ArrayBuffer> {
+export function getOptionBytes(
+  fd: number,
+  option: SocketOption,
+  room: number,
+): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(room);
   length[0] = room;
   const result = always().getsockopt(fd, option.level, option.option, bytes, length);
@@ -366,13 +395,17 @@ export function getOptionBytes(fd: number, option: SocketOption, room: number): 
 export function socketCookie(fd: number): number | null {
   const SO_COOKIE = 57;
   length[0] = cookie.byteLength;
-  return always().getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, length) === 0 ? cookie[1] * 2 ** 32 + cookie[0] : null;
+  return always().getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, length) === 0
+    ? cookie[1] * 2 ** 32 + cookie[0]
+    : null;
 }
 
 /** setsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
 export function setOption(fd: number, option: SocketOption, value: number): void {
   int[0] = value;
-  const result = attempt(() => always().setsockopt(fd, option.level, option.option, int, int.byteLength));
+  const result = attempt(() =>
+    always().setsockopt(fd, option.level, option.option, int, int.byteLength)
+  );
   if (result < 0) throw new LibcError(`setsockopt(${option.name})`, -result);
 }
 
@@ -482,7 +515,9 @@ const MSG_PEEK = 0x2, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, MSG_ERRQUEUE =
 /** What has come on a connection, recv(2). @returns bytes, 0 at the end; or the error number negated, `EAGAIN` for none */
 export function receive(fd: number, buffer: Uint8Array): number {
   if (errno === undefined) findErrno(); // a connection tells its error once
-  return attempt(() => Number(always().recv(fd, buffer as Buffer, BigInt(buffer.length), MSG_DONTWAIT)));
+  return attempt(() =>
+    Number(always().recv(fd, buffer as Buffer, BigInt(buffer.length), MSG_DONTWAIT))
+  );
 }
 
 /**
@@ -492,18 +527,24 @@ export function receive(fd: number, buffer: Uint8Array): number {
  * @returns false where the call failed: the connection's error went to that thread and is not told again
  */
 export async function receivable(fd: number): Promise<boolean> {
-  return await lending(new Uint8Array(1), (byte) => dialing().recvInThread(fd, byte, 1n, MSG_PEEK)) >= 0;
+  return await lending(
+    new Uint8Array(1),
+    (byte) => dialing().recvInThread(fd, byte, 1n, MSG_PEEK),
+  ) >= 0;
 }
 
 /** Sends as much as there is room for, send(2). @returns bytes, or the error number negated, `EAGAIN` for no room */
 export function send(fd: number, bytes: Uint8Array): number {
   if (errno === undefined) findErrno();
-  return attempt(() => Number(dialing().send(fd, bytes as Buffer, BigInt(bytes.length), MSG_DONTWAIT | MSG_NOSIGNAL)));
+  return attempt(() =>
+    Number(dialing().send(fd, bytes as Buffer, BigInt(bytes.length), MSG_DONTWAIT | MSG_NOSIGNAL))
+  );
 }
 
 /** Sends all of it from another thread on a connection that blocks, send(2). @returns bytes, or -1 for an error */
 export async function sendInThread(fd: number, bytes: Uint8Array): Promise<number> {
-  const send = (buffer: Buffer) => dialing().sendInThread(fd, buffer, BigInt(buffer.length), MSG_NOSIGNAL);
+  const send = (buffer: Buffer) =>
+    dialing().sendInThread(fd, buffer, BigInt(buffer.length), MSG_NOSIGNAL);
   return Number(await lending(bytes as Buffer, send));
 }
 

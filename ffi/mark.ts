@@ -23,7 +23,9 @@ export class MarkError extends Error {
    */
   constructor(option: string, readonly set: number, readonly readBack: number) {
     super(
-      `setsockopt(${option}, ${hex(set)}) was taken, but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)`,
+      `setsockopt(${option}, ${hex(set)}) was taken, but getsockopt(${option}) reads back ${
+        hex(readBack)
+      } (errno 0)`,
     );
   }
 }

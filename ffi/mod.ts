@@ -46,6 +46,10 @@ export async function prepareDial(): Promise<void> {
 }
 
 /** The addresses of a host by the system's own resolver, IPv6 first: `resolve` of `ffi/dial.ts`. */
-export async function resolve(hostname: string, family: 4 | 6 | null = null, signal?: AbortSignal): Promise<string[]> {
+export async function resolve(
+  hostname: string,
+  family: 4 | 6 | null = null,
+  signal?: AbortSignal,
+): Promise<string[]> {
   return await (await import("./dial.ts")).resolve(hostname, family, signal);
 }

@@ -15,10 +15,16 @@ import { isReadable, receive } from "./libc.ts";
  * @returns the number of bytes, 0 at the end of the connection; `null` where none have come, or the connection is lost
  * @throws {DescriptorError} the connection is closed
  */
-export function readSoon(connection: Connection, buffer: Uint8Array, patience: number = 0): number | null {
+export function readSoon(
+  connection: Connection,
+  buffer: Uint8Array,
+  patience: number = 0,
+): number | null {
   const { fd } = connectionOf(connection);
   // A lost connection is not readable: it tells why once, and that is for the `read` of whoever opened it.
-  for (const until = performance.now() + patience; !isReadable(fd);) if (performance.now() >= until) return null;
+  for (const until = performance.now() + patience; !isReadable(fd);) {
+    if (performance.now() >= until) return null;
+  }
   const size = receive(fd, buffer);
   return size < 0 ? null : size;
 }

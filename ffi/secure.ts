@@ -21,10 +21,16 @@ export interface Trust {
 }
 
 /** Takes over a connected socket that does not block, and begins its TLS. @param ends of the connection */
-export function adopt(fd: number, ends: Connection, { hostname, caCerts, insecure }: Trust): Secured {
+export function adopt(
+  fd: number,
+  ends: Connection,
+  { hostname, caCerts, insecure }: Trust,
+): Secured {
   // Half open, or the end of the reply would close the descriptor while it may still be asked what it sent.
   const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true });
-  const name = familyOf(hostname) !== null ? { host: hostname } : { host: hostname, servername: hostname };
+  const name = familyOf(hostname) !== null
+    ? { host: hostname }
+    : { host: hostname, servername: hostname };
   const ca = caCerts.length === 0 ? {} : { ca: [...caCerts] };
   return new Secured(connect({ socket, ...name, ...ca, rejectUnauthorized: !insecure }), fd, ends);
 }
@@ -91,7 +97,9 @@ export class Secured {
     while (this.#chunks.length === 0) {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       if (this.#failure !== null) throw denoError(this.#failure);
-      if (this.#isEnded && this.#isReset()) throw new Deno.errors.ConnectionReset("Connection reset by peer");
+      if (this.#isEnded && this.#isReset()) {
+        throw new Deno.errors.ConnectionReset("Connection reset by peer");
+      }
       if (this.#isEnded) return null;
       const woken = new Promise<void>((resolve) => this.#wake = resolve);
       await woken;
@@ -112,7 +120,10 @@ export class Secured {
   /** Writes all of `bytes`. @returns how many they are */
   write(bytes: Uint8Array): Promise<number> {
     return new Promise((resolve, reject) => {
-      this.#socket.write(bytes, (error) => error ? reject(denoError(error)) : resolve(bytes.length));
+      this.#socket.write(
+        bytes,
+        (error) => error ? reject(denoError(error)) : resolve(bytes.length),
+      );
     });
   }
 
@@ -125,7 +136,9 @@ export class Secured {
 }
 
 function denoError(error: Error & { code?: string }): Error {
-  if (error.code === "ECONNRESET") return new Deno.errors.ConnectionReset("Connection reset by peer");
+  if (error.code === "ECONNRESET") {
+    return new Deno.errors.ConnectionReset("Connection reset by peer");
+  }
   if (error.code === "EPIPE") return new Deno.errors.BrokenPipe("Broken pipe");
   if (error.code === "ETIMEDOUT") return new Deno.errors.TimedOut("Connection timed out");
   return error;

@@ -47,7 +47,10 @@ function watch(fd: number): void {
  * @returns its descriptor, and the byte read back
  * @throws what these three throw
  */
-export function markAndWatch(connection: Connection, tos: number): { fd: number; readBack: number } {
+export function markAndWatch(
+  connection: Connection,
+  tos: number,
+): { fd: number; readBack: number } {
   checkTos(tos);
   const socket = connectionOf(connection);
   const readBack = markSocket(socket, tos);
@@ -100,7 +103,9 @@ export function parseLooped(
     // Source and destination, addresses and ports, stand side by side in both versions.
     const addresses = at + (size === 4 ? 12 : 8);
     const isOurs = isEnd(packet, addresses, ports, local);
-    if (isOurs || isEnd(packet, addresses + size, ports + 2, remote)) return headerAt(packet, at, size);
+    if (isOurs || isEnd(packet, addresses + size, ports + 2, remote)) {
+      return headerAt(packet, at, size);
+    }
   }
   return null;
 }
@@ -111,7 +116,9 @@ function portsAt(packet: Uint8Array, at: number, size: 4 | 16): number | null {
   const version = packet[at] >> 4, protocol = packet[at + (isIPv4 ? 9 : 6)];
   // RFC 791 section 3.1, RFC 8200 section 3; TCP from a plain socket has no extension headers
   const ports = at + (isIPv4 ? (packet[at] & 0x0f) * 4 : 40);
-  return version === (isIPv4 ? 4 : 6) && protocol === IPPROTO_TCP && ports >= at + 20 ? ports : null;
+  return version === (isIPv4 ? 4 : 6) && protocol === IPPROTO_TCP && ports >= at + 20
+    ? ports
+    : null;
 }
 
 /** Whether the address and the port at these places are those of `end`. */
@@ -123,5 +130,8 @@ function isEnd(packet: Uint8Array, address: number, port: number, end: Uint8Arra
 function headerAt(packet: Uint8Array, at: number, size: 4 | 16): SentPacket {
   if (size === 4) return { tos: packet[at + 1], length: packet[at + 2] << 8 | packet[at + 3] };
   const payload = packet[at + 4] << 8 | packet[at + 5];
-  return { tos: (packet[at] & 0x0f) << 4 | packet[at + 1] >> 4, length: payload === 0 ? 0 : 40 + payload };
+  return {
+    tos: (packet[at] & 0x0f) << 4 | packet[at + 1] >> 4,
+    length: payload === 0 ? 0 : 40 + payload,
+  };
 }

@@ -53,7 +53,9 @@ function ipv6Bytes(text: string): number[] {
   // The URL parser knows every way of writing an IPv6 address and gives the shortest, without dots.
   const canonical = URL.parse(`http://[${text.replace(/%.*/, "")}]/`)?.hostname;
   if (canonical === undefined) throw notAnAddress(text);
-  const [head, tail] = canonical.slice(1, -1).split("::").map((half) => half === "" ? [] : half.split(":"));
+  const [head, tail] = canonical.slice(1, -1).split("::").map((half) =>
+    half === "" ? [] : half.split(":")
+  );
   const zeros = tail === undefined ? [] : Array(8 - head.length - tail.length).fill("0");
   const groups = [...head, ...zeros, ...(tail ?? [])].map((group) => parseInt(group, 16));
   return groups.flatMap((group) => [group >> 8, group & 0xff]);
@@ -72,9 +74,16 @@ export function decode(sockaddr: Uint8Array): Deno.NetAddr {
     const hostname = `${sockaddr[0] === AF_INET ? "" : "::ffff:"}${bytes.join(".")}`;
     return { transport: "tcp", hostname, port };
   }
-  const groups = Array.from({ length: 8 }, (_, i) => (bytes[2 * i] << 8 | bytes[2 * i + 1]).toString(16));
+  const groups = Array.from(
+    { length: 8 },
+    (_, i) => (bytes[2 * i] << 8 | bytes[2 * i + 1]).toString(16),
+  );
   // The URL parser shortens it as RFC 5952 asks.
-  return { transport: "tcp", hostname: new URL(`http://[${groups.join(":")}]/`).hostname.slice(1, -1), port };
+  return {
+    transport: "tcp",
+    hostname: new URL(`http://[${groups.join(":")}]/`).hostname.slice(1, -1),
+    port,
+  };
 }
 
 /**
@@ -98,7 +107,13 @@ export function isAt(sockaddr: Uint8Array, { hostname, port }: Deno.NetAddr): bo
 const encoded = new Map<string, Uint8Array>();
 
 /** Whether two runs of `size` bytes are the same. */
-export function sameBytes(a: Uint8Array, atA: number, b: Uint8Array, atB: number, size: number): boolean {
+export function sameBytes(
+  a: Uint8Array,
+  atA: number,
+  b: Uint8Array,
+  atB: number,
+  size: number,
+): boolean {
   for (let i = 0; i < size; i++) if (a[atA + i] !== b[atB + i]) return false;
   return true;
 }
@@ -126,5 +141,7 @@ function addressAt(sockaddr: Uint8Array): number {
 
 /** An address and port in a form for people: `127.0.0.1:8086`, `[::1]:8086`. */
 export function endText(end: Deno.NetAddr): string {
-  return end.hostname.includes(":") ? `[${end.hostname}]:${end.port}` : `${end.hostname}:${end.port}`;
+  return end.hostname.includes(":")
+    ? `[${end.hostname}]:${end.port}`
+    : `${end.hostname}:${end.port}`;
 }

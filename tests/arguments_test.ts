@@ -16,7 +16,11 @@ async function refused(args: string[], code: number, message: RegExp): Promise<v
 
 Deno.test("bad marks are usage errors that list what is allowed", async () => {
   for (const value of ["64", "256", "-1", "1.5", "", "EXPEDITED"]) {
-    await refused(["-d", value], 2, /allowed are EF, VOICE-ADMIT or VA, LE.*CS0 to CS7, AF11.*0 to 63/);
+    await refused(
+      ["-d", value],
+      2,
+      /allowed are EF, VOICE-ADMIT or VA, LE.*CS0 to CS7, AF11.*0 to 63/,
+    );
   }
   for (const value of ["256", "-1", "1.5", "", "0x100"]) {
     await refused(["--tos", value], 2, /allowed is a number from 0 to 255/);
@@ -37,7 +41,17 @@ Deno.test("other bad usage is told in one line: 2", async () => {
 
 Deno.test("headers that would break the request are refused: 2", async () => {
   for (
-    const header of ["no colon", "Na me: x", ": x", "", "Näme: x", "X: a\r\nInjected: b", "X: a\nb", "X\r: a", "@file"]
+    const header of [
+      "no colon",
+      "Na me: x",
+      ": x",
+      "",
+      "Näme: x",
+      "X: a\r\nInjected: b",
+      "X: a\nb",
+      "X\r: a",
+      "@file",
+    ]
   ) {
     await refused(["-H", header], 2, /is not a header/);
   }
@@ -78,10 +92,16 @@ Deno.test("with --json a failure is an object with code and message, also one of
 
 Deno.test("terminal escapes in arguments come out escaped", async () => {
   for (
-    const args of [["\x1b[31m://x"], ["-d", "\x1b]0;title\x07"], ["--\x1b[2J"], ["-H", "\u202egnp"], [
-      "http://h/",
-      "\x9b1m",
-    ]]
+    const args of [
+      ["\x1b[31m://x"],
+      ["-d", "\x1b]0;title\x07"],
+      ["--\x1b[2J"],
+      ["-H", "\u202egnp"],
+      [
+        "http://h/",
+        "\x9b1m",
+      ],
+    ]
   ) {
     const { stderr } = await dscpGet(args);
     assert.doesNotMatch(stderr, /(?!\n)[\p{Cc}\u202e]/u);
@@ -115,8 +135,21 @@ Deno.test("-h and -V print to standard output and exit 0, whatever else is asked
 });
 
 Deno.test("short options can be put together, as curl's can", async () => {
-  const options = await parseArguments(["-sif4", "-dAF41", "-m.5", "-H", "A: b", "--", "http://h/"]);
-  assert.deepEqual([options.silent, options.include, options.fail, options.family], [true, true, true, 4]);
+  const options = await parseArguments([
+    "-sif4",
+    "-dAF41",
+    "-m.5",
+    "-H",
+    "A: b",
+    "--",
+    "http://h/",
+  ]);
+  assert.deepEqual([options.silent, options.include, options.fail, options.family], [
+    true,
+    true,
+    true,
+    4,
+  ]);
   assert.deepEqual([options.marks[0].name, options.maxTime, options.headers, options.url], [
     "AF41",
     0.5,
@@ -135,8 +168,14 @@ Deno.test("a URL is read as curl reads it, and goes out percent-encoded without 
     authority: "localhost:8086",
     path: "/a%20b/%C3%BC?q=%C3%A4&x=%3Cy%3E",
   });
-  assert.deepEqual([parseTarget("HTTP://[::1]:80/").authority, parseTarget("http://h").port], ["[::1]", 80]);
-  assert.throws(() => parseTarget("gopher://h/"), (error) => error instanceof Failure && error.code === Exit.badUrl);
+  assert.deepEqual([parseTarget("HTTP://[::1]:80/").authority, parseTarget("http://h").port], [
+    "[::1]",
+    80,
+  ]);
+  assert.throws(
+    () => parseTarget("gopher://h/"),
+    (error) => error instanceof Failure && error.code === Exit.badUrl,
+  );
 });
 
 Deno.test("the request has Host, User-Agent, Accept and Connection, and -H changes them as curl's does", async () => {
@@ -146,7 +185,10 @@ Deno.test("the request has Host, User-Agent, Accept and Connection, and -H chang
   assert.deepEqual(lines.slice(0, 2), ["GET /x HTTP/1.1", "Host: [::1]:8086"]);
   assert.match(lines[2], /^User-Agent: dscp-get\/\d/);
   assert.deepEqual(lines.slice(3), ["Accept: */*", "Connection: close", "", ""]);
-  assert.ok(text("http://h:80/", []).includes("\r\nHost: h\r\n"), "the scheme's own port is left out");
+  assert.ok(
+    text("http://h:80/", []).includes("\r\nHost: h\r\n"),
+    "the scheme's own port is left out",
+  );
 
   await using server = replying(OK);
   await dscpGet([
@@ -164,7 +206,10 @@ Deno.test("the request has Host, User-Agent, Accept and Connection, and -H chang
     server.url,
   ]);
   const sent = server.requests[0];
-  assert.ok(/^host: example\.org\r$/m.test(sent) && !/^Host/m.test(sent) && !/^Accept/m.test(sent), sent);
+  assert.ok(
+    /^host: example\.org\r$/m.test(sent) && !/^Host/m.test(sent) && !/^Accept/m.test(sent),
+    sent,
+  );
   assert.ok(sent.includes("\r\nX-Empty: \r\n") && sent.includes("\r\nA: 1\r\nA: 2\r\n"), sent);
 });
 
@@ -182,12 +227,26 @@ Deno.test("switches and URLs alone mean the same as among options with values", 
   ];
   for (let bits = 1; bits < 1 << words.length; bits++) {
     const args = words.filter((_, at) => bits >> at & 1);
-    assert.deepEqual(await parseArguments(args), await parseArguments([...args, "-m", "30"]), args.join(" "));
+    assert.deepEqual(
+      await parseArguments(args),
+      await parseArguments([...args, "-m", "30"]),
+      args.join(" "),
+    );
   }
   for (
-    const args of [["--json="], ["--json=1"], ["-json"], ["--JSON"], ["--"], ["-"], ["--__proto__"], ["--toString"]]
+    const args of [
+      ["--json="],
+      ["--json=1"],
+      ["-json"],
+      ["--JSON"],
+      ["--"],
+      ["-"],
+      ["--__proto__"],
+      ["--toString"],
+    ]
   ) {
-    const outcome = (args: string[]) => parseArguments(args).then((options) => options, ({ message }) => message);
+    const outcome = (args: string[]) =>
+      parseArguments(args).then((options) => options, ({ message }) => message);
     assert.deepEqual(await outcome(args), await outcome(["-m", "30", ...args]), args.join(" "));
   }
 });

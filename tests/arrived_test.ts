@@ -3,7 +3,16 @@ import { parseControl, parseSyn } from "../ffi/arrived.ts";
 import { IP_TOS, IPV6_TCLASS } from "../ffi/libc.ts";
 import { DescriptorError, markAndWatch, readSoon, takeSent } from "../ffi/mod.ts";
 import { Network, SERVER } from "./network.ts";
-import { Capture, dscpGet, FarEnd, type Outcome, replying, reset, send, testWith } from "./support.ts";
+import {
+  Capture,
+  dscpGet,
+  FarEnd,
+  type Outcome,
+  replying,
+  reset,
+  send,
+  testWith,
+} from "./support.ts";
 
 const NEEDS = ["root", "ip", "nft", "tcpdump"];
 
@@ -20,7 +29,12 @@ async function across(
   const bytes = async (capture: Capture) =>
     (await capture.connection()).filter(({ to }) => to === 8086).map(({ tos }) => tos);
   assert.match(server.process.said, / 200 /);
-  return { ...outcome, json: JSON.parse(outcome.stdout), left: await bytes(near), arrived: await bytes(far) };
+  return {
+    ...outcome,
+    json: JSON.parse(outcome.stdout),
+    left: await bytes(near),
+    arrived: await bytes(far),
+  };
 }
 
 for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]) {
@@ -37,20 +51,27 @@ for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]
     assert.equal(json.reply.tos, isIPv6 ? 0xb8 : undefined);
   });
 
-  testWith(NEEDS, `a router that clears the mark is found out, and both marks are named: 102: ${version}`, async () => {
-    await using network = await Network.create();
-    await network.router.run(
-      "nft",
-      "add table inet q; add chain inet q f { type filter hook forward priority mangle; }",
-    );
-    await network.router.run("nft", `add rule inet q f iifname r0 ${version} dscp ef ${version} dscp set cs0`);
-    const { code, stderr, json, left, arrived } = await across(network, host, "--mark-syn");
-    assert.equal(code, 102);
-    assert.equal(stderr, "dscp-get: sent EF (0xB8), arrived CS0 (0x00): the path rewrote it\n");
-    assert.deepEqual([json.arrived, json.left.proved, json.error.code], [told(0), true, 102]);
-    assert.deepEqual([...new Set(left)], [0xb8]);
-    assert.deepEqual([...new Set(arrived)], [0]);
-  });
+  testWith(
+    NEEDS,
+    `a router that clears the mark is found out, and both marks are named: 102: ${version}`,
+    async () => {
+      await using network = await Network.create();
+      await network.router.run(
+        "nft",
+        "add table inet q; add chain inet q f { type filter hook forward priority mangle; }",
+      );
+      await network.router.run(
+        "nft",
+        `add rule inet q f iifname r0 ${version} dscp ef ${version} dscp set cs0`,
+      );
+      const { code, stderr, json, left, arrived } = await across(network, host, "--mark-syn");
+      assert.equal(code, 102);
+      assert.equal(stderr, "dscp-get: sent EF (0xB8), arrived CS0 (0x00): the path rewrote it\n");
+      assert.deepEqual([json.arrived, json.left.proved, json.error.code], [told(0), true, 102]);
+      assert.deepEqual([...new Set(left)], [0xb8]);
+      assert.deepEqual([...new Set(arrived)], [0]);
+    },
+  );
 
   testWith(NEEDS, `a router that remaps another mark leaves ours alone: ${version}`, async () => {
     await using network = await Network.create();
@@ -58,7 +79,10 @@ for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]
       "nft",
       "add table inet q; add chain inet q f { type filter hook forward priority mangle; }",
     );
-    await network.router.run("nft", `add rule inet q f iifname r0 ${version} dscp af41 ${version} dscp set cs1`);
+    await network.router.run(
+      "nft",
+      `add rule inet q f iifname r0 ${version} dscp af41 ${version} dscp set cs1`,
+    );
     const ours = await across(network, host, "--mark-syn");
     assert.deepEqual([ours.code, ours.json.arrived], [0, told(0xb8)]);
     const other = await across(network, host, "--mark-syn", "-d", "AF41");
@@ -67,30 +91,47 @@ for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]
   });
 }
 
-testWith(NEEDS, "without --mark-syn IPv4 shows the unmarked handshake only, IPv6 the data packet too", async () => {
-  await using network = await Network.create();
-  await network.router.run("nft", "add table inet q; add chain inet q f { type filter hook forward priority mangle; }");
-  const ipv4 = await across(network, SERVER.ipv4);
-  assert.deepEqual([ipv4.code, ipv4.json.arrived], [0, { syn: 0, ack: 0, data: null }]);
-  const ipv6 = await across(network, `[${SERVER.ipv6}]`);
-  assert.deepEqual([ipv6.code, ipv6.json.arrived], [0, { syn: 0, ack: null, data: 0xb8 }]);
-  await network.router.run("nft", "add rule inet q f iifname r0 ip6 dscp ef ip6 dscp set cs0");
-  const cleared = await across(network, `[${SERVER.ipv6}]`);
-  assert.deepEqual([cleared.code, cleared.json.arrived.data], [102, 0]);
-});
+testWith(
+  NEEDS,
+  "without --mark-syn IPv4 shows the unmarked handshake only, IPv6 the data packet too",
+  async () => {
+    await using network = await Network.create();
+    await network.router.run(
+      "nft",
+      "add table inet q; add chain inet q f { type filter hook forward priority mangle; }",
+    );
+    const ipv4 = await across(network, SERVER.ipv4);
+    assert.deepEqual([ipv4.code, ipv4.json.arrived], [0, { syn: 0, ack: 0, data: null }]);
+    const ipv6 = await across(network, `[${SERVER.ipv6}]`);
+    assert.deepEqual([ipv6.code, ipv6.json.arrived], [0, { syn: 0, ack: null, data: 0xb8 }]);
+    await network.router.run("nft", "add rule inet q f iifname r0 ip6 dscp ef ip6 dscp set cs0");
+    const cleared = await across(network, `[${SERVER.ipv6}]`);
+    assert.deepEqual([cleared.code, cleared.json.arrived.data], [102, 0]);
+  },
+);
 
 Deno.test("the report says what the far end tells, and what that is worth", async () => {
   await using server = await FarEnd.start("[::]:0");
-  const line = async (...args: string[]) => /^arrived +(.*)$/m.exec((await dscpGet(args)).stderr)![1];
+  const line = async (...args: string[]) =>
+    /^arrived +(.*)$/m.exec((await dscpGet(args)).stderr)![1];
   const ipv4 = `http://127.0.0.1:${server.port}/`, ipv6 = `http://[::1]:${server.port}/`;
   assert.equal(
     await line(ipv4),
     "SYN 0x00, ACK 0x00, told by the server: only the unmarked handshake (--mark-syn would tell more)",
   );
-  assert.equal(await line("--mark-syn", ipv4), "SYN 0xB8, ACK 0xB8, told by the server: the mark survived the path");
-  assert.equal(await line(ipv6), "SYN 0x00, data 0xB8, told by the server: the mark survived the path");
+  assert.equal(
+    await line("--mark-syn", ipv4),
+    "SYN 0xB8, ACK 0xB8, told by the server: the mark survived the path",
+  );
+  assert.equal(
+    await line(ipv6),
+    "SYN 0x00, data 0xB8, told by the server: the mark survived the path",
+  );
   await using liar = replying("HTTP/1.1 200 OK\r\nArrived-ToS: 0x20\r\nContent-Length: 0\r\n\r\n");
-  assert.equal(await line("--mark-syn", liar.url), "SYN 0x20, told by the server: NOT the mark that was sent");
+  assert.equal(
+    await line("--mark-syn", liar.url),
+    "SYN 0x20, told by the server: NOT the mark that was sent",
+  );
 });
 
 Deno.test("a server that sends Arrived-ToS alone is believed as far as it goes, and nonsense is not", async () => {
@@ -119,16 +160,47 @@ Deno.test("saved SYNs and control messages that are short, cut or random tell no
   assert.equal(parseSyn(Uint8Array.from([0x6b, 0x80, ...Array(37).fill(0)])), null);
   assert.equal(parseSyn(Uint8Array.from([0x55, ...Array(60).fill(0)])), null);
 
-  const message = Uint8Array.from([17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0, 0, 0]);
+  const message = Uint8Array.from([
+    17,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    1,
+    0,
+    0,
+    0,
+    0xb8,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+  ]);
   assert.equal(parseControl(message, IP_TOS), 0xb8);
   assert.equal(parseControl(message, IPV6_TCLASS), null);
   assert.equal(parseControl(Uint8Array.from([...message, ...message]).subarray(24), IP_TOS), 0xb8);
-  for (let size = 0; size < 17; size++) assert.equal(parseControl(message.subarray(0, size), IP_TOS), null);
+  for (let size = 0; size < 17; size++) {
+    assert.equal(parseControl(message.subarray(0, size), IP_TOS), null);
+  }
   let seed = 3;
   const byte = () => (seed = (seed * 1103515245 + 12345) % 2 ** 31) >> 16 & 0xff;
   for (let round = 0; round < 20_000; round++) {
     const bytes = Uint8Array.from({ length: byte() % 65 }, byte);
-    assert.equal(parseControl(bytes, IP_TOS), null, "a length of eight random bytes is never a good one");
+    assert.equal(
+      parseControl(bytes, IP_TOS),
+      null,
+      "a length of eight random bytes is never a good one",
+    );
   }
 });
 
@@ -148,7 +220,11 @@ Deno.test("bytes that have arrived are read without waiting, and so is the end; 
   assert.deepEqual(markAndWatch(client, 0xb8).readBack, 0xb8);
   assert.equal(readSoon(client, buffer), null);
   await send(client, "hello");
-  assert.equal(readSoon(client, buffer), null, "a copy of a sent packet is not something to be read");
+  assert.equal(
+    readSoon(client, buffer),
+    null,
+    "a copy of a sent packet is not something to be read",
+  );
   assert.deepEqual(takeSent(client).map(({ tos }) => tos), [0xb8]);
   assert.equal(await soon(server), 5);
   assert.equal(new TextDecoder().decode(buffer.subarray(0, 5)), "hello");
@@ -163,6 +239,9 @@ Deno.test("bytes that have arrived are read without waiting, and so is the end; 
   const reading = lost.read(buffer);
   reset(resetting);
   await assert.rejects(reading, Deno.errors.ConnectionReset);
-  assert.throws(() => readSoon(lost, buffer), (error) => error instanceof DescriptorError && error.lost);
+  assert.throws(
+    () => readSoon(lost, buffer),
+    (error) => error instanceof DescriptorError && error.lost,
+  );
   lost.close();
 });

@@ -84,7 +84,12 @@ const REQUEST = "GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close
 /** Runs a program with its output drained. @returns milliseconds */
 async function time(words: readonly string[]): Promise<number> {
   const started = performance.now();
-  const process = new Deno.Command(words[0], { args: words.slice(1), stdin: "null", stdout: "piped", stderr: "null" });
+  const process = new Deno.Command(words[0], {
+    args: words.slice(1),
+    stdin: "null",
+    stdout: "piped",
+    stderr: "null",
+  });
   const { code } = await process.output();
   if (code !== 0) throw new Error(`${words.join(" ")}: exit ${code}`);
   return performance.now() - started;
@@ -114,7 +119,12 @@ function ratio(ours: readonly number[], theirs: readonly number[]): number {
 
 /** The most memory a program held, in KiB: the kernel keeps the peak, and is asked for it until the program is gone. */
 async function peakMemory(words: readonly string[]): Promise<number> {
-  const child = new Deno.Command(words[0], { args: words.slice(1), stdin: "null", stdout: "piped", stderr: "null" })
+  const child = new Deno.Command(words[0], {
+    args: words.slice(1),
+    stdin: "null",
+    stdout: "piped",
+    stderr: "null",
+  })
     .spawn();
   const drained = child.stdout.pipeTo(new WritableStream());
   const ended = child.status;
@@ -170,20 +180,27 @@ function show(question: string, name: string, value: number, unit: string, detai
   const limit = LIMITS[name] ?? null;
   figures.push({ question, name, value, unit, detail, limit });
   const meant = limit === null ? "" : `${value <= limit ? "≤" : "over"} ${limit}`;
-  say(`  ${value.toFixed(2).padStart(8)} ${unit.padEnd(4)} ${meant.padEnd(10)} ${name.padEnd(56)} ${detail}`.trimEnd());
+  say(
+    `  ${value.toFixed(2).padStart(8)} ${unit.padEnd(4)} ${meant.padEnd(10)} ${
+      name.padEnd(56)
+    } ${detail}`.trimEnd(),
+  );
 }
 
 // ─── The questions ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 /** The rivals that are there, and the names of those that are not. */
-async function rivals(folder: string): Promise<{ found: Map<string, string[]>; absent: string[]; versions: string[] }> {
+async function rivals(
+  folder: string,
+): Promise<{ found: Map<string, string[]>; absent: string[]; versions: string[] }> {
   const found = new Map<string, string[]>([
     ["bare Deno.connect, unmarked", deno("--allow-net", `${folder}/bare.ts`)],
     ["Deno fetch, unmarked", deno("--allow-net", `${folder}/fetch.ts`)],
     ["a naive marked Deno script", deno("--allow-net", "--allow-ffi", `${folder}/naive.ts`)],
   ]);
   const absent: string[] = [], versions: string[] = [];
-  const tell = (name: string, words: string[] | null) => words === null ? absent.push(name) : found.set(name, words);
+  const tell = (name: string, words: string[] | null) =>
+    words === null ? absent.push(name) : found.set(name, words);
   const outputOf = async (words: string[]) => {
     try {
       const process = new Deno.Command(words[0], { args: words.slice(1), stdin: "null" });
@@ -205,7 +222,8 @@ async function rivals(folder: string): Promise<{ found: Map<string, string[]>; a
       ["nginx", ["nginx", "-v"]],
     ] as const
   ) {
-    const version = /\d+\.\d+[\w.-]*|OpenBSD netcat \([^)]*\)/.exec(await outputOf([...words]))?.[0];
+    const version = /\d+\.\d+[\w.-]*|OpenBSD netcat \([^)]*\)/.exec(await outputOf([...words]))
+      ?.[0];
     if (version !== undefined) versions.push(`${name} ${version}`);
   }
   tell(
@@ -222,7 +240,11 @@ async function rivals(folder: string): Promise<{ found: Map<string, string[]>; a
   const shell = (command: string) => ["sh", "-c", `printf '${REQUEST}' | ${command}`];
   const program = (name: string, label: string, words: string[]) =>
     tell(label, missing([name]).length === 0 ? words : null);
-  program("python3", "Python http.client, unmarked", ["/usr/bin/env", "python3", `${folder}/get.py`]);
+  program("python3", "Python http.client, unmarked", [
+    "/usr/bin/env",
+    "python3",
+    `${folder}/get.py`,
+  ]);
   program("nc", "nc -T 0xb8", shell("nc -T 0xb8 127.0.0.1 8086"));
   program("socat", "socat tos=184", shell("socat - TCP:127.0.0.1:8086,tos=184"));
   return { found, absent, versions };
@@ -245,7 +267,13 @@ async function wholeProcess(folder: string, runs: number): Promise<void> {
   const times = await alternate(new Map([...ours, ...found, ...parts]), runs);
   const compare = (name: string, rival: string) => {
     const [a, b] = [times.get(name)!, times.get(rival)!];
-    show("process", `${name} / ${rival}`, ratio(a, b), "×", `${median(a).toFixed(1)} / ${median(b).toFixed(1)} ms`);
+    show(
+      "process",
+      `${name} / ${rival}`,
+      ratio(a, b),
+      "×",
+      `${median(a).toFixed(1)} / ${median(b).toFixed(1)} ms`,
+    );
   };
   for (const name of ours.keys()) for (const rival of found.keys()) compare(name, rival);
   const [bare] = found.keys();
@@ -255,7 +283,9 @@ async function wholeProcess(folder: string, runs: number): Promise<void> {
 /** One result of `deno bench --json`. */
 interface Benched {
   readonly name: string;
-  readonly results: readonly { readonly ok?: { readonly n: number; readonly p75: number; readonly avg: number } }[];
+  readonly results: readonly {
+    readonly ok?: { readonly n: number; readonly p75: number; readonly avg: number };
+  }[];
 }
 
 /** Marking alone and proof alone, which {@link https://docs.deno.com/api/deno/~/Deno.bench | Deno.bench} measures. */
@@ -283,14 +313,18 @@ async function alone(question: "mark" | "proof"): Promise<void> {
     micros.set(label, ok.p75 / 1000);
     show(question, label, ok.p75 / 1000, "µs", `75 % take no longer, ${ok.n} times`);
   }
-  const [few, many] = ["with 20 open sockets", "with 10000 open sockets"].map((label) => micros.get(label) ?? NaN);
+  const [few, many] = ["with 20 open sockets", "with 10000 open sockets"].map((label) =>
+    micros.get(label) ?? NaN
+  );
   if (question === "mark") show("mark", "10,000 sockets / 20 sockets", many / few, "×");
 }
 
 async function largeBody(runs: number): Promise<void> {
   say(`\n1 GiB to a pipe: ratio of medians of ${runs} runs in turn`);
   const url = `${URL_OF_ALL}large`;
-  const pipe = (words: string[]) => ["sh", "-c", `${words.map((word) => `'${word}'`).join(" ")} | cat > /dev/null`];
+  const pipe = (
+    words: string[],
+  ) => ["sh", "-c", `${words.map((word) => `'${word}'`).join(" ")} | cat > /dev/null`];
   const ours = deno(...OURS, "-s");
   const programs = new Map([["ours", pipe([...ours, url])]]);
   if (missing(["curl"]).length === 0) programs.set("curl", pipe(["curl", "-s", url]));
@@ -305,7 +339,10 @@ async function largeBody(runs: number): Promise<void> {
       `${speed("ours")} / ${speed("curl")}`,
     );
   }
-  const [small, large] = [await peakMemory([...ours, URL_OF_ALL]), await peakMemory([...ours, url])];
+  const [small, large] = [
+    await peakMemory([...ours, URL_OF_ALL]),
+    await peakMemory([...ours, url]),
+  ];
   show(
     "body",
     "peak memory above that of a small reply",
@@ -317,7 +354,11 @@ async function largeBody(runs: number): Promise<void> {
 
 async function manyRequests(folder: string, runs: number): Promise<void> {
   const many = 10_000;
-  say(`\n${many.toLocaleString("en")} requests in one process: median of the ratios of ${runs} runs in turn`);
+  say(
+    `\n${
+      many.toLocaleString("en")
+    } requests in one process: median of the ratios of ${runs} runs in turn`,
+  );
   const times = await alternate(
     new Map([
       ["ours", deno(...OURS, "-s", "-n", String(many), URL_OF_ALL)],
@@ -327,17 +368,29 @@ async function manyRequests(folder: string, runs: number): Promise<void> {
   );
   const [a, b] = [times.get("ours")!, times.get("loop")!];
   const each = (values: number[]) => (median(values) / many * 1000).toFixed(0);
-  show("series", `-n ${many} / bare unmarked loop`, ratio(a, b), "×", `${each(a)} / ${each(b)} µs a request`);
-  const own = await growth(many, (port) => deno(...OURS, "-s", "-n", String(many), `http://127.0.0.1:${port}/`));
-  const bare = await growth(many, (port) => deno("--allow-net", `${folder}/loop.ts`, String(many), String(port)));
+  show(
+    "series",
+    `-n ${many} / bare unmarked loop`,
+    ratio(a, b),
+    "×",
+    `${each(a)} / ${each(b)} µs a request`,
+  );
+  const own = await growth(
+    many,
+    (port) => deno(...OURS, "-s", "-n", String(many), `http://127.0.0.1:${port}/`),
+  );
+  const bare = await growth(
+    many,
+    (port) => deno("--allow-net", `${folder}/loop.ts`, String(many), String(port)),
+  );
   show(
     "series",
     `memory after ${many.toLocaleString("en")} requests above that after 100`,
     own.anonymous,
     "MiB",
-    `the bare loop: ${bare.anonymous.toFixed(1)}; with the pages of Deno's own file: ${own.all.toFixed(1)} / ${
-      bare.all.toFixed(1)
-    }`,
+    `the bare loop: ${bare.anonymous.toFixed(1)}; with the pages of Deno's own file: ${
+      own.all.toFixed(1)
+    } / ${bare.all.toFixed(1)}`,
   );
 }
 
@@ -351,14 +404,17 @@ interface Memory {
 async function growth(requests: number, client: (port: number) => string[]): Promise<Memory> {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const [program, ...args] = client(listener.addr.port);
-  const child = new Deno.Command(program, { args, stdin: "null", stdout: "null", stderr: "null" }).spawn();
+  const child = new Deno.Command(program, { args, stdin: "null", stdout: "null", stderr: "null" })
+    .spawn();
   const ended = child.status.then(() => listener.close());
   const held = (): Memory => {
     const status = Deno.readTextFileSync(`/proc/${child.pid}/status`);
     const of = (name: string) => Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)?.[1]) / 1024;
     return { anonymous: of("RssAnon"), all: of("VmRSS") };
   };
-  const reply = new TextEncoder().encode("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+  const reply = new TextEncoder().encode(
+    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+  );
   const buffer = new Uint8Array(4096);
   let early: Memory | null = null, late: Memory | null = null, count = 0;
   for await (const conn of listener) {
@@ -378,7 +434,8 @@ async function calm(): Promise<void> {
   let differences = 0;
   for (let run = 0; run < 20; run++) {
     const [program, ...args] = deno(...OURS, "-d", "EF,DF", "-n", "50", URL_OF_ALL);
-    const { stderr } = await new Deno.Command(program, { args, stdin: "null", stdout: "null" }).output();
+    const { stderr } = await new Deno.Command(program, { args, stdin: "null", stdout: "null" })
+      .output();
     if (!new TextDecoder().decode(stderr).includes("no difference seen")) differences++;
   }
   show("calm", "of 20 runs on an idle path, those that see a difference", differences, "");
@@ -389,7 +446,17 @@ async function calm(): Promise<void> {
 /** The one server of all: nginx, else Python's. */
 async function serve(folder: string): Promise<Background> {
   if (missing(["nginx"]).length > 0) {
-    const words = ["python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", folder, "8086"];
+    const words = [
+      "python3",
+      "-u",
+      "-m",
+      "http.server",
+      "--bind",
+      "127.0.0.1",
+      "--directory",
+      folder,
+      "8086",
+    ];
     const server = new Background(words);
     await server.until((said) => said.includes("Serving HTTP"));
     return server;
@@ -423,10 +490,14 @@ async function main(): Promise<void> {
     await Deno.writeTextFile(`${folder}/index.html`, "<p>hello\n");
     await Deno.writeTextFile(`${folder}/large`, "");
     await Deno.truncate(`${folder}/large`, 2 ** 30);
-    for (const [name, text] of Object.entries(SCRIPTS)) await Deno.writeTextFile(`${folder}/${name}`, text);
+    for (const [name, text] of Object.entries(SCRIPTS)) {
+      await Deno.writeTextFile(`${folder}/${name}`, text);
+    }
     await using _server = await serve(folder);
     const { version, build } = Deno;
-    say(`Deno ${version.deno}, ${build.target}, Linux ${Deno.osRelease()}, ${navigator.hardwareConcurrency} cores`);
+    say(
+      `Deno ${version.deno}, ${build.target}, Linux ${Deno.osRelease()}, ${navigator.hardwareConcurrency} cores`,
+    );
     const questions: [string, () => Promise<void>][] = [
       ["process", () => wholeProcess(folder, runs)],
       ["mark", () => alone("mark")],
@@ -435,9 +506,13 @@ async function main(): Promise<void> {
       ["series", () => manyRequests(folder, Math.ceil(runs / 3))],
       ["calm", calm],
     ];
-    for (const [name, ask] of questions) if (values.only === undefined || values.only === name) await ask();
+    for (const [name, ask] of questions) {
+      if (values.only === undefined || values.only === name) await ask();
+    }
     if (isJson) {
-      Deno.stdout.writeSync(new TextEncoder().encode(JSON.stringify({ runs, deno: version.deno, figures }) + "\n"));
+      Deno.stdout.writeSync(
+        new TextEncoder().encode(JSON.stringify({ runs, deno: version.deno, figures }) + "\n"),
+      );
     }
   } finally {
     await Deno.remove(folder, { recursive: true });

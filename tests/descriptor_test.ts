@@ -1,5 +1,13 @@
 import assert from "node:assert/strict";
-import { type Connection, DescriptorError, fdOf, getTos, keepArrivals, setTos, takeArrived } from "../ffi/mod.ts";
+import {
+  type Connection,
+  DescriptorError,
+  fdOf,
+  getTos,
+  keepArrivals,
+  setTos,
+  takeArrived,
+} from "../ffi/mod.ts";
 import { socketOf } from "../ffi/fd.ts";
 import { AF_INET6 } from "../ffi/sockaddr.ts";
 
@@ -9,7 +17,10 @@ class Pair implements Disposable {
 
   static async open(listener: Deno.TcpListener): Promise<Pair> {
     const { hostname, port } = listener.addr;
-    const [client, server] = await Promise.all([Deno.connect({ hostname, port }), listener.accept()]);
+    const [client, server] = await Promise.all([
+      Deno.connect({ hostname, port }),
+      listener.accept(),
+    ]);
     return new Pair(client, server);
   }
 
@@ -52,8 +63,14 @@ for (const hostname of ["127.0.0.1", "::1"]) {
     using listener = Deno.listen({ hostname, port: 0 });
     using pair = await Pair.open(listener);
     const { client, server } = pair;
-    assert.equal(inodeOf(fdOf(client)), inodeByPorts(portOf(client.localAddr), portOf(client.remoteAddr)));
-    assert.equal(inodeOf(fdOf(server)), inodeByPorts(portOf(server.localAddr), portOf(server.remoteAddr)));
+    assert.equal(
+      inodeOf(fdOf(client)),
+      inodeByPorts(portOf(client.localAddr), portOf(client.remoteAddr)),
+    );
+    assert.equal(
+      inodeOf(fdOf(server)),
+      inodeByPorts(portOf(server.localAddr), portOf(server.remoteAddr)),
+    );
     assert.equal(inodeOf(fdOf(listener)), inodeByPorts(listener.addr.port, 0));
     setTos(client, 0xb8);
     assert.deepEqual([getTos(client), getTos(server), getTos(listener)], [0xb8, 0, 0]);
@@ -96,13 +113,19 @@ Deno.test("one matching end is not enough", async () => {
   const elsewhere = { ...remoteAddr as Deno.NetAddr, port: 1 };
   assert.throws(() => fdOf({ localAddr, remoteAddr: elsewhere }), DescriptorError);
   assert.throws(() => fdOf({ localAddr: elsewhere, remoteAddr }), DescriptorError);
-  assert.throws(() => fdOf({ localAddr: listener.addr, remoteAddr: listener.addr }), DescriptorError);
+  assert.throws(
+    () => fdOf({ localAddr: listener.addr, remoteAddr: listener.addr }),
+    DescriptorError,
+  );
 });
 
 Deno.test("a UDP socket is never taken for a TCP one", () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const server = Deno.listenDatagram({ transport: "udp", hostname: "127.0.0.1", port: 0 });
-  assert.throws(() => fdOf({ addr: { ...server.addr as Deno.NetAddr, transport: "tcp" } }), DescriptorError);
+  assert.throws(
+    () => fdOf({ addr: { ...server.addr as Deno.NetAddr, transport: "tcp" } }),
+    DescriptorError,
+  );
   assert.throws(() => fdOf({ addr: server.addr }), TypeError);
   assert.ok(fdOf(listener) > 0);
   server.close();
@@ -142,7 +165,10 @@ Deno.test("among hundreds of connections, opened and closed in any order, each m
   assert.deepEqual(open.map(({ client }) => getTos(client)), marks);
   assert.deepEqual(open.map(({ server }) => getTos(server)), marks.map(() => 0));
   for (const { client } of open) {
-    assert.equal(inodeOf(fdOf(client)), inodeByPorts(portOf(client.localAddr), portOf(client.remoteAddr)));
+    assert.equal(
+      inodeOf(fdOf(client)),
+      inodeByPorts(portOf(client.localAddr), portOf(client.remoteAddr)),
+    );
   }
   open.forEach((pair) => pair[Symbol.dispose]());
   assert.equal(openDescriptors(), before);
@@ -168,7 +194,9 @@ Deno.test("while other tasks open and close connections, each mark lands on its 
   let seed = 11;
   const random = (below: number) => (seed = (seed * 1103515245 + 12345) % 2 ** 31) % below;
   const pause = async () => {
-    for (let turns = random(4); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
+    for (let turns = random(4); turns > 0; turns--) {
+      await new Promise((resolve) => setImmediate(resolve));
+    }
   };
   const task = async () => {
     for (let round = 0; round < 10; round++) {
@@ -216,13 +244,18 @@ Deno.test("a connection that the other end has reset keeps its descriptor, or th
     await assert.rejects(client.write(new Uint8Array(1)));
   }
   assert.equal(fdOf(known.client), fd);
-  assert.throws(() => fdOf(unknown.client), (error) => error instanceof DescriptorError && error.lost);
+  assert.throws(
+    () => fdOf(unknown.client),
+    (error) => error instanceof DescriptorError && error.lost,
+  );
 });
 
 Deno.test("bytes that TCP cannot carry are refused before any system call", async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   using pair = await Pair.open(listener);
-  for (const tos of [-1, 256, 1.5, NaN, 0xb9, 0x12]) assert.throws(() => setTos(pair.client, tos), RangeError);
+  for (const tos of [-1, 256, 1.5, NaN, 0xb9, 0x12]) {
+    assert.throws(() => setTos(pair.client, tos), RangeError);
+  }
   assert.equal(getTos(pair.client), 0);
 });
 

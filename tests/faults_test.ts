@@ -68,7 +68,10 @@ for (const moment of ["request", "head", "body"] as const) {
 /** A namespace in which nothing that is sent to a port arrives. */
 async function silent(port: number): Promise<Namespace> {
   const namespace = await Namespace.create();
-  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+  await namespace.run(
+    "nft",
+    "add table ip t; add chain ip t in { type filter hook input priority 0; }",
+  );
   await namespace.run("nft", `add rule ip t in tcp dport ${port} drop`);
   return namespace;
 }
@@ -104,7 +107,13 @@ testWith(
 );
 
 Deno.test("a reset in the head or in the body is 56, marked from the SYN on or not", async () => {
-  for (const part of ["", "HTTP/1.1 200 OK\r\nContent-", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel"]) {
+  for (
+    const part of [
+      "",
+      "HTTP/1.1 200 OK\r\nContent-",
+      "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel",
+    ]
+  ) {
     for (const path of [[], ["--mark-syn"]]) {
       await using server = new RawServer(async (conn) => {
         await readRequest(conn);
@@ -119,18 +128,31 @@ Deno.test("a reset in the head or in the body is 56, marked from the SYN on or n
   }
 });
 
-testWith(["bash"], "with hardly a descriptor to spare a run says so: 7 or 103, no stack trace", async () => {
-  await using server = replying(OK);
-  for (const limit of [19, 20, 21, 22, 23, 24, 32]) {
-    const words = command([server.url]);
-    const { code, stderr } = await execute(["bash", "-c", `ulimit -n ${limit}; exec "$@"`, "bash", ...words]);
-    // Below some number Deno itself cannot start.
-    if (/panicked|failed to|Too many open files \(os error 24\)$/m.test(stderr) && !/^dscp-get/m.test(stderr)) continue;
-    assert.ok(code === 0 || code === 7 || code === 103, `${limit}: ${code} ${stderr}`);
-    assert.doesNotMatch(stderr, /^ +at /m);
-    if (limit === 32) assert.equal(code, 0, stderr);
-  }
-});
+testWith(
+  ["bash"],
+  "with hardly a descriptor to spare a run says so: 7 or 103, no stack trace",
+  async () => {
+    await using server = replying(OK);
+    for (const limit of [19, 20, 21, 22, 23, 24, 32]) {
+      const words = command([server.url]);
+      const { code, stderr } = await execute([
+        "bash",
+        "-c",
+        `ulimit -n ${limit}; exec "$@"`,
+        "bash",
+        ...words,
+      ]);
+      // Below some number Deno itself cannot start.
+      if (
+        /panicked|failed to|Too many open files \(os error 24\)$/m.test(stderr) &&
+        !/^dscp-get/m.test(stderr)
+      ) continue;
+      assert.ok(code === 0 || code === 7 || code === 103, `${limit}: ${code} ${stderr}`);
+      assert.doesNotMatch(stderr, /^ +at /m);
+      if (limit === 32) assert.equal(code, 0, stderr);
+    }
+  },
+);
 
 testWith(["root", "ip"], "a network that is down, or has no way there, is 7", async () => {
   await using namespace = await Namespace.create();
@@ -141,18 +163,31 @@ testWith(["root", "ip"], "a network that is down, or has no way there, is 7", as
   }
   // What goes into a loopback that is down is lost without a word.
   await namespace.run("ip", "link", "set", "lo", "down");
-  assert.equal((await dscpGet(["--connect-timeout", "0.3", "http://127.0.0.1:1/"], namespace)).code, 28);
+  assert.equal(
+    (await dscpGet(["--connect-timeout", "0.3", "http://127.0.0.1:1/"], namespace)).code,
+    28,
+  );
 });
 
-testWith(["root", "ip", "sysctl"], "where IPv6 is off, an IPv6 address is 7, and names go by IPv4", async () => {
-  await using namespace = await Namespace.create();
-  await namespace.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1");
-  await using _server = await FarEnd.start("8086", namespace.under);
-  for (const path of [[], ["--mark-syn"]]) {
-    assert.equal((await dscpGet([...path, "http://[::1]:8086/"], namespace)).code, 7);
-    assert.equal((await dscpGet([...path, "-s", "http://localhost:8086/"], namespace)).code, 0);
-  }
-});
+testWith(
+  ["root", "ip", "sysctl"],
+  "where IPv6 is off, an IPv6 address is 7, and names go by IPv4",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run(
+      "sysctl",
+      "-q",
+      "-w",
+      "net.ipv6.conf.all.disable_ipv6=1",
+      "net.ipv6.conf.lo.disable_ipv6=1",
+    );
+    await using _server = await FarEnd.start("8086", namespace.under);
+    for (const path of [[], ["--mark-syn"]]) {
+      assert.equal((await dscpGet([...path, "http://[::1]:8086/"], namespace)).code, 7);
+      assert.equal((await dscpGet([...path, "-s", "http://localhost:8086/"], namespace)).code, 0);
+    }
+  },
+);
 
 testWith(
   ["root", "ip", "nft", "ss"],
@@ -169,7 +204,10 @@ testWith(
     }
     const { code } = await run.child.status;
     assert.equal(code, 28, run.said);
-    assert.match(run.said, /dscp-get: 5 of 5 requests failed; the first: connecting took longer than 0.2 seconds\n/);
+    assert.match(
+      run.said,
+      /dscp-get: 5 of 5 requests failed; the first: connecting took longer than 0.2 seconds\n/,
+    );
   },
 );
 
@@ -184,9 +222,13 @@ testWith(
     await namespace.run("ip", "link", "set", "d1", "up");
     for (const path of [[], ["--mark-syn"]]) {
       await namespace.run("ip", "link", "set", "d0", "up");
-      await using run = new Background(command([...path, "--connect-timeout", "2", "http://192.0.2.9/"], namespace));
+      await using run = new Background(
+        command([...path, "--connect-timeout", "2", "http://192.0.2.9/"], namespace),
+      );
       // Its SYN waits for a neighbour that is not there.
-      while (!(await namespace.run("ip", "neigh", "show", "192.0.2.9")).stdout.includes("INCOMPLETE"));
+      while (
+        !(await namespace.run("ip", "neigh", "show", "192.0.2.9")).stdout.includes("INCOMPLETE")
+      );
       await namespace.run("ip", "link", "set", "d0", "down");
       const { code } = await run.child.status;
       assert.ok(code === 28 || code === 7, `${code} ${run.said}`);
@@ -207,18 +249,22 @@ Deno.test("a server that accepts and closes at once is 52 or 56", async () => {
   await closing;
 });
 
-testWith(["bash"], "a reader of standard output that goes away in the middle of a body ends the run: 23", async () => {
-  const piece = new Uint8Array(1 << 20);
-  await using server = new RawServer(async (conn) => {
-    await readRequest(conn);
-    await send(conn, `HTTP/1.1 200 OK\r\nContent-Length: ${64 << 20}\r\n\r\n`);
-    for (let at = 0; at < 64; at++) await send(conn, piece);
-  });
-  const words = command([server.url]).map((word) => `'${word}'`).join(" ");
-  const { stdout, stderr } = await execute([
-    "bash",
-    "-c",
-    `exec 3>&1; (${words}; echo $? >&3) | head -c 3000000 >/dev/null`,
-  ]);
-  assert.deepEqual([stdout, stderr], ["23\n", ""]);
-});
+testWith(
+  ["bash"],
+  "a reader of standard output that goes away in the middle of a body ends the run: 23",
+  async () => {
+    const piece = new Uint8Array(1 << 20);
+    await using server = new RawServer(async (conn) => {
+      await readRequest(conn);
+      await send(conn, `HTTP/1.1 200 OK\r\nContent-Length: ${64 << 20}\r\n\r\n`);
+      for (let at = 0; at < 64; at++) await send(conn, piece);
+    });
+    const words = command([server.url]).map((word) => `'${word}'`).join(" ");
+    const { stdout, stderr } = await execute([
+      "bash",
+      "-c",
+      `exec 3>&1; (${words}; echo $? >&3) | head -c 3000000 >/dev/null`,
+    ]);
+    assert.deepEqual([stdout, stderr], ["23\n", ""]);
+  },
+);

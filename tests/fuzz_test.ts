@@ -1,6 +1,15 @@
 import assert from "node:assert/strict";
 import { Exit, Failure, get, parseArguments, parseTarget } from "../main.ts";
-import { closedPort, dscpGet, execute, latin1, RawServer, readRequest, send, testWith } from "./support.ts";
+import {
+  closedPort,
+  dscpGet,
+  execute,
+  latin1,
+  RawServer,
+  readRequest,
+  send,
+  testWith,
+} from "./support.ts";
 
 /** Numbers that are the same for the same seed (mulberry32). */
 class Random {
@@ -38,7 +47,19 @@ const SEED = Number(Deno.env.get("SEED") ?? 20260722);
 /** A reply as a server might send it, well-formed or broken, a character a byte. */
 function reply(random: Random): string {
   const eol = random.mostly("\r\n", "\n");
-  const status = random.mostly("200", "404", "204", "304", "500", "299", "999", "099", "20", "2000", "2x0");
+  const status = random.mostly(
+    "200",
+    "404",
+    "204",
+    "304",
+    "500",
+    "299",
+    "999",
+    "099",
+    "20",
+    "2000",
+    "2x0",
+  );
   const reason = random.mostly("OK", "", "\x1b[31mred", "a\0b", "\xff\xfe", "OK ".repeat(50));
   const version = random.mostly(
     "HTTP/1.1",
@@ -71,7 +92,8 @@ function reply(random: Random): string {
       "X-Long: " + "y".repeat(5000),
     ));
   const framed = frame(random, body, eol, headers);
-  const whole = `${interim}${version}${separator}${status}${reason === "" ? "" : ` ${reason}`}${eol}` +
+  const whole =
+    `${interim}${version}${separator}${status}${reason === "" ? "" : ` ${reason}`}${eol}` +
     `${headers.map((header) => header + eol).join("")}${eol}${framed}${
       random.mostly("", "trailing garbage", "\r\n\r\n", "\0")
     }`;
@@ -149,7 +171,9 @@ function frame(random: Random, body: string, eol: string, headers: string[]): st
         }`;
       }
       const trailer = random.mostly("", `X-Trailer: 1${eol}`, `No colon${eol}`);
-      return `${text}${random.mostly("0", "00", "0;x", "")}${eol}${trailer}${random.mostly(eol, "")}`;
+      return `${text}${random.mostly("0", "00", "0;x", "")}${eol}${trailer}${
+        random.mostly(eol, "")
+      }`;
     }
   }
 }
@@ -175,7 +199,11 @@ function serving(replies: readonly string[]): RawServer {
 async function oursOf(url: string): Promise<Verdict> {
   const body: string[] = [];
   const decoder = new TextDecoder("latin1");
-  const sink = { head() {}, begin() {}, body: (piece: Uint8Array) => void body.push(decoder.decode(piece)) };
+  const sink = {
+    head() {},
+    begin() {},
+    body: (piece: Uint8Array) => void body.push(decoder.decode(piece)),
+  };
   try {
     await get(url, { maxTime: 5 }, sink);
     return { body: body.join(""), why: "" };
@@ -199,14 +227,20 @@ async function curlOf(urls: readonly string[], folder: string): Promise<Verdict[
       `silent\nmax-time = 5\nwrite-out = "%{urlnum} %{exitcode}\\n"\n${config}\n`,
     );
     const { code, stdout } = await execute(["curl", "--disable", "--config", `${folder}/config`]);
-    const codes = stdout.trim().split("\n").filter((line) => line !== "").map((line) => Number(line.split(" ")[1]));
+    const codes = stdout.trim().split("\n").filter((line) => line !== "").map((line) =>
+      Number(line.split(" ")[1])
+    );
     if (codes.length < left.length && codes.at(-1) !== code) codes.push(code);
     for (const [at, code] of codes.entries()) {
       const file = `${folder}/${at}`;
       // An empty body leaves no file.
       const body = () => new TextDecoder("latin1").decode(Deno.readFileSync(file));
       const isThere = await Deno.stat(file).then(() => true, () => false);
-      verdicts.push(code === 0 ? { body: isThere ? body() : "", why: "" } : { body: null, why: `curl: ${code}` });
+      verdicts.push(
+        code === 0
+          ? { body: isThere ? body() : "", why: "" }
+          : { body: null, why: `curl: ${code}` },
+      );
       if (isThere) await Deno.remove(file);
     }
   }
@@ -219,36 +253,58 @@ const STRICTER: readonly (readonly [pattern: RegExp, why: string])[] = [
     /header line .* has no name and colon/,
     "RFC 9112 section 5: a field line has both; curl took such lines until version 8",
   ],
-  [/ended early: in the middle of the headers/, "a reply that is cut in its head is never passed off as a whole one"],
-  [/Content-Length/, "RFC 9112 section 6.3: what is no number, or two of them, is not to be guessed at"],
-  [/Transfer-Encoding .* was not asked for/, "RFC 9112 section 7: none but chunked may come unasked"],
-  [/ended early: before the last chunk/, "curl takes the last line break for granted, RFC 9112 section 7.1 does not"],
-  [/starts with 'http\//, "RFC 9112 section 2.3: the name is written in capitals; curl reads what follows as it may"],
+  [
+    /ended early: in the middle of the headers/,
+    "a reply that is cut in its head is never passed off as a whole one",
+  ],
+  [
+    /Content-Length/,
+    "RFC 9112 section 6.3: what is no number, or two of them, is not to be guessed at",
+  ],
+  [
+    /Transfer-Encoding .* was not asked for/,
+    "RFC 9112 section 7: none but chunked may come unasked",
+  ],
+  [
+    /ended early: before the last chunk/,
+    "curl takes the last line break for granted, RFC 9112 section 7.1 does not",
+  ],
+  [
+    /starts with 'http\//,
+    "RFC 9112 section 2.3: the name is written in capitals; curl reads what follows as it may",
+  ],
   [/status 0\d\d/, "RFC 9110 section 15: a status has three digits from 100 up"],
 ];
 
-testWith(["curl"], "five thousand replies, well-formed and broken, are taken and refused as curl does", async () => {
-  const CASES = Number(Deno.env.get("CASES") ?? 5000);
-  const random = new Random(SEED);
-  const replies = Array.from({ length: CASES }, () => reply(random));
-  await using server = serving(replies);
-  const urls = replies.map((_, at) => `${server.url}${at}`);
-  const folder = await Deno.makeTempDir({ prefix: "dscp-get-fuzz-" });
-  try {
-    const curls = await curlOf(urls, folder);
-    const differing: unknown[] = [];
-    for (const [at, text] of replies.entries()) {
-      const ours = await oursOf(urls[at]);
-      if (ours.body === curls[at].body || STRICTER.some(([pattern]) => ours.body === null && pattern.test(ours.why))) {
-        continue;
+testWith(
+  ["curl"],
+  "five thousand replies, well-formed and broken, are taken and refused as curl does",
+  async () => {
+    const CASES = Number(Deno.env.get("CASES") ?? 5000);
+    const random = new Random(SEED);
+    const replies = Array.from({ length: CASES }, () => reply(random));
+    await using server = serving(replies);
+    const urls = replies.map((_, at) => `${server.url}${at}`);
+    const folder = await Deno.makeTempDir({ prefix: "dscp-get-fuzz-" });
+    try {
+      const curls = await curlOf(urls, folder);
+      const differing: unknown[] = [];
+      for (const [at, text] of replies.entries()) {
+        const ours = await oursOf(urls[at]);
+        if (
+          ours.body === curls[at].body ||
+          STRICTER.some(([pattern]) => ours.body === null && pattern.test(ours.why))
+        ) {
+          continue;
+        }
+        differing.push({ at, reply: text.slice(0, 300), ours, curl: curls[at] });
       }
-      differing.push({ at, reply: text.slice(0, 300), ours, curl: curls[at] });
+      assert.deepEqual(differing.slice(0, 3), [], `SEED=${SEED}, ${differing.length} differ`);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
     }
-    assert.deepEqual(differing.slice(0, 3), [], `SEED=${SEED}, ${differing.length} differ`);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-});
+  },
+);
 
 // ─── Arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -282,7 +338,21 @@ function argumentsOf(random: Random): string[] {
     "ftp://x/",
     "x".repeat(3000),
   ];
-  const values = [...junk, "EF", "af41", "46", "0xB8", "184", "5", "0.5", "A: b", "A:", "A;", "[::1]:0x", "all"];
+  const values = [
+    ...junk,
+    "EF",
+    "af41",
+    "46",
+    "0xB8",
+    "184",
+    "5",
+    "0.5",
+    "A: b",
+    "A:",
+    "A;",
+    "[::1]:0x",
+    "all",
+  ];
   const options = [
     "-d",
     "--dscp",
@@ -350,7 +420,12 @@ Deno.test("argument lists end real processes with a documented code and no stack
     !args.some((arg) => arg.includes("serve") || arg.includes("\0"))
   );
   const run = async (args: string[]) => {
-    const { code, stderr } = await dscpGet(["-m", "2", ...args, `http://127.0.0.1:${closedPort()}/`]);
+    const { code, stderr } = await dscpGet([
+      "-m",
+      "2",
+      ...args,
+      `http://127.0.0.1:${closedPort()}/`,
+    ]);
     assert.ok(documented.has(code), `SEED=${SEED} ${JSON.stringify(args)}: ${code} ${stderr}`);
     assert.doesNotMatch(stderr, /^ +at |Uncaught|panicked/m);
     assert.ok(stderr.split("\n").filter((line) => line.startsWith("dscp-get: ")).length <= 1);

@@ -25,7 +25,11 @@ for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"]) {
     async () => {
       await using server = replyingOn(host === "[::1]" ? "::1" : "127.0.0.1", REPLY);
       await using capture = await Capture.start(server.port);
-      const { code, stdout, stderr } = await dscpGet(["--json", "--mark-syn", `http://${host}:${server.port}/`]);
+      const { code, stdout, stderr } = await dscpGet([
+        "--json",
+        "--mark-syn",
+        `http://${host}:${server.port}/`,
+      ]);
       assert.equal(code, 0, stderr);
       const { mark, left } = JSON.parse(stdout);
       assert.deepEqual([mark.handshake, left.proved], [true, true]);
@@ -64,16 +68,23 @@ Deno.test("--mark-syn has the exit codes and messages of the plain path", async 
   }
 });
 
-testWith(["root", "ip", "nft"], "--mark-syn keeps to --connect-timeout, and leaves no descriptor", async () => {
-  await using namespace = await Namespace.create();
-  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
-  await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
-  const { code, stderr } = await dscpGet(
-    ["--mark-syn", "--connect-timeout", "0.3", "http://127.0.0.1:8099/"],
-    namespace,
-  );
-  assert.deepEqual([code, stderr], [28, "dscp-get: connecting took longer than 0.3 seconds\n"]);
-});
+testWith(
+  ["root", "ip", "nft"],
+  "--mark-syn keeps to --connect-timeout, and leaves no descriptor",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run(
+      "nft",
+      "add table ip t; add chain ip t in { type filter hook input priority 0; }",
+    );
+    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+    const { code, stderr } = await dscpGet(
+      ["--mark-syn", "--connect-timeout", "0.3", "http://127.0.0.1:8099/"],
+      namespace,
+    );
+    assert.deepEqual([code, stderr], [28, "dscp-get: connecting took longer than 0.3 seconds\n"]);
+  },
+);
 
 Deno.test("--mark-syn tries the next address when one fails", async () => {
   // In /etc/hosts "localhost" may have both; the server has only this one.
@@ -102,14 +113,19 @@ Deno.test("--mark-syn cannot reach a host that --allow-net excludes", async () =
   assert.equal(code, 103, "the name is allowed, but not what it stands for");
   assert.equal(server.requests.length, 0);
   assert.equal(
-    (await dscpGet(["--mark-syn", url], { flags: [`--allow-net=127.0.0.1:${server.port}`, "--allow-ffi"] })).code,
+    (await dscpGet(["--mark-syn", url], {
+      flags: [`--allow-net=127.0.0.1:${server.port}`, "--allow-ffi"],
+    })).code,
     0,
   );
 });
 
 Deno.test("a body passes byte for byte with --mark-syn too", async () => {
   const every = Uint8Array.from({ length: 3_000_000 }, (_, at) => at * 31);
-  await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`, every);
+  await using server = replying(
+    `HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`,
+    every,
+  );
   assert.deepEqual((await dscpGet(["-s", "--mark-syn", server.url])).bytes, every);
 });
 
@@ -118,14 +134,19 @@ Deno.test("what waits on a dialed connection ends when it is closed, and its des
   const conn = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
   using other = await listener.accept();
   const reading = conn.read(new Uint8Array(1));
-  const writing = conn.write(new Uint8Array(64 << 20)).then((size) => conn.write(new Uint8Array(64 << 20 - size)));
+  const writing = conn.write(new Uint8Array(64 << 20)).then((size) =>
+    conn.write(new Uint8Array(64 << 20 - size))
+  );
   const ended = Promise.allSettled([reading, writing]);
   await new Promise((resolve) => setImmediate(resolve));
   conn.close();
   conn.close();
   for (const { status, reason } of await ended as PromiseRejectedResult[]) {
     assert.equal(status, "rejected");
-    assert.ok(reason instanceof Deno.errors.BadResource || reason instanceof Deno.errors.BrokenPipe, String(reason));
+    assert.ok(
+      reason instanceof Deno.errors.BadResource || reason instanceof Deno.errors.BrokenPipe,
+      String(reason),
+    );
   }
   await assert.rejects(conn.read(new Uint8Array(1)), Deno.errors.BadResource);
   await assert.rejects(conn.write(new Uint8Array(1)), Deno.errors.BadResource);
@@ -186,22 +207,37 @@ Deno.test("dialing leaves as many descriptors open as before, also when it fails
   for (let at = 0; at < 50; at++) await get(server.url, { markSyn: true });
   const port = closedPort();
   for (let at = 0; at < 20; at++) {
-    await assert.rejects(dial({ hostname: "127.0.0.1", port, tos: 0xb8 }), Deno.errors.ConnectionRefused);
+    await assert.rejects(
+      dial({ hostname: "127.0.0.1", port, tos: 0xb8 }),
+      Deno.errors.ConnectionRefused,
+    );
   }
   await assert.rejects(dial({ hostname: "127.0.0.1", port: server.port, tos: 3 }), RangeError);
   await assert.rejects(
-    dial({ hostname: "127.0.0.1", port: server.port, tos: 0xb8, signal: AbortSignal.abort(new Error("no")) }),
+    dial({
+      hostname: "127.0.0.1",
+      port: server.port,
+      tos: 0xb8,
+      signal: AbortSignal.abort(new Error("no")),
+    }),
     /no/,
   );
   // The server's ends, in this same process, close some turns of the event loop later.
-  for (let turn = 0; count() > before && turn < 1000; turn++) await new Promise((resolve) => setImmediate(resolve));
+  for (let turn = 0; count() > before && turn < 1000; turn++) {
+    await new Promise((resolve) => setImmediate(resolve));
+  }
   assert.ok(count() <= before, `${count()} instead of ${before}`);
 });
 
 testWith(["root", "setpriv"], "nobody can mark the handshake too, and be the far end", async () => {
   await using nobody = await Nobody.create();
   await using server = await nobody.serve();
-  const { code, stdout, stderr } = await execute([...nobody.command, "--json", "--mark-syn", server.url]);
+  const { code, stdout, stderr } = await execute([
+    ...nobody.command,
+    "--json",
+    "--mark-syn",
+    server.url,
+  ]);
   assert.equal(code, 0, stderr);
   assert.deepEqual(JSON.parse(stdout).arrived, { syn: 0xb8, ack: 0xb8, data: null });
 });

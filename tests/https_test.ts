@@ -1,21 +1,53 @@
 import assert from "node:assert/strict";
 import { dial, getTos } from "../ffi/mod.ts";
-import { Background, Capture, Certificates, closedPort, dscpGet, RawServer, reset, send, testWith } from "./support.ts";
+import {
+  Background,
+  Capture,
+  Certificates,
+  closedPort,
+  dscpGet,
+  RawServer,
+  reset,
+  send,
+  testWith,
+} from "./support.ts";
 
 const NEEDS = ["openssl"];
 const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
 
 /** openssl's server with a certificate for localhost of a root of our own; gone when disposed of. */
 class Secure implements AsyncDisposable {
-  private constructor(readonly certificates: Certificates, readonly port: number, readonly process: Background) {}
+  private constructor(
+    readonly certificates: Certificates,
+    readonly port: number,
+    readonly process: Background,
+  ) {}
 
   static async start(): Promise<Secure> {
     const certificates = await Certificates.create();
     const port = closedPort();
     const { key, certificate } = certificates;
-    const words = ["openssl", "s_server", "-accept", `127.0.0.1:${port}`, "-cert", certificate, "-key", key, "-www"];
+    const words = [
+      "openssl",
+      "s_server",
+      "-accept",
+      `127.0.0.1:${port}`,
+      "-cert",
+      certificate,
+      "-key",
+      key,
+      "-www",
+    ];
     // With a second certificate it looks at the name that the client asks for (SNI).
-    const process = new Background([...words, "-servername", "localhost", "-cert2", certificate, "-key2", key]);
+    const process = new Background([
+      ...words,
+      "-servername",
+      "localhost",
+      "-cert2",
+      certificate,
+      "-key2",
+      key,
+    ]);
     await process.until((said) => said.includes("ACCEPT"));
     return new Secure(certificates, port, process);
   }
@@ -40,14 +72,22 @@ for (const path of [[], ["--mark-syn"]]) {
       await using server = await Secure.start();
       await using capture = await Capture.start(server.port);
       const url = `https://localhost:${server.port}/`;
-      const { code, stdout, stderr } = await dscpGet(["--json", ...path, "--cacert", server.root, url], {
+      const { code, stdout, stderr } = await dscpGet([
+        "--json",
+        ...path,
+        "--cacert",
+        server.root,
+        url,
+      ], {
         flags: FLAGS,
       });
       assert.equal(code, 0, stderr);
       const { reply, left } = JSON.parse(stdout);
       assert.deepEqual([reply.status, left.proved], [200, true]);
       assert.ok(left.packets.length >= 2, "the ClientHello and the request at least");
-      const data = (await capture.connection()).filter(({ to, length }) => to === server.port && length > 0);
+      const data = (await capture.connection()).filter(({ to, length }) =>
+        to === server.port && length > 0
+      );
       assert.deepEqual(data.map(({ tos }) => tos), data.map(() => 0xb8));
       assert.ok(left.packets.length <= data.length);
     },
@@ -60,7 +100,10 @@ for (const path of [[], ["--mark-syn"]]) {
       await using server = await Secure.start();
       const unknown = await dscpGet([...path, `https://localhost:${server.port}/`]);
       assert.equal(unknown.code, 60, unknown.stderr);
-      assert.match(unknown.stderr, /^dscp-get: the server's certificate is not valid: .*\nhint: --cacert FILE .*-k/m);
+      assert.match(
+        unknown.stderr,
+        /^dscp-get: the server's certificate is not valid: .*\nhint: --cacert FILE .*-k/m,
+      );
       const other = ["--cacert", server.root, `https://other.localhost:${server.port}/`];
       const misnamed = await dscpGet([...path, ...other], { flags: FLAGS });
       assert.ok([60, 6].includes(misnamed.code), misnamed.stderr); // not every resolver knows names below localhost
@@ -80,7 +123,13 @@ for (const path of [[], ["--mark-syn"]]) {
     await using server = new RawServer(async (conn) => {
       while (await conn.read(new Uint8Array(4096)) !== null);
     });
-    const { code, stderr } = await dscpGet([...path, "-m", "0.4", "-k", `https://127.0.0.1:${server.port}/`]);
+    const { code, stderr } = await dscpGet([
+      ...path,
+      "-m",
+      "0.4",
+      "-k",
+      `https://127.0.0.1:${server.port}/`,
+    ]);
     assert.equal(code, 28, stderr);
     if (path.length > 0) return;
     assert.equal((await dscpGet(["-m", "0.4", `https://127.0.0.1:${server.port}/`])).code, 28);
@@ -103,7 +152,9 @@ testWith(
   async () => {
     await using certificates = await Certificates.create();
     const [cert, key, ca] = await Promise.all(
-      [certificates.certificate, certificates.key, certificates.root].map((file) => Deno.readTextFile(file)),
+      [certificates.certificate, certificates.key, certificates.root].map((file) =>
+        Deno.readTextFile(file)
+      ),
     );
     const listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
     const { port } = listener.addr;

@@ -2,12 +2,27 @@ import assert from "node:assert/strict";
 import { dial, fdOf } from "../ffi/mod.ts";
 import { parseLooped } from "../ffi/sent.ts";
 import { encode, isAt } from "../ffi/sockaddr.ts";
-import { CannotRunError, EAGAIN, LibcError, open, receive, receiveError, setOption } from "../ffi/libc.ts";
+import {
+  CannotRunError,
+  EAGAIN,
+  LibcError,
+  open,
+  receive,
+  receiveError,
+  setOption,
+} from "../ffi/libc.ts";
 
-const at = (hostname: string, port: number): Uint8Array => encode({ transport: "tcp", hostname, port });
+const at = (hostname: string, port: number): Uint8Array =>
+  encode({ transport: "tcp", hostname, port });
 
 /** An IPv4 packet as RFC 791 draws it. */
-function ipv4(tos: number, source: number[], destination: number[], ports: number[], link = 14): Uint8Array {
+function ipv4(
+  tos: number,
+  source: number[],
+  destination: number[],
+  ports: number[],
+  link = 14,
+): Uint8Array {
   const header = [0x45, tos, 0, 44, 0, 0, 0x40, 0, 64, 6, 0, 0, ...source, ...destination];
   return Uint8Array.from([...Array(link).fill(0), ...header, ...ports, ...Array(20).fill(0)]);
 }
@@ -17,18 +32,29 @@ const GOOD = [0xb8, [192, 0, 2, 1], [198, 51, 100, 2], [0x12, 0x34, 0, 80]] as c
 
 Deno.test("a looped packet is read behind any link-layer header", () => {
   for (const link of [0, 4, 14, 18, 22]) {
-    assert.deepEqual(parseLooped(ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], link), LOCAL, REMOTE), {
-      tos: 0xb8,
-      length: 44,
-    });
+    assert.deepEqual(
+      parseLooped(ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], link), LOCAL, REMOTE),
+      {
+        tos: 0xb8,
+        length: 44,
+      },
+    );
   }
 });
 
 Deno.test("a packet of another connection, or cut before its ports, is not observed", () => {
-  assert.equal(parseLooped(ipv4(0xb8, [192, 0, 2, 9], [198, 51, 100, 9], [0x12, 0x34, 0, 80]), LOCAL, REMOTE), null);
-  assert.equal(parseLooped(ipv4(0xb8, [...GOOD[1]], [...GOOD[2]], [9, 9, 9, 9]), LOCAL, REMOTE), null);
+  assert.equal(
+    parseLooped(ipv4(0xb8, [192, 0, 2, 9], [198, 51, 100, 9], [0x12, 0x34, 0, 80]), LOCAL, REMOTE),
+    null,
+  );
+  assert.equal(
+    parseLooped(ipv4(0xb8, [...GOOD[1]], [...GOOD[2]], [9, 9, 9, 9]), LOCAL, REMOTE),
+    null,
+  );
   const whole = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]]);
-  for (let size = 0; size < 14 + 24; size++) assert.equal(parseLooped(whole.subarray(0, size), LOCAL, REMOTE), null);
+  for (let size = 0; size < 14 + 24; size++) {
+    assert.equal(parseLooped(whole.subarray(0, size), LOCAL, REMOTE), null);
+  }
 });
 
 Deno.test("an IPv6 packet's Traffic Class is read across its two bytes", () => {
@@ -52,7 +78,10 @@ Deno.test("an IPv6 packet's Traffic Class is read across its two bytes", () => {
     80,
     ...Array(16).fill(0),
   ]);
-  assert.deepEqual(parseLooped(packet, at("::1", 0x1234), at("::1", 80)), { tos: 0xb8, length: 60 });
+  assert.deepEqual(parseLooped(packet, at("::1", 0x1234), at("::1", 80)), {
+    tos: 0xb8,
+    length: 60,
+  });
 });
 
 Deno.test("random and mutilated bytes never become a mark", () => {
@@ -82,9 +111,14 @@ Deno.test("addresses are compared as the kernel does, however they are written",
   ) assert.deepEqual([same(a, b), same(b, a)], [isSame, isSame], `${a}, ${b}`);
   assert.ok(!same("127.0.0.1", "127.0.0.1", 80, 81));
   assert.ok(!same("127.0.0.1", "127.0.0.1", 80, 80 + 256));
-  assert.ok(!isAt(new Uint8Array(28), { transport: "tcp", hostname: "0.0.0.0", port: 0 }), "a family that is not IP");
+  assert.ok(
+    !isAt(new Uint8Array(28), { transport: "tcp", hostname: "0.0.0.0", port: 0 }),
+    "a family that is not IP",
+  );
   // However many there have been.
-  for (let n = 0; n < 300; n++) assert.ok(same(`10.0.${n >> 8}.${n & 255}`, `10.0.${n >> 8}.${n & 255}`));
+  for (let n = 0; n < 300; n++) {
+    assert.ok(same(`10.0.${n >> 8}.${n & 255}`, `10.0.${n >> 8}.${n & 255}`));
+  }
   assert.deepEqual([...at("1:2:3:4:5:6:7:8", 258)].slice(2, 24), [
     1,
     2,
@@ -131,6 +165,8 @@ Deno.test("the error number is the failed call's own, however many calls came be
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const conn = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
   const fd = fdOf(conn);
-  for (let at = 0; at < 1000; at++) assert.equal(receive(fd, new Uint8Array(1)), -EAGAIN, `call ${at}`);
+  for (let at = 0; at < 1000; at++) {
+    assert.equal(receive(fd, new Uint8Array(1)), -EAGAIN, `call ${at}`);
+  }
   conn.close();
 });

@@ -43,7 +43,11 @@ async function expedite(network: Network): Promise<void> {
   await classOf("1:1", "1:10", "rate", "2mbit", "ceil", RATE, "prio", "0");
   await classOf("1:1", "1:20", "rate", "3mbit", "ceil", RATE, "prio", "1");
   // EF is 0xB8, and the two ECN bits do not count.
-  await tc(..."filter add dev r1 parent 1: protocol ip u32 match ip dsfield 0xb8 0xfc flowid 1:10".split(" "));
+  await tc(
+    ..."filter add dev r1 parent 1: protocol ip u32 match ip dsfield 0xb8 0xfc flowid 1:10".split(
+      " ",
+    ),
+  );
 }
 
 /** The same bottleneck with Linux's default queue of three bands. */
@@ -57,10 +61,14 @@ async function pfifoFast(network: Network): Promise<void> {
 /** Four flows that fill the bottleneck until disposed of. */
 async function fill(network: Network): Promise<AsyncDisposable> {
   const stack = new AsyncDisposableStack();
-  const self = (...words: string[]) => [Deno.execPath(), "run", "--allow-net", import.meta.filename!, ...words];
+  const self = (
+    ...words: string[]
+  ) => [Deno.execPath(), "run", "--allow-net", import.meta.filename!, ...words];
   const sink = stack.use(new Background([...network.server.under, ...self("--sink")]));
   await sink.until((said) => said.includes("ready"));
-  const source = stack.use(new Background([...network.client.under, ...self("--source", SERVER.ipv4)]));
+  const source = stack.use(
+    new Background([...network.client.under, ...self("--source", SERVER.ipv4)]),
+  );
   await source.until((said) => said.includes("ready"));
   return stack;
 }
@@ -103,13 +111,28 @@ interface Line {
 
 /** Runs the script in the client, and gives its JSON lines. */
 async function ask(network: Network, ...args: string[]): Promise<Line[]> {
-  const { stdout } = await dscpGet(["--json", "-m", "15", ...args, `http://${SERVER.ipv4}:8086/`], network.client);
+  const { stdout } = await dscpGet(
+    ["--json", "-m", "15", ...args, `http://${SERVER.ipv4}:8086/`],
+    network.client,
+  );
   return stdout.trim().split("\n").map((line) => JSON.parse(line));
 }
 
-async function measure(network: Network, label: string, sentence: string, ...args: string[]): Promise<Measured> {
-  const times = (await ask(network, ...args)).filter(({ reply }) => reply?.complete).map((line) => line.milliseconds);
-  return { label, sentence, connect: times.map(({ connect }) => connect), total: times.map(({ total }) => total) };
+async function measure(
+  network: Network,
+  label: string,
+  sentence: string,
+  ...args: string[]
+): Promise<Measured> {
+  const times = (await ask(network, ...args)).filter(({ reply }) => reply?.complete).map((line) =>
+    line.milliseconds
+  );
+  return {
+    label,
+    sentence,
+    connect: times.map(({ connect }) => connect),
+    total: times.map(({ total }) => total),
+  };
 }
 
 /** EF through a busy bottleneck. */
@@ -128,8 +151,22 @@ export async function bottleneck(network: Network, rounds: number): Promise<Meas
   await using _flows = await fill(network);
   // Side by side, so that all meet the same queue.
   const busy = await Promise.all([
-    measure(network, "busy, DF", "Unmarked, every packet waits behind the bulk flows.", "-d", "DF", ...count),
-    measure(network, "busy, EF", "Marked after connect, the SYN still waits.", "-d", "EF", ...count),
+    measure(
+      network,
+      "busy, DF",
+      "Unmarked, every packet waits behind the bulk flows.",
+      "-d",
+      "DF",
+      ...count,
+    ),
+    measure(
+      network,
+      "busy, EF",
+      "Marked after connect, the SYN still waits.",
+      "-d",
+      "EF",
+      ...count,
+    ),
     measure(
       network,
       "busy, EF, --mark-syn",
@@ -149,8 +186,14 @@ export const CLEARED = ["CS6", "CS7", "AF11", "AF12", "AF13", "7"];
 /** Which code points arrive changed: DSCP sent → DSCP arrived. */
 export async function rewrite(network: Network): Promise<Map<number, number>> {
   const points = CLEARED.map((name) => parseDscp(name).dscp).join(", ");
-  await network.router.run("nft", "add table ip q; add chain ip q f { type filter hook forward priority mangle; }");
-  await network.router.run("nft", `add rule ip q f iifname r0 ip dscp { ${points} } ip dscp set cs0`);
+  await network.router.run(
+    "nft",
+    "add table ip q; add chain ip q f { type filter hook forward priority mangle; }",
+  );
+  await network.router.run(
+    "nft",
+    `add rule ip q f iifname r0 ip dscp { ${points} } ip dscp set cs0`,
+  );
   await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
   const seen = (await ask(network, "-d", "all", "--mark-syn")).map((
     { mark, arrived },
@@ -165,8 +208,22 @@ export async function pfifo(network: Network, rounds: number): Promise<Measured[
   await using _flows = await fill(network);
   const count = ["-n", String(rounds), "--mark-syn"];
   return await Promise.all([
-    measure(network, "busy, DF", "Best effort goes into the middle band of three.", "-d", "DF", ...count),
-    measure(network, "busy, EF", "EF goes into the same band, and gains nothing.", "-d", "EF", ...count),
+    measure(
+      network,
+      "busy, DF",
+      "Best effort goes into the middle band of three.",
+      "-d",
+      "DF",
+      ...count,
+    ),
+    measure(
+      network,
+      "busy, EF",
+      "EF goes into the same band, and gains nothing.",
+      "-d",
+      "EF",
+      ...count,
+    ),
     measure(
       network,
       "busy, ToS 0x10",
@@ -185,24 +242,41 @@ const ms = (value: number) => value.toFixed(value < 10 ? 2 : 0);
 /** Each row against `reference`, in a sentence. */
 function against(row: Measured, reference: Measured): string {
   const p = mannWhitney(row.total, reference.total);
-  if (!(p < 0.01)) return `not seen to differ from "${reference.label}" (Mann–Whitney U, p = ${p.toPrecision(2)})`;
+  if (!(p < 0.01)) {
+    return `not seen to differ from "${reference.label}" (Mann–Whitney U, p = ${p.toPrecision(2)})`;
+  }
   const [ours, theirs] = [quantile(row.total, 0.5), quantile(reference.total, 0.5)];
   const [ratio, word] = ours < theirs ? [theirs / ours, "faster"] : [ours / theirs, "slower"];
-  return `${ms(ratio)} times ${word} than "${reference.label}" (Mann–Whitney U, p = ${p.toPrecision(2)})`;
+  return `${ms(ratio)} times ${word} than "${reference.label}" (Mann–Whitney U, p = ${
+    p.toPrecision(2)
+  })`;
 }
 
 function show(rows: Measured[], reference: Measured): void {
   const longest = Math.max(...rows.map(({ total }) => quantile(total, 0.5)));
-  say(`${"".padEnd(22)}${["requests", "connect ms", "total ms", "p95"].map((name) => name.padStart(11)).join("")}`);
+  say(
+    `${"".padEnd(22)}${
+      ["requests", "connect ms", "total ms", "p95"].map((name) => name.padStart(11)).join("")
+    }`,
+  );
   for (const { label, connect, total } of rows) {
     const median = quantile(total, 0.5);
-    const cells = [String(total.length), ms(quantile(connect, 0.5)), ms(median), ms(quantile(total, 0.95))];
+    const cells = [
+      String(total.length),
+      ms(quantile(connect, 0.5)),
+      ms(median),
+      ms(quantile(total, 0.95)),
+    ];
     const bar = "█".repeat(Math.max(1, Math.round(median / longest * 30)));
     say(`${label.padEnd(22)}${cells.map((cell) => cell.padStart(11)).join("")}  ${bar}`);
   }
   say();
   for (const row of rows) {
-    say(`${row.label}: ${row.sentence}${row === reference ? "" : ` It is ${against(row, reference)}.`}`);
+    say(
+      `${row.label}: ${row.sentence}${
+        row === reference ? "" : ` It is ${against(row, reference)}.`
+      }`,
+    );
   }
 }
 
@@ -248,7 +322,10 @@ async function play(network: Network, scene: string, file: string | undefined): 
     const rows = await bottleneck(network, 25);
     show(rows, rows[1]);
     if (file !== undefined) {
-      await Deno.writeTextFile(file, svg(rows, "One GET through a busy 5 Mbit/s link, by its mark"));
+      await Deno.writeTextFile(
+        file,
+        svg(rows, "One GET through a busy 5 Mbit/s link, by its mark"),
+      );
     }
   }
   return 0;
@@ -258,7 +335,10 @@ async function main(args: string[]): Promise<number> {
   if (args[0] === "--sink") return await sink(), 0;
   if (args[0] === "--source") return await source(args[1]), 0;
   const scenes = ["bottleneck", "rewrite", "pfifo"];
-  const options = { scene: { type: "string", default: scenes[0] }, svg: { type: "string" } } as const;
+  const options = {
+    scene: { type: "string", default: scenes[0] },
+    svg: { type: "string" },
+  } as const;
   let values: { scene: string; svg?: string };
   try {
     values = parseArgs({ args, options }).values;
@@ -269,7 +349,11 @@ async function main(args: string[]): Promise<number> {
   }
   const needs = ["root", "ip", "tc", "sysctl", ...values.scene === "rewrite" ? ["nft"] : []];
   if (missing(needs).length > 0) {
-    say(`lab: needs ${missing(needs).join(", ")}: run it as root, on a Linux with iproute2, procps and nftables`);
+    say(
+      `lab: needs ${
+        missing(needs).join(", ")
+      }: run it as root, on a Linux with iproute2, procps and nftables`,
+    );
     return 103;
   }
   const interrupted = Promise.withResolvers<number>();

@@ -50,7 +50,9 @@ testWith(NEEDS, "the lab shows its four ways, draws them, and leaves nothing beh
 
 testWith(NEEDS, "Ctrl-C in the lab leaves no namespace and no process behind", async () => {
   await using lab = new Background(LAB);
-  while ((await namespacesOf(lab.child.pid)).length < 3) await new Promise((resolve) => setImmediate(resolve));
+  while ((await namespacesOf(lab.child.pid)).length < 3) {
+    await new Promise((resolve) => setImmediate(resolve));
+  }
   const { code } = await lab.stop("SIGINT");
   assert.equal(code, 130, lab.said);
   assert.deepEqual(await namespacesOf(lab.child.pid), []);

@@ -11,7 +11,11 @@ export const SERVER = { ipv4: "198.51.100.2", ipv6: "2001:db8:2::2" };
 
 /** The three hosts, wired up; gone when disposed of. */
 export class Network implements AsyncDisposable {
-  private constructor(readonly client: Namespace, readonly router: Namespace, readonly server: Namespace) {}
+  private constructor(
+    readonly client: Namespace,
+    readonly router: Namespace,
+    readonly server: Namespace,
+  ) {}
 
   /** Makes them. The devices: `c0` of the client, `r0` and `r1` of the router, `s0` of the server. */
   static async create(): Promise<Network> {
@@ -31,10 +35,40 @@ export class Network implements AsyncDisposable {
     const { client, router, server } = this;
     // Duplicate address detection would keep IPv6 addresses unusable for a second.
     for (const host of [client, router, server]) {
-      await host.run("sysctl", "-q", "-w", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0");
+      await host.run(
+        "sysctl",
+        "-q",
+        "-w",
+        "net.ipv6.conf.default.accept_dad=0",
+        "net.ipv6.conf.all.accept_dad=0",
+      );
     }
-    await client.run("ip", "link", "add", "c0", "type", "veth", "peer", "name", "r0", "netns", router.name);
-    await server.run("ip", "link", "add", "s0", "type", "veth", "peer", "name", "r1", "netns", router.name);
+    await client.run(
+      "ip",
+      "link",
+      "add",
+      "c0",
+      "type",
+      "veth",
+      "peer",
+      "name",
+      "r0",
+      "netns",
+      router.name,
+    );
+    await server.run(
+      "ip",
+      "link",
+      "add",
+      "s0",
+      "type",
+      "veth",
+      "peer",
+      "name",
+      "r1",
+      "netns",
+      router.name,
+    );
     for (
       const [host, device, ...addresses] of [
         [client, "c0", "192.0.2.2/24", "2001:db8:1::2/64"],
@@ -56,7 +90,13 @@ export class Network implements AsyncDisposable {
       await host.run("ip", "route", "add", "default", "via", ipv4);
       await host.run("ip", "-6", "route", "add", "default", "via", ipv6);
     }
-    await router.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1");
+    await router.run(
+      "sysctl",
+      "-q",
+      "-w",
+      "net.ipv4.ip_forward=1",
+      "net.ipv6.conf.all.forwarding=1",
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -33,19 +33,43 @@ class Folder implements AsyncDisposable {
 }
 
 /** The same status, headers and body, byte for byte, as curl gets; `path` marks the handshake, or not. */
-async function sameAsCurl(url: string, flags: readonly string[] = [], more: readonly string[] = []): Promise<void> {
+async function sameAsCurl(
+  url: string,
+  flags: readonly string[] = [],
+  more: readonly string[] = [],
+): Promise<void> {
   const allowed = { flags: ["--allow-net", "--allow-ffi", ...flags] };
   for (const path of ["", "every", "empty", "missing"]) {
     const write = "%{stderr}%{http_code} %{header_json}";
-    const curl = await execute(["curl", "-s", "-H", "Connection: close", "--write-out", write, ...more, url + path]);
+    const curl = await execute([
+      "curl",
+      "-s",
+      "-H",
+      "Connection: close",
+      "--write-out",
+      write,
+      ...more,
+      url + path,
+    ]);
     const [, status, headers] = /^(\d+) ([^]*)$/.exec(curl.stderr)!;
     const ours = await dscpGet(["--json", ...more, url + path], allowed);
     assert.equal(ours.code, 0, ours.stderr);
     const { reply, left } = JSON.parse(ours.stdout);
-    assert.deepEqual([String(reply.status), reply.bodyBytes, left.proved], [status, curl.bytes.length, true]);
-    assert.deepEqual(grouped(reply.headers), Object.entries(JSON.parse(headers)).filter(([name]) => name !== "date"));
+    assert.deepEqual([String(reply.status), reply.bodyBytes, left.proved], [
+      status,
+      curl.bytes.length,
+      true,
+    ]);
+    assert.deepEqual(
+      grouped(reply.headers),
+      Object.entries(JSON.parse(headers)).filter(([name]) => name !== "date"),
+    );
     for (const how of [[], ["--mark-syn"]]) {
-      assert.deepEqual((await dscpGet(["-s", ...how, ...more, url + path], allowed)).bytes, curl.bytes, path);
+      assert.deepEqual(
+        (await dscpGet(["-s", ...how, ...more, url + path], allowed)).bytes,
+        curl.bytes,
+        path,
+      );
     }
   }
 }
@@ -59,32 +83,58 @@ function grouped(headers: [string, string][]): [string, string[]][] {
 
 testWith(["python3", "curl"], "Python's http.server gives us what it gives curl", async () => {
   await using folder = await Folder.create();
-  const words = ["python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", folder.path, "0"];
+  const words = [
+    "python3",
+    "-u",
+    "-m",
+    "http.server",
+    "--bind",
+    "127.0.0.1",
+    "--directory",
+    folder.path,
+    "0",
+  ];
   await using server = new Background(words);
   const said = await server.until((said) => said.includes("Serving HTTP"));
   await sameAsCurl(`http://127.0.0.1:${/port (\d+)/.exec(said)![1]}/`);
 });
 
-testWith(["nginx", "curl"], "nginx gives us what it gives curl: from files, in chunks through a proxy", async () => {
-  await using folder = await Folder.create();
-  const [port, proxy] = [closedPort(), closedPort()];
-  await Deno.writeTextFile(
-    `${folder.path}/nginx.conf`,
-    `daemon off; pid ${folder.path}/pid; error_log stderr notice; worker_processes 1; events {}
+testWith(
+  ["nginx", "curl"],
+  "nginx gives us what it gives curl: from files, in chunks through a proxy",
+  async () => {
+    await using folder = await Folder.create();
+    const [port, proxy] = [closedPort(), closedPort()];
+    await Deno.writeTextFile(
+      `${folder.path}/nginx.conf`,
+      `daemon off; pid ${folder.path}/pid; error_log stderr notice; worker_processes 1; events {}
     http {
       access_log off; client_body_temp_path ${folder.path}/body; proxy_temp_path ${folder.path}/proxy;
       fastcgi_temp_path ${folder.path}/f; uwsgi_temp_path ${folder.path}/u; scgi_temp_path ${folder.path}/s;
       server { listen 127.0.0.1:${port}; root ${folder.path}; ssi on; ssi_types *; keepalive_timeout 60; }
       server { listen 127.0.0.1:${proxy}; location / { proxy_pass http://127.0.0.1:${port}; proxy_http_version 1.1; } }
     }`,
-  );
-  await using server = new Background(["nginx", "-c", `${folder.path}/nginx.conf`, "-e", "stderr"]);
-  await server.until((said) => said.includes("start worker process"));
-  await sameAsCurl(`http://127.0.0.1:${port}/`);
-  const { reply } = JSON.parse((await dscpGet(["--json", `http://127.0.0.1:${proxy}/every`])).stdout);
-  assert.ok(reply.headers.some(([name, value]: string[]) => name === "transfer-encoding" && value === "chunked"));
-  await sameAsCurl(`http://127.0.0.1:${proxy}/`);
-});
+    );
+    await using server = new Background([
+      "nginx",
+      "-c",
+      `${folder.path}/nginx.conf`,
+      "-e",
+      "stderr",
+    ]);
+    await server.until((said) => said.includes("start worker process"));
+    await sameAsCurl(`http://127.0.0.1:${port}/`);
+    const { reply } = JSON.parse(
+      (await dscpGet(["--json", `http://127.0.0.1:${proxy}/every`])).stdout,
+    );
+    assert.ok(
+      reply.headers.some(([name, value]: string[]) =>
+        name === "transfer-encoding" && value === "chunked"
+      ),
+    );
+    await sameAsCurl(`http://127.0.0.1:${proxy}/`);
+  },
+);
 
 testWith(["nginx", "openssl", "curl"], "nginx gives us over https what it gives curl", async () => {
   await using folder = await Folder.create();
@@ -113,34 +163,53 @@ testWith(["openssl", "curl"], "openssl's s_server gives us what it gives curl", 
   await using certificates = await Certificates.create();
   const port = closedPort();
   const { certificate, key } = certificates;
-  const words = ["openssl", "s_server", "-accept", `127.0.0.1:${port}`, "-cert", certificate, "-key", key, "-WWW"];
+  const words = [
+    "openssl",
+    "s_server",
+    "-accept",
+    `127.0.0.1:${port}`,
+    "-cert",
+    certificate,
+    "-key",
+    key,
+    "-WWW",
+  ];
   await using server = new Background(words, {}, folder.path);
   await server.until((said) => said.includes("ACCEPT"));
   const curl = await execute(["curl", "-s", "-k", `https://127.0.0.1:${port}/every`]);
   assert.equal(curl.bytes.length, 300_000);
   for (const how of [[], ["--mark-syn"]]) {
-    const { code, bytes, stderr } = await dscpGet(["-s", "-k", ...how, `https://127.0.0.1:${port}/every`]);
+    const { code, bytes, stderr } = await dscpGet([
+      "-s",
+      "-k",
+      ...how,
+      `https://127.0.0.1:${port}/every`,
+    ]);
     assert.equal(code, 0, stderr);
     assert.deepEqual(bytes, curl.bytes);
   }
 });
 
-testWith(["node", "curl"], "Node's http gives us what it gives curl, keep-alive or not", async () => {
-  await using folder = await Folder.create();
-  const script = `const fs = require("node:fs");
+testWith(
+  ["node", "curl"],
+  "Node's http gives us what it gives curl, keep-alive or not",
+  async () => {
+    await using folder = await Folder.create();
+    const script = `const fs = require("node:fs");
     const server = require("node:http").createServer((request, reply) => {
       const file = process.argv[1] + (request.url === "/" ? "/index.html" : request.url);
       if (!fs.existsSync(file)) { reply.statusCode = 404; return reply.end("nothing here\\n"); }
       fs.createReadStream(file).pipe(reply);
     }).listen(0, "127.0.0.1", () => console.log("port", server.address().port));`;
-  await using server = new Background(["node", "-e", script, folder.path]);
-  const said = await server.until((said) => said.includes("port "));
-  const url = `http://127.0.0.1:${/port (\d+)/.exec(said)![1]}/`;
-  await sameAsCurl(url);
-  // With keep-alive the end of the body is not the end of the connection.
-  const kept = await dscpGet(["-s", "-H", "Connection: keep-alive", `${url}every`]);
-  assert.deepEqual(kept.bytes, await Deno.readFile(`${folder.path}/every`));
-});
+    await using server = new Background(["node", "-e", script, folder.path]);
+    const said = await server.until((said) => said.includes("port "));
+    const url = `http://127.0.0.1:${/port (\d+)/.exec(said)![1]}/`;
+    await sameAsCurl(url);
+    // With keep-alive the end of the body is not the end of the connection.
+    const kept = await dscpGet(["-s", "-H", "Connection: keep-alive", `${url}every`]);
+    assert.deepEqual(kept.bytes, await Deno.readFile(`${folder.path}/every`));
+  },
+);
 
 testWith(["curl"], "Deno.serve gives us what it gives curl", async () => {
   await using folder = await Folder.create();
@@ -185,7 +254,8 @@ Deno.test("a thousand requests in one process, good and failing, leave as many d
     await send(conn, `HTTP/1.1 200 OK\r\nContent-Length: ${length}\r\n\r\nok`);
   });
   let failures = 0;
-  const once = () => get(server.url).then(({ packets }) => assert.equal(packets[0].tos, 0xb8), () => failures++);
+  const once = () =>
+    get(server.url).then(({ packets }) => assert.equal(packets[0].tos, 0xb8), () => failures++);
   await once();
   const before = count();
   for (let at = 0; at < 999; at++) await once();

@@ -1,5 +1,15 @@
 import assert from "node:assert/strict";
-import { Background, Capture, dscpGet, execute, Namespace, Nobody, replying, replyingOn, testWith } from "./support.ts";
+import {
+  Background,
+  Capture,
+  dscpGet,
+  execute,
+  Namespace,
+  Nobody,
+  replying,
+  replyingOn,
+  testWith,
+} from "./support.ts";
 
 const REPLY = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 
@@ -18,7 +28,10 @@ for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]) {
       const [syn, ack, ...rest] = fromClient;
       assert.deepEqual([syn.flags, syn.tos, ack.flags, ack.tos], ["S", 0, ".", 0]);
       assert.equal(result.mark.handshake, false);
-      assert.ok(rest.some(({ flags }) => flags.includes("P")) && rest.some(({ flags }) => flags.includes("F")));
+      assert.ok(
+        rest.some(({ flags }) => flags.includes("P")) &&
+          rest.some(({ flags }) => flags.includes("F")),
+      );
       assert.deepEqual(rest.map(({ tos }) => tos), rest.map(() => 0xb8));
       assert.deepEqual(result.left.packets.map(({ tos }: { tos: number }) => tos), [0xb8]);
       const header = host === "[::1]" ? 40 : 20;
@@ -29,22 +42,28 @@ for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]) {
   );
 }
 
-testWith(["root", "tcpdump"], "each mark that can be asked for is the one on the wire", async () => {
-  for (
-    const [args, tos] of [[["-d", "cs0"], 0], [["-d", "AF43"], 0x98], [["--tos", "0xFC"], 0xfc], [
-      ["-d", "le"],
-      4,
-    ]] as const
-  ) {
-    await using server = replying(REPLY);
-    await using capture = await Capture.start(server.port);
-    const { code, stdout } = await dscpGet(["--json", ...args, server.url]);
-    assert.equal(code, 0);
-    assert.deepEqual(JSON.parse(stdout).left.packets.map((p: { tos: number }) => p.tos), [tos]);
-    const data = (await capture.connection()).filter(({ to, length }) => to === server.port && length > 0);
-    assert.deepEqual(data.map((p) => p.tos), [tos]);
-  }
-});
+testWith(
+  ["root", "tcpdump"],
+  "each mark that can be asked for is the one on the wire",
+  async () => {
+    for (
+      const [args, tos] of [[["-d", "cs0"], 0], [["-d", "AF43"], 0x98], [["--tos", "0xFC"], 0xfc], [
+        ["-d", "le"],
+        4,
+      ]] as const
+    ) {
+      await using server = replying(REPLY);
+      await using capture = await Capture.start(server.port);
+      const { code, stdout } = await dscpGet(["--json", ...args, server.url]);
+      assert.equal(code, 0);
+      assert.deepEqual(JSON.parse(stdout).left.packets.map((p: { tos: number }) => p.tos), [tos]);
+      const data = (await capture.connection()).filter(({ to, length }) =>
+        to === server.port && length > 0
+      );
+      assert.deepEqual(data.map((p) => p.tos), [tos]);
+    }
+  },
+);
 
 testWith(
   ["root", "ip", "nft", "tcpdump"],
@@ -60,39 +79,60 @@ testWith(
     const { code, stdout, stderr } = await dscpGet([], namespace);
     assert.equal(code, 101);
     assert.match(stderr, /reads back 0xB8/);
-    assert.match(stderr, /^dscp-get: set 0xB8, left with 0x20: something on this host, such as nftables, rewrote it$/m);
+    assert.match(
+      stderr,
+      /^dscp-get: set 0xB8, left with 0x20: something on this host, such as nftables, rewrote it$/m,
+    );
     assert.match(stdout, /built-in server/);
     const sent = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
     assert.deepEqual(sent.map(({ tos }) => tos), [0x20]);
 
     const asJson = JSON.parse((await dscpGet(["--json"], namespace)).stdout);
-    assert.deepEqual([asJson.left.proved, asJson.left.packets[0].tos, asJson.error.code], [false, 0x20, 101]);
+    assert.deepEqual([asJson.left.proved, asJson.left.packets[0].tos, asJson.error.code], [
+      false,
+      0x20,
+      101,
+    ]);
 
     const other = await dscpGet(["-d", "AF41"], namespace);
     assert.equal(other.code, 0, "a mark that the rule does not touch passes");
   },
 );
 
-testWith(["root", "ip", "tcpdump"], "ECN bits that TCP adds to its packets do not count as another mark", async () => {
-  await using namespace = await Namespace.create();
-  await namespace.run("sysctl", "-q", "-w", "net.ipv4.tcp_ecn=1");
-  await using capture = await Capture.start(8086, "lo", namespace.under);
-  const { code, stdout } = await dscpGet(["--json"], namespace);
-  assert.equal(code, 0);
-  const { left } = JSON.parse(stdout);
-  assert.deepEqual([left.proved, left.packets[0].tos], [true, 0xba]);
-  const sent = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
-  assert.deepEqual(sent.map(({ tos }) => tos), [0xba]);
-});
+testWith(
+  ["root", "ip", "tcpdump"],
+  "ECN bits that TCP adds to its packets do not count as another mark",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run("sysctl", "-q", "-w", "net.ipv4.tcp_ecn=1");
+    await using capture = await Capture.start(8086, "lo", namespace.under);
+    const { code, stdout } = await dscpGet(["--json"], namespace);
+    assert.equal(code, 0);
+    const { left } = JSON.parse(stdout);
+    assert.deepEqual([left.proved, left.packets[0].tos], [true, 0xba]);
+    const sent = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
+    assert.deepEqual(sent.map(({ tos }) => tos), [0xba]);
+  },
+);
 
 testWith(
   ["root", "ip", "nft"],
   "behind NAT on this host: proved while one end is kept, not observed when both change",
   async () => {
     await using namespace = await Namespace.create();
-    await namespace.run("nft", "add table ip nat; add chain ip nat out { type nat hook output priority -100; }");
+    await namespace.run(
+      "nft",
+      "add table ip nat; add chain ip nat out { type nat hook output priority -100; }",
+    );
     await namespace.run("nft", "add rule ip nat out ip daddr 127.0.0.2 dnat to 127.0.0.1");
-    await using server = new Background([...namespace.under, "python3", "-u", "-m", "http.server", "8086"]);
+    await using server = new Background([
+      ...namespace.under,
+      "python3",
+      "-u",
+      "-m",
+      "http.server",
+      "8086",
+    ]);
     await server.until((said) => said.includes("Serving HTTP"));
     const oneEnd = await dscpGet(["--json", "http://127.0.0.2:8086/"], namespace);
     assert.deepEqual([oneEnd.code, JSON.parse(oneEnd.stdout).left.proved], [0, true]);
@@ -102,7 +142,10 @@ testWith(
     const bothEnds = await dscpGet(["--json", "http://127.0.0.2:8086/"], namespace);
     assert.equal(bothEnds.code, 0, bothEnds.stderr);
     assert.deepEqual(JSON.parse(bothEnds.stdout).left, { proved: null, packets: [] });
-    assert.match((await dscpGet(["http://127.0.0.2:8086/"], namespace)).stderr, /^left +not observed/m);
+    assert.match(
+      (await dscpGet(["http://127.0.0.2:8086/"], namespace)).stderr,
+      /^left +not observed/m,
+    );
   },
 );
 

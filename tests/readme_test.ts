@@ -2,7 +2,10 @@ import assert from "node:assert/strict";
 import { dscpGet, execute, Namespace, testWith } from "./support.ts";
 
 const readme = await Deno.readTextFile(new URL("../README.md", import.meta.url));
-const blocks = [...readme.matchAll(/^```(\w*)\n([^]*?)^```$/gm)].map(([, language, text]) => ({ language, text }));
+const blocks = [...readme.matchAll(/^```(\w*)\n([^]*?)^```$/gm)].map(([, language, text]) => ({
+  language,
+  text,
+}));
 
 Deno.test("the README's first block is the two commands, in both forms", () => {
   assert.deepEqual(

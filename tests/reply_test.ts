@@ -1,6 +1,15 @@
 import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
-import { dscpGet, latin1, type Outcome, RawServer, readRequest, replying, reset, send } from "./support.ts";
+import {
+  dscpGet,
+  latin1,
+  type Outcome,
+  RawServer,
+  readRequest,
+  replying,
+  reset,
+  send,
+} from "./support.ts";
 
 async function get(reply: (string | Uint8Array)[], ...args: string[]): Promise<Outcome> {
   await using server = replying(...reply);
@@ -39,19 +48,26 @@ Deno.test("204 and 304 have no body, and 1xx replies are skipped", async () => {
 
 Deno.test("line ends without CR, folded and repeated headers are read as curl reads them", async () => {
   await gets(["HTTP/1.1 200 OK\nContent-Length: 2\nContent-Length: 2\n\nok"], "ok");
-  const { stdout } = await get(["HTTP/1.1 200 OK\r\nX: a\r\n  b\r\nContent-Length:2, 2\r\n\r\nok"], "--json");
+  const { stdout } = await get(
+    ["HTTP/1.1 200 OK\r\nX: a\r\n  b\r\nContent-Length:2, 2\r\n\r\nok"],
+    "--json",
+  );
   assert.deepEqual(JSON.parse(stdout).reply.headers, [["x", "a b"], ["content-length", "2, 2"]]);
 });
 
 Deno.test("every split of a reply gives the same body", async () => {
-  const reply = latin1("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+  const reply = latin1(
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+  );
   const { readReply } = await import("../main.ts");
   for (let at = 1; at < reply.length; at++) {
     const pieces = [reply.subarray(0, at), reply.subarray(at)];
     let body = "";
     const source = {
       read: (buffer: Uint8Array) =>
-        Promise.resolve(pieces.length === 0 ? null : (buffer.set(pieces[0]), pieces.shift()!.length)),
+        Promise.resolve(
+          pieces.length === 0 ? null : (buffer.set(pieces[0]), pieces.shift()!.length),
+        ),
     };
     const into = { status: 0, reason: "", headers: [], tos: null, bodyBytes: 0, complete: false };
     await readReply(source, into, {
@@ -65,12 +81,19 @@ Deno.test("every split of a reply gives the same body", async () => {
 
 Deno.test("a body is passed on byte for byte, whatever the bytes", async () => {
   const every = Uint8Array.from({ length: 256 * 40 }, (_, at) => at);
-  const { bytes } = await get([`HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`, every]);
+  const { bytes } = await get([
+    `HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`,
+    every,
+  ]);
   assert.deepEqual(bytes, every);
 });
 
 Deno.test("a reply that ends early is 18 and says how much is missing", async () => {
-  await fails("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel", Exit.endedEarly, /7 of 10 bytes are missing/);
+  await fails(
+    "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel",
+    Exit.endedEarly,
+    /7 of 10 bytes are missing/,
+  );
   await fails(
     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe",
     Exit.endedEarly,
@@ -85,25 +108,49 @@ Deno.test("a reply that ends early is 18 and says how much is missing", async ()
 });
 
 Deno.test("a malformed reply is 8 and says what is wrong", async () => {
-  await fails("SSH-2.0-OpenSSH_9.2\r\n", Exit.badReply, /starts with 'SSH-2.0-OpenSSH_9.2', which is not HTTP/);
+  await fails(
+    "SSH-2.0-OpenSSH_9.2\r\n",
+    Exit.badReply,
+    /starts with 'SSH-2.0-OpenSSH_9.2', which is not HTTP/,
+  );
   await fails("HTTP/1.1 2000 OK\r\n\r\n", Exit.badReply, /not HTTP/);
   await fails(
     "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
     Exit.badReply,
     /conflicting Content-Length '1' and '2'/,
   );
-  await fails("HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", Exit.badReply, /Content-Length '-1'/);
-  await fails("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", Exit.badReply, /bad chunk size 'xyz'/);
+  await fails(
+    "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+    Exit.badReply,
+    /Content-Length '-1'/,
+  );
+  await fails(
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    Exit.badReply,
+    /bad chunk size 'xyz'/,
+  );
   await fails(
     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc\r\n",
     Exit.badReply,
     /longer than its size/,
   );
-  await fails("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Exit.badReply, /was not asked for/);
+  await fails(
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    Exit.badReply,
+    /was not asked for/,
+  );
   await fails("HTTP/1.1 200 OK\r\nno colon here\r\n\r\n", Exit.badReply, /has no name and colon/);
   await fails("HTTP/1.1 101 Switching Protocols\r\n\r\n", Exit.badReply, /101/);
-  await fails(`HTTP/1.1 200 OK\r\nX: ${"x".repeat(300_000)}\r\n\r\n`, Exit.badReply, /headers are larger than 256 KiB/);
-  await fails(`HTTP/1.1 200 OK\r\n${"X: y\r\n".repeat(50_000)}\r\n`, Exit.badReply, /headers are larger than 256 KiB/);
+  await fails(
+    `HTTP/1.1 200 OK\r\nX: ${"x".repeat(300_000)}\r\n\r\n`,
+    Exit.badReply,
+    /headers are larger than 256 KiB/,
+  );
+  await fails(
+    `HTTP/1.1 200 OK\r\n${"X: y\r\n".repeat(50_000)}\r\n`,
+    Exit.badReply,
+    /headers are larger than 256 KiB/,
+  );
 });
 
 Deno.test("headers of 200 KiB are read", async () => {
@@ -113,11 +160,18 @@ Deno.test("headers of 200 KiB are read", async () => {
 Deno.test("heads that are made to be slow to read are read, or refused, at once", async () => {
   const many = 250_000;
   // Each took time that grows with the square of its size.
-  await fails(`HTTP/1.1 200 OK\r\nX${" ".repeat(many)}\r\n\r\n`, Exit.badReply, /has no name and colon/);
+  await fails(
+    `HTTP/1.1 200 OK\r\nX${" ".repeat(many)}\r\n\r\n`,
+    Exit.badReply,
+    /has no name and colon/,
+  );
   await gets([`HTTP/1.1 200${" ".repeat(many)}\rx\nContent-Length: 1\n\nx`], "x");
   await gets([`HTTP/1.1 200 OK\r\nX:a${" ".repeat(many)}b\r\nContent-Length: 1\r\n\r\nx`], "x");
   await gets([`HTTP/1.1 200 OK\nContent-Length: 1\nX: a\n${" b\n".repeat(many / 4)}\nx`], "x");
-  await gets([`HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n1${" ".repeat(many)}\nx\n0\n\n`], "x");
+  await gets(
+    [`HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n1${" ".repeat(many)}\nx\n0\n\n`],
+    "x",
+  );
   for (const name of ["Content-Length", "Transfer-Encoding"]) {
     const list = Array.from({ length: many / 8 }, (_, at) => at).join(",");
     await fails(`HTTP/1.1 200 OK\r\n${name}: ${list}\r\n\r\n`, Exit.badReply, /^.{1,200}$/);
@@ -133,7 +187,12 @@ Deno.test("an empty reply is 52", async () => {
 });
 
 Deno.test("a connection that is reset is 56, in the headers and in the body", async () => {
-  for (const part of ["HTTP/1.1 200 OK\r\nContent-", "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel"]) {
+  for (
+    const part of [
+      "HTTP/1.1 200 OK\r\nContent-",
+      "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel",
+    ]
+  ) {
     await using server = new RawServer(async (conn) => {
       await readRequest(conn);
       await send(conn, part);
@@ -166,13 +225,18 @@ Deno.test("redirects are not followed, and the report shows where they lead", as
     "HTTP/1.1 301 Moved\r\nLocation: http://example.org/\x1b[31m\r\nContent-Length: 0\r\n\r\n",
   ]);
   assert.equal(code, 0);
-  assert.match(stderr, /301 Moved, 0 bytes in .*; leads to http:\/\/example\.org\/\\x1b\[31m, not followed/);
+  assert.match(
+    stderr,
+    /301 Moved, 0 bytes in .*; leads to http:\/\/example\.org\/\\x1b\[31m, not followed/,
+  );
 });
 
 Deno.test("bytes of the network never reach the terminal unfiltered in our own lines", async () => {
   const { stderr } = await get(["HTTP/1.1 200 \x1b[2J\x9b31m\x07\r\nContent-Length: 0\r\n\r\n"]);
   assert.doesNotMatch(stderr, /(?!\n)\p{Cc}/u);
-  const json = await get(["HTTP/1.1 200 \x1b[2J\x9b31m\x7f\r\nX: \x85\r\nContent-Length: 0\r\n\r\n"], "--json");
+  const json = await get([
+    "HTTP/1.1 200 \x1b[2J\x9b31m\x7f\r\nX: \x85\r\nContent-Length: 0\r\n\r\n",
+  ], "--json");
   assert.doesNotMatch(json.stdout.trimEnd(), /\p{Cc}/u);
   assert.equal(JSON.parse(json.stdout).reply.reason, "\x1b[2J\x9b31m\x7f");
 });

@@ -16,24 +16,41 @@ import {
 
 const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-testWith(["root", "ip"], "with nobody on the default port it answers itself, proves, and says so", async () => {
-  await using namespace = await Namespace.create();
-  const { code, stdout, stderr } = await dscpGet([], namespace);
-  assert.equal(code, 0, stderr);
-  assert.match(stdout, /dscp-get's built-in server/);
-  const lines = stderr.trimEnd().split("\n");
-  assert.match(lines[0], /^connected {2}127\.0\.0\.1:\d+ → 127\.0\.0\.1:8086, the built-in server; descriptor \d+$/);
-  assert.match(lines[1], /^mark {7}EF = DSCP 46 = byte 0xB8; the kernel reads back 0xB8$/);
-  assert.match(lines[2], /^left {7}1 packet with 0xB8, read from the IP header: proved$/);
-  assert.match(lines[3], /^arrived {4}SYN 0x00, ACK 0x00, told by the server: only the unmarked handshake/);
-  assert.match(lines[4], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
-  assert.match(lines[5], /^handshake {2}unmarked/);
-  assert.equal(lines.length, 6);
-});
+testWith(
+  ["root", "ip"],
+  "with nobody on the default port it answers itself, proves, and says so",
+  async () => {
+    await using namespace = await Namespace.create();
+    const { code, stdout, stderr } = await dscpGet([], namespace);
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /dscp-get's built-in server/);
+    const lines = stderr.trimEnd().split("\n");
+    assert.match(
+      lines[0],
+      /^connected {2}127\.0\.0\.1:\d+ → 127\.0\.0\.1:8086, the built-in server; descriptor \d+$/,
+    );
+    assert.match(lines[1], /^mark {7}EF = DSCP 46 = byte 0xB8; the kernel reads back 0xB8$/);
+    assert.match(lines[2], /^left {7}1 packet with 0xB8, read from the IP header: proved$/);
+    assert.match(
+      lines[3],
+      /^arrived {4}SYN 0x00, ACK 0x00, told by the server: only the unmarked handshake/,
+    );
+    assert.match(lines[4], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
+    assert.match(lines[5], /^handshake {2}unmarked/);
+    assert.equal(lines.length, 6);
+  },
+);
 
 testWith(["root", "ip", "python3"], "whoever has the default port is asked", async () => {
   await using namespace = await Namespace.create();
-  await using server = new Background([...namespace.under, "python3", "-u", "-m", "http.server", "8086"]);
+  await using server = new Background([
+    ...namespace.under,
+    "python3",
+    "-u",
+    "-m",
+    "http.server",
+    "8086",
+  ]);
   await server.until((said) => said.includes("Serving HTTP"));
   const { code, stdout } = await dscpGet(["--json"], namespace);
   assert.equal(code, 0);
@@ -48,7 +65,9 @@ testWith(
   async () => {
     await using namespace = await Namespace.create();
     for (const flags of [undefined, ["--allow-net=127.0.0.1:8086", "--allow-ffi"]]) {
-      const runs = await Promise.all(Array.from({ length: 20 }, () => dscpGet([], { under: namespace.under, flags })));
+      const runs = await Promise.all(
+        Array.from({ length: 20 }, () => dscpGet([], { under: namespace.under, flags })),
+      );
       assert.deepEqual(runs.map(({ code, stderr }) => code === 0 ? 0 : stderr), runs.map(() => 0));
       for (const { stdout } of runs) assert.match(stdout, /built-in server/);
     }
@@ -60,7 +79,8 @@ testWith(
   "a server on the default port that vanishes before it replies is replaced by our own",
   async () => {
     await using namespace = await Namespace.create();
-    const closer = `const l = Deno.listen({ hostname: "127.0.0.1", port: 8086 }); console.log("ready");
+    const closer =
+      `const l = Deno.listen({ hostname: "127.0.0.1", port: 8086 }); console.log("ready");
     const c = await l.accept(); await c.read(new Uint8Array(9)); c.close(); l.close();`;
     await using server = new Background([...namespace.under, Deno.execPath(), "eval", closer]);
     await server.until((said) => said.includes("ready"));
@@ -78,7 +98,9 @@ Deno.test("with a URL there is no built-in server: refused is 7, with the hint h
     assert.equal(code, Exit.cannotConnect);
     assert.match(
       stderr,
-      new RegExp(`^dscp-get: cannot connect to .*:${port}: connection refused\nhint: .*http\\.server ${port}\n$`),
+      new RegExp(
+        `^dscp-get: cannot connect to .*:${port}: connection refused\nhint: .*http\\.server ${port}\n$`,
+      ),
     );
   }
 });
@@ -114,9 +136,14 @@ Deno.test("-m bounds the whole request: 28, and what left before is told", async
 
 testWith(["root", "ip", "nft"], "--connect-timeout bounds the connecting: 28", async () => {
   await using namespace = await Namespace.create();
-  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
+  await namespace.run(
+    "nft",
+    "add table ip t; add chain ip t in { type filter hook input priority 0; }",
+  );
   await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
-  for (const args of [["--connect-timeout", "0.3"], ["-m", "0.3"], ["-4", "--connect-timeout", ".3"]]) {
+  for (
+    const args of [["--connect-timeout", "0.3"], ["-m", "0.3"], ["-4", "--connect-timeout", ".3"]]
+  ) {
     const { code, stderr } = await dscpGet([...args, "http://127.0.0.1:8099/"], namespace);
     assert.equal(code, Exit.timeout, stderr);
     assert.match(stderr, /^dscp-get: (connecting|the request) took longer than 0\.3 seconds\n$/);
@@ -125,19 +152,30 @@ testWith(["root", "ip", "nft"], "--connect-timeout bounds the connecting: 28", a
 
 Deno.test("0 is no limit to the time", async () => {
   await using server = replying(OK);
-  assert.equal((await dscpGet(["-s", "-m", "0", "--connect-timeout", "0", server.url])).stdout, "ok");
+  assert.equal(
+    (await dscpGet(["-s", "-m", "0", "--connect-timeout", "0", server.url])).stdout,
+    "ok",
+  );
 });
 
-testWith(["root", "ip", "nft", "sysctl"], "a connect that the kernel gives up is 28 as well", async () => {
-  await using namespace = await Namespace.create();
-  await namespace.run("sysctl", "-q", "-w", "net.ipv4.tcp_syn_retries=1");
-  await namespace.run("nft", "add table ip t; add chain ip t in { type filter hook input priority 0; }");
-  await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
-  const run = (...how: string[]) => dscpGet([...how, "--connect-timeout", "0", "http://127.0.0.1:8099/"], namespace);
-  for (const { code, stderr } of await Promise.all([run(), run("--mark-syn")])) {
-    assert.deepEqual([code, stderr], [28, "dscp-get: no answer from 127.0.0.1:8099\n"]);
-  }
-});
+testWith(
+  ["root", "ip", "nft", "sysctl"],
+  "a connect that the kernel gives up is 28 as well",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run("sysctl", "-q", "-w", "net.ipv4.tcp_syn_retries=1");
+    await namespace.run(
+      "nft",
+      "add table ip t; add chain ip t in { type filter hook input priority 0; }",
+    );
+    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+    const run = (...how: string[]) =>
+      dscpGet([...how, "--connect-timeout", "0", "http://127.0.0.1:8099/"], namespace);
+    for (const { code, stderr } of await Promise.all([run(), run("--mark-syn")])) {
+      assert.deepEqual([code, stderr], [28, "dscp-get: no answer from 127.0.0.1:8099\n"]);
+    }
+  },
+);
 
 Deno.test("a server that drips is read to its end within the time, and given up after it", async () => {
   await using server = new RawServer(async (conn) => {
@@ -153,7 +191,10 @@ Deno.test("a server that drips is read to its end within the time, and given up 
 Deno.test("-s silences the report, not the errors", async () => {
   await using server = replying(OK);
   assert.deepEqual((await dscpGet(["-s", server.url])).stderr, "");
-  assert.match((await dscpGet(["-s", `http://127.0.0.1:${closedPort()}/`])).stderr, /^dscp-get: cannot connect/);
+  assert.match(
+    (await dscpGet(["-s", `http://127.0.0.1:${closedPort()}/`])).stderr,
+    /^dscp-get: cannot connect/,
+  );
 });
 
 Deno.test("--json puts one object in the documented form on standard output, and no body", async () => {
@@ -168,7 +209,13 @@ Deno.test("--json puts one object in the documented form on standard output, and
     remote: { address: "127.0.0.1", port: server.port },
     mark: { name: "AF41", dscp: 34, tos: 136, readBack: 136, handshake: false },
     arrived: null,
-    reply: { status: 200, reason: "OK", headers: [["content-length", "10"]], bodyBytes: 10, complete: true },
+    reply: {
+      status: 200,
+      reason: "OK",
+      headers: [["content-length", "10"]],
+      bodyBytes: 10,
+      complete: true,
+    },
   });
   assert.equal(local.address, "127.0.0.1");
   assert.equal(left.proved, true);
@@ -178,11 +225,21 @@ Deno.test("--json puts one object in the documented form on standard output, and
 
 Deno.test("standard output that is closed is 23, without a word", async () => {
   const every = new Uint8Array(1 << 20);
-  await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`, every);
+  await using server = replying(
+    `HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`,
+    every,
+  );
   for (const args of [[], ["--json"], ["--help"]]) {
     const words = command([...args, server.url]).map((word) => `'${word}'`).join(" ");
-    const { stdout, stderr } = await execute(["bash", "-c", `exec 3>&1; (${words}; echo $? >&3) | true`]);
-    assert.deepEqual([stdout, stderr], args[0] === "--help" && stdout === "0\n" ? ["0\n", ""] : ["23\n", ""]);
+    const { stdout, stderr } = await execute([
+      "bash",
+      "-c",
+      `exec 3>&1; (${words}; echo $? >&3) | true`,
+    ]);
+    assert.deepEqual(
+      [stdout, stderr],
+      args[0] === "--help" && stdout === "0\n" ? ["0\n", ""] : ["23\n", ""],
+    );
   }
 });
 
@@ -191,7 +248,10 @@ Deno.test("standard output that is full is 23, and says so", async () => {
   for (const args of [[], ["--json"], ["-V"]]) {
     const words = command([...args, server.url]).map((word) => `'${word}'`).join(" ");
     const { stderr } = await execute(["bash", "-c", `${words} >/dev/full; echo $? >&2`]);
-    assert.match(stderr, /dscp-get: cannot write to standard output: no space left on device\n23\n$/);
+    assert.match(
+      stderr,
+      /dscp-get: cannot write to standard output: no space left on device\n23\n$/,
+    );
   }
 });
 
@@ -215,52 +275,109 @@ Deno.test("a missing permission is 103 and names the flag", async () => {
   assert.equal((await dscpGet([server.url], enough)).code, 0);
 });
 
-testWith(["script"], "on a terminal a missing permission fails as well, instead of asking", async () => {
-  for (
-    const [flags, args, error] of [
-      [["--allow-net"], ["http://127.0.0.1:1/"], /no permission to call libc[^]*hint: run with --allow-ffi/],
-      [["--allow-ffi"], ["http://127.0.0.1:1/"], /no permission to use 127\.0\.0\.1:1[^]*hint: run with --allow-net/],
-      [["--allow-ffi"], ["--mark-syn"], /no permission to use 127\.0\.0\.1:8086[^]*hint: run with --allow-net/],
-      [["--allow-ffi"], ["--serve", "0"], /no permission to use 127\.0\.0\.1:0[^]*hint: run with --allow-net/],
-      [
-        ["--allow-net", "--allow-ffi"],
-        ["--cacert", "/etc/hostname", "https://127.0.0.1:1/"],
-        /no permission to read '\/etc\/hostname'[^]*hint: run with --allow-read/,
-      ],
-    ] as const
-  ) {
-    const words = command(args, { flags }).filter((word) => word !== "--no-prompt").join(" ");
-    const { code, stdout } = await execute(["script", "--quiet", "--return", "--command", words, "/dev/null"]);
-    assert.equal(code, Exit.cannotRun, stdout);
-    assert.match(stdout, error);
-    assert.equal(stdout.match(/dscp-get: /g)!.length, 1);
-  }
-});
+testWith(
+  ["script"],
+  "on a terminal a missing permission fails as well, instead of asking",
+  async () => {
+    for (
+      const [flags, args, error] of [
+        [
+          ["--allow-net"],
+          ["http://127.0.0.1:1/"],
+          /no permission to call libc[^]*hint: run with --allow-ffi/,
+        ],
+        [
+          ["--allow-ffi"],
+          ["http://127.0.0.1:1/"],
+          /no permission to use 127\.0\.0\.1:1[^]*hint: run with --allow-net/,
+        ],
+        [
+          ["--allow-ffi"],
+          ["--mark-syn"],
+          /no permission to use 127\.0\.0\.1:8086[^]*hint: run with --allow-net/,
+        ],
+        [
+          ["--allow-ffi"],
+          ["--serve", "0"],
+          /no permission to use 127\.0\.0\.1:0[^]*hint: run with --allow-net/,
+        ],
+        [
+          ["--allow-net", "--allow-ffi"],
+          ["--cacert", "/etc/hostname", "https://127.0.0.1:1/"],
+          /no permission to read '\/etc\/hostname'[^]*hint: run with --allow-read/,
+        ],
+      ] as const
+    ) {
+      const words = command(args, { flags }).filter((word) => word !== "--no-prompt").join(" ");
+      const { code, stdout } = await execute([
+        "script",
+        "--quiet",
+        "--return",
+        "--command",
+        words,
+        "/dev/null",
+      ]);
+      assert.equal(code, Exit.cannotRun, stdout);
+      assert.match(stdout, error);
+      assert.equal(stdout.match(/dscp-get: /g)!.length, 1);
+    }
+  },
+);
 
 testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
   await using server = replying(OK);
   const words = command(["-d", "cs1", server.url]).join(" ");
-  const onTerminal = ["env", "-u", "NO_COLOR", "script", "--quiet", "--return", "--command", words, "/dev/null"];
+  const onTerminal = [
+    "env",
+    "-u",
+    "NO_COLOR",
+    "script",
+    "--quiet",
+    "--return",
+    "--command",
+    words,
+    "/dev/null",
+  ];
   assert.ok((await execute(onTerminal)).stdout.includes("\x1b[1mmark"));
-  assert.ok(!(await execute(["env", "NO_COLOR=1", ...onTerminal.slice(3)])).stdout.includes("\x1b["));
+  assert.ok(
+    !(await execute(["env", "NO_COLOR=1", ...onTerminal.slice(3)])).stdout.includes("\x1b["),
+  );
   assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
 });
 
-testWith(["strace"], "a mark that the kernel does not take is 100 and names the call and errno", async () => {
-  await using server = replying(OK);
-  // Deno sets options of its own before and after; ours is the one with IP_TOS.
-  const find = await execute(["strace", "-f", "-e", "trace=setsockopt", ...command([server.url])]);
-  const calls = find.stderr.split("\n").filter((line) => /setsockopt\(/.test(line));
-  const ours = calls.findIndex((line) => line.includes("IP_TOS")) + 1;
-  assert.ok(ours > 0);
-  const inject = `inject=setsockopt:error=EPERM:when=${ours}+`;
-  const { code, stderr } = await execute(["strace", "-f", "-o", "/dev/null", "-e", inject, ...command([server.url])]);
-  assert.equal(code, Exit.notMarked, stderr);
-  assert.match(
-    stderr,
-    /^dscp-get: the kernel did not take the mark: setsockopt\(IP_TOS\): Operation not permitted \(errno 1\)$/m,
-  );
-});
+testWith(
+  ["strace"],
+  "a mark that the kernel does not take is 100 and names the call and errno",
+  async () => {
+    await using server = replying(OK);
+    // Deno sets options of its own before and after; ours is the one with IP_TOS.
+    const find = await execute([
+      "strace",
+      "-f",
+      "-e",
+      "trace=setsockopt",
+      ...command([server.url]),
+    ]);
+    const calls = find.stderr.split("\n").filter((line) => /setsockopt\(/.test(line));
+    const ours = calls.findIndex((line) => line.includes("IP_TOS")) + 1;
+    assert.ok(ours > 0);
+    const inject = `inject=setsockopt:error=EPERM:when=${ours}+`;
+    const { code, stderr } = await execute([
+      "strace",
+      "-f",
+      "-o",
+      "/dev/null",
+      "-e",
+      inject,
+      ...command([server.url]),
+    ]);
+    assert.equal(code, Exit.notMarked, stderr);
+    assert.match(
+      stderr,
+      /^dscp-get: the kernel did not take the mark: setsockopt\(IP_TOS\): Operation not permitted \(errno 1\)$/m,
+    );
+  },
+);
 
 testWith(["strace"], "a mark that reads back as another is 100 and names both", async () => {
   await using server = replying(OK);
@@ -269,16 +386,30 @@ testWith(["strace"], "a mark that reads back as another is 100 and names both", 
   const ours = calls.findIndex((line) => line.includes("IP_TOS")) + 1;
   assert.ok(ours > 0);
   const inject = `inject=getsockopt:poke_exit=@arg4=20000000:when=${ours}`;
-  const { code, stderr } = await execute(["strace", "-f", "-o", "/dev/null", "-e", inject, ...command([server.url])]);
+  const { code, stderr } = await execute([
+    "strace",
+    "-f",
+    "-o",
+    "/dev/null",
+    "-e",
+    inject,
+    ...command([server.url]),
+  ]);
   assert.equal(code, Exit.notMarked, stderr);
-  assert.match(stderr, /setsockopt\(IP_TOS, 0xB8\) was taken, but getsockopt\(IP_TOS\) reads back 0x20 \(errno 0\)$/m);
+  assert.match(
+    stderr,
+    /setsockopt\(IP_TOS, 0xB8\) was taken, but getsockopt\(IP_TOS\) reads back 0x20 \(errno 0\)$/m,
+  );
 });
 
-testWith(["python3"], "a standard output that a parent has made non-blocking gets every byte once", async () => {
-  const size = 5_000_000;
-  const bytes = Uint8Array.from({ length: size }, (_, at) => at * 31 >> 3);
-  await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${size}\r\n\r\n`, bytes);
-  const slowReader = `import fcntl, hashlib, os, subprocess, sys
+testWith(
+  ["python3"],
+  "a standard output that a parent has made non-blocking gets every byte once",
+  async () => {
+    const size = 5_000_000;
+    const bytes = Uint8Array.from({ length: size }, (_, at) => at * 31 >> 3);
+    await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${size}\r\n\r\n`, bytes);
+    const slowReader = `import fcntl, hashlib, os, subprocess, sys
 read, write = os.pipe()
 fcntl.fcntl(write, fcntl.F_SETFL, fcntl.fcntl(write, fcntl.F_GETFL) | os.O_NONBLOCK)
 run = subprocess.Popen(sys.argv[1:], stdout=write)
@@ -286,7 +417,8 @@ os.close(write)
 got = hashlib.sha256()
 while piece := os.read(read, 1000): got.update(piece)
 print(run.wait(), got.hexdigest())`;
-  const { stdout } = await execute(["python3", "-c", slowReader, ...command(["-s", server.url])]);
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
-  assert.equal(stdout, `0 ${hash}\n`);
-});
+    const { stdout } = await execute(["python3", "-c", slowReader, ...command(["-s", server.url])]);
+    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+    assert.equal(stdout, `0 ${hash}\n`);
+  },
+);

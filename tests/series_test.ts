@@ -18,7 +18,14 @@ const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 Deno.test("marks take turns, round after round, and JSON has a line a request", async () => {
   await using server = replying(OK);
-  const { code, stdout, stderr } = await dscpGet(["--json", "-d", "EF,af41,0", "-n", "3", server.url]);
+  const { code, stdout, stderr } = await dscpGet([
+    "--json",
+    "-d",
+    "EF,af41,0",
+    "-n",
+    "3",
+    server.url,
+  ]);
   assert.deepEqual([code, stderr], [0, ""]);
   const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
   assert.deepEqual(
@@ -29,16 +36,27 @@ Deno.test("marks take turns, round after round, and JSON has a line a request", 
 
 Deno.test("a series tells what a server did wrong in the words of a single request", async () => {
   const half = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe";
-  for (const [code, doing] of [[8, "SSH-2.0\r\n"], [18, half], [18, "HTTP/1.1 2"], [52, ""], [56, null]] as const) {
+  for (
+    const [code, doing] of [[8, "SSH-2.0\r\n"], [18, half], [18, "HTTP/1.1 2"], [52, ""], [
+      56,
+      null,
+    ]] as const
+  ) {
     await using server = new RawServer(async (conn) => {
       await readRequest(conn);
       if (doing === null) reset(conn);
       else if (doing !== "") await send(conn, doing);
     });
-    const [once, twice] = [await dscpGet(["-s", server.url]), await dscpGet(["-s", "-n", "2", server.url])];
+    const [once, twice] = [
+      await dscpGet(["-s", server.url]),
+      await dscpGet(["-s", "-n", "2", server.url]),
+    ];
     assert.equal(once.code, code, once.stderr);
     assert.equal(twice.code, code, twice.stderr);
-    const words = once.stderr.replace("dscp-get: ", "dscp-get: 2 of 2 requests failed; the first: ");
+    const words = once.stderr.replace(
+      "dscp-get: ",
+      "dscp-get: 2 of 2 requests failed; the first: ",
+    );
     assert.equal(twice.stderr, words);
   }
 });
@@ -47,7 +65,10 @@ Deno.test("-d all is the 64 code points", async () => {
   await using server = replying(OK);
   const { stdout } = await dscpGet(["--json", "-d", "all", server.url]);
   const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
-  assert.deepEqual(lines.map(({ left }) => left.packets[0].tos), Array.from({ length: 64 }, (_, dscp) => dscp * 4));
+  assert.deepEqual(
+    lines.map(({ left }) => left.packets[0].tos),
+    Array.from({ length: 64 }, (_, dscp) => dscp * 4),
+  );
 });
 
 Deno.test("piped, one table comes at the end, a row a mark, and no body", async () => {
@@ -55,7 +76,10 @@ Deno.test("piped, one table comes at the end, a row a mark, and no body", async 
   const { code, stdout, stderr } = await dscpGet(["-d", "EF,DF", "-n", "9", server.url]);
   assert.deepEqual([code, stdout], [0, ""]);
   const [head, ef, df, sentence, ...rest] = stderr.split("\n");
-  assert.match(head, /^mark +byte +left +arrived +requests +failed +connect ms +p95 +max +total ms +p95 +max$/);
+  assert.match(
+    head,
+    /^mark +byte +left +arrived +requests +failed +connect ms +p95 +max +total ms +p95 +max$/,
+  );
   assert.match(ef, /^EF +0xB8 +0xB8 +- +9 +0( +[\d.]+){6} +[█▏▎▍▌▋▊▉]+$/);
   assert.match(df, /^DF +0x00 +0x00 +- +9 +0( +[\d.]+){6} +[█▏▎▍▌▋▊▉]+$/);
   assert.match(
@@ -81,7 +105,10 @@ Deno.test("a failed request is counted in its row, the run goes on, and the exit
   assert.match(stderr, /^EF +0xB8 +0xB8 +- +8 +4 /m);
   assert.match(stderr, /^dscp-get: 4 of 8 requests failed; the first: empty reply/m);
   const json = await dscpGet(["--json", "-n", "2", server.url]);
-  assert.deepEqual(json.stdout.trim().split("\n").map((line) => JSON.parse(line).error?.code), [52, 8]);
+  assert.deepEqual(json.stdout.trim().split("\n").map((line) => JSON.parse(line).error?.code), [
+    52,
+    8,
+  ]);
 });
 
 Deno.test("ten thousand requests in one process leave descriptors and memory as they were", async () => {
@@ -93,7 +120,10 @@ Deno.test("ten thousand requests in one process leave descriptors and memory as 
       const process = `/proc/${run!.child.pid}`;
       // What is its own: pages of Deno's file come and go, and every process that runs Deno shares them.
       const memory = /RssAnon:\s+(\d+)/.exec(Deno.readTextFileSync(`${process}/status`))![1];
-      seen.push({ descriptors: [...Deno.readDirSync(`${process}/fd`)].length, memory: Number(memory) / 1024 });
+      seen.push({
+        descriptors: [...Deno.readDirSync(`${process}/fd`)].length,
+        memory: Number(memory) / 1024,
+      });
     }
     await send(conn, OK);
   });
@@ -116,7 +146,10 @@ Deno.test("a difference that is real is told in one sentence, with its ratio and
   });
   const { code, stderr } = await dscpGet(["-d", "DF,EF", "-n", "12", server.url]);
   assert.equal(code, 0);
-  assert.match(stderr, /^Against DF, in median total time: EF is [\d.]+ times slower \(p = 0\.000\d+\)\.$/m);
+  assert.match(
+    stderr,
+    /^Against DF, in median total time: EF is [\d.]+ times slower \(p = 0\.000\d+\)\.$/m,
+  );
 });
 
 Deno.test("-m bounds each request", async () => {
@@ -131,15 +164,22 @@ Deno.test("-m bounds each request", async () => {
   assert.match(stderr, /^EF .* 4 +2 /m);
 });
 
-testWith(["root", "ip", "nft"], "a mark that is rewritten on this host shows in its row only, and is 101", async () => {
-  await using namespace = await Namespace.create();
-  await namespace.run("nft", "add table ip t; add chain ip t out { type route hook output priority mangle; }");
-  await namespace.run("nft", "add rule ip t out ip dscp af41 ip dscp set cs1");
-  const { code, stderr } = await dscpGet(["-d", "EF,AF41", "-n", "2"], namespace);
-  assert.equal(code, 101);
-  assert.match(stderr, /^EF +0xB8 +0xB8 +- +2 +0 /m);
-  assert.match(stderr, /^AF41 +0x88 +0x20 ! +- +2 +2 /m);
-});
+testWith(
+  ["root", "ip", "nft"],
+  "a mark that is rewritten on this host shows in its row only, and is 101",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run(
+      "nft",
+      "add table ip t; add chain ip t out { type route hook output priority mangle; }",
+    );
+    await namespace.run("nft", "add rule ip t out ip dscp af41 ip dscp set cs1");
+    const { code, stderr } = await dscpGet(["-d", "EF,AF41", "-n", "2"], namespace);
+    assert.equal(code, 101);
+    assert.match(stderr, /^EF +0xB8 +0xB8 +- +2 +0 /m);
+    assert.match(stderr, /^AF41 +0x88 +0x20 ! +- +2 +2 /m);
+  },
+);
 
 Deno.test("Ctrl-C prints the table of what was done so far: 130", async () => {
   let served = 0;
@@ -206,12 +246,16 @@ Deno.test("bad counts, intervals and lists are usage errors", async () => {
 });
 
 Deno.test("the rank test gives the values of the books", () => {
-  const close = (actual: number, expected: number) => assert.ok(Math.abs(actual / expected - 1) < 1e-9, `${actual}`);
+  const close = (actual: number, expected: number) =>
+    assert.ok(Math.abs(actual / expected - 1) < 1e-9, `${actual}`);
   // scipy.stats.mannwhitneyu(a, b, method="asymptotic")
   close(mannWhitney([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]), 0.012185780355344813);
   assert.equal(mannWhitney([1, 1, 1], [1, 1, 1]), 1);
   assert.equal(mannWhitney([], [1]), 1);
-  const [low, high] = [Array.from({ length: 50 }, (_, at) => at), Array.from({ length: 50 }, (_, at) => at + 100)];
+  const [low, high] = [
+    Array.from({ length: 50 }, (_, at) => at),
+    Array.from({ length: 50 }, (_, at) => at + 100),
+  ];
   // z = (1250 - 0.5) / sqrt(2500 * 101 / 12) = 8.6138; 2 * (1 - Φ(z)) = 7.07e-18
   assert.ok(Math.abs(mannWhitney(low, high) / 7.066e-18 - 1) < 0.01, `${mannWhitney(low, high)}`);
   assert.equal(mannWhitney(low, high), mannWhitney(high, low));

@@ -4,7 +4,11 @@ import { Capture, dscpGet, execute, FarEnd, reset, send, testWith } from "./supp
 const decoder = new TextDecoder();
 
 /** Sends a request as it is and reads all of the reply. */
-async function exchange(port: number, request: string | Uint8Array, hostname = "127.0.0.1"): Promise<string> {
+async function exchange(
+  port: number,
+  request: string | Uint8Array,
+  hostname = "127.0.0.1",
+): Promise<string> {
   using conn = await Deno.connect({ hostname, port });
   await send(conn, request);
   const reply = [];
@@ -37,11 +41,20 @@ testWith(
   ["root", "tcpdump"],
   "--serve marks its replies with the mark that arrived, and reports what tcpdump sees",
   async () => {
-    for (const [hostname, url] of [["127.0.0.1", "127.0.0.1"], ["[::]", "[::1]"], ["[::]", "127.0.0.1"]]) {
+    for (
+      const [hostname, url] of [["127.0.0.1", "127.0.0.1"], ["[::]", "[::1]"], [
+        "[::]",
+        "127.0.0.1",
+      ]]
+    ) {
       await using server = await FarEnd.start(`${hostname}:0`);
       for (const args of [["--mark-syn", "-d", "AF41"], ["-d", "AF41"]]) {
         await using capture = await Capture.start(server.port);
-        const { code, stdout, stderr } = await dscpGet(["--json", ...args, `http://${url}:${server.port}/`]);
+        const { code, stdout, stderr } = await dscpGet([
+          "--json",
+          ...args,
+          `http://${url}:${server.port}/`,
+        ]);
         assert.equal(code, 0, stderr);
         const { arrived, reply } = JSON.parse(stdout);
         const packets = await capture.connection();
@@ -49,7 +62,11 @@ testWith(
         const data = packets.find(({ to, length }) => to === server.port && length > 0)!;
         const answer = packets.find(({ from, length }) => from === server.port && length > 0)!;
         const isIPv6 = url === "[::1]";
-        assert.deepEqual(arrived, { syn: syn.tos, ack: isIPv6 ? null : ack.tos, data: isIPv6 ? data.tos : null });
+        assert.deepEqual(arrived, {
+          syn: syn.tos,
+          ack: isIPv6 ? null : ack.tos,
+          data: isIPv6 ? data.tos : null,
+        });
         assert.equal(answer.tos, isIPv6 ? data.tos : syn.tos, "the strongest evidence comes back");
         assert.equal(reply.tos, isIPv6 ? answer.tos : undefined);
         assert.equal(data.tos, 0x88);
@@ -64,11 +81,24 @@ Deno.test("other methods are 405, garbage 400, a large header 431", async () => 
     await exchange(server.port, "POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
     /^HTTP\/1\.1 405 [^]*\r\nAllow: GET, HEAD\r\n/,
   );
-  for (const garbage of ["\x16\x03\x01\x02\x00\r\n\r\n", "\0\0\0\n\n", "GET /\r\n\r\n", "GET  HTTP/1.1\r\n\r\n"]) {
+  for (
+    const garbage of [
+      "\x16\x03\x01\x02\x00\r\n\r\n",
+      "\0\0\0\n\n",
+      "GET /\r\n\r\n",
+      "GET  HTTP/1.1\r\n\r\n",
+    ]
+  ) {
     assert.match(await exchange(server.port, garbage), /^HTTP\/1\.1 400 /);
   }
-  assert.match(await exchange(server.port, `GET / HTTP/1.1\r\nX: ${"x".repeat(65536)}\r\n\r\n`), /^HTTP\/1\.1 431 /);
-  assert.match(await exchange(server.port, `GET / HTTP/1.1\r\nX: ${"x".repeat(16000)}\r\n\r\n`), /^HTTP\/1\.1 200 /);
+  assert.match(
+    await exchange(server.port, `GET / HTTP/1.1\r\nX: ${"x".repeat(65536)}\r\n\r\n`),
+    /^HTTP\/1\.1 431 /,
+  );
+  assert.match(
+    await exchange(server.port, `GET / HTTP/1.1\r\nX: ${"x".repeat(16000)}\r\n\r\n`),
+    /^HTTP\/1\.1 200 /,
+  );
 });
 
 Deno.test("a header that comes a byte at a time is read, and one that never ends is 408", async () => {
@@ -104,7 +134,10 @@ Deno.test("SIGINT and SIGTERM end it: no new connections, those in progress fini
     await exchange(server.port, "GET /first HTTP/1.1\r\n\r\n"); // it has accepted both by now
     server.process.child.kill(signal);
     while (
-      await Deno.connect({ hostname: "127.0.0.1", port: server.port }).then((c) => (c.close(), true), () => false)
+      await Deno.connect({ hostname: "127.0.0.1", port: server.port }).then(
+        (c) => (c.close(), true),
+        () => false,
+      )
     );
     await send(conn, "\r\n");
     const buffer = new Uint8Array(1000);
@@ -120,7 +153,10 @@ Deno.test("a port in use, a bad address or a URL beside --serve are clear errors
   await using server = await FarEnd.start();
   const inUse = await dscpGet(["--serve", String(server.port)]);
   assert.equal(inUse.code, 7);
-  assert.match(inUse.stderr, /^dscp-get: cannot listen on 127\.0\.0\.1:\d+: address already in use/);
+  assert.match(
+    inUse.stderr,
+    /^dscp-get: cannot listen on 127\.0\.0\.1:\d+: address already in use/,
+  );
   for (const where of ["", "x", "127.0.0.1", ":80", "70000", "::1:80", "[::1]", "a:b:1"]) {
     assert.equal((await dscpGet(["--serve", where])).code, 2, where);
   }
@@ -134,7 +170,12 @@ testWith(
   "a thousand slow clients hold up none of a thousand others, and no descriptor stays open",
   async () => {
     // 1,000 slow ones, 24 at most at once of the others.
-    await using server = await FarEnd.start("0", ["bash", "-c", 'ulimit -n 4096 2>/dev/null; exec "$@"', "bash"]);
+    await using server = await FarEnd.start("0", [
+      "bash",
+      "-c",
+      'ulimit -n 4096 2>/dev/null; exec "$@"',
+      "bash",
+    ]);
     const descriptors = () => [...Deno.readDirSync(`/proc/${server.process.child.pid}/fd`)].length;
     await exchange(server.port, "GET / HTTP/1.1\r\n\r\n");
     const before = descriptors();
@@ -183,19 +224,23 @@ Deno.test("beyond 1,024 connections at once the rest wait, and are answered when
   assert.deepEqual(await Promise.all(answers), [true, true, true]);
 });
 
-testWith(["curl"], "curl gets the answer, and a header of 64 KiB does not end the server", async () => {
-  await using server = await FarEnd.start();
-  const { stdout } = await execute(["curl", "--silent", "--dump-header", "-", server.url]);
-  assert.match(stdout, /Arrived-ToS: 0x00/);
-  const large = await execute([
-    "curl",
-    "--silent",
-    "--write-out",
-    "%{http_code}",
-    "-H",
-    `X: ${"x".repeat(65536)}`,
-    server.url,
-  ]);
-  assert.match(large.stdout, /431$/);
-  assert.equal((await execute(["curl", "--silent", "--fail", server.url])).code, 0);
-});
+testWith(
+  ["curl"],
+  "curl gets the answer, and a header of 64 KiB does not end the server",
+  async () => {
+    await using server = await FarEnd.start();
+    const { stdout } = await execute(["curl", "--silent", "--dump-header", "-", server.url]);
+    assert.match(stdout, /Arrived-ToS: 0x00/);
+    const large = await execute([
+      "curl",
+      "--silent",
+      "--write-out",
+      "%{http_code}",
+      "-H",
+      `X: ${"x".repeat(65536)}`,
+      server.url,
+    ]);
+    assert.match(large.stdout, /431$/);
+    assert.equal((await execute(["curl", "--silent", "--fail", server.url])).code, 0);
+  },
+);

@@ -78,7 +78,15 @@ const PERMISSIONS = ["--allow-net", "--allow-ffi"];
 
 /** The words that run the script. */
 export function command(args: readonly string[], how: How = {}): string[] {
-  return [...how.under ?? [], Deno.execPath(), "run", "--no-prompt", ...how.flags ?? PERMISSIONS, MAIN, ...args];
+  return [
+    ...how.under ?? [],
+    Deno.execPath(),
+    "run",
+    "--no-prompt",
+    ...how.flags ?? PERMISSIONS,
+    MAIN,
+    ...args,
+  ];
 }
 
 /** Runs the script to its end. */
@@ -87,7 +95,10 @@ export async function dscpGet(args: readonly string[], how: How = {}): Promise<O
 }
 
 /** Runs a program to its end. */
-export async function execute(words: readonly string[], env: Record<string, string> = {}): Promise<Outcome> {
+export async function execute(
+  words: readonly string[],
+  env: Record<string, string> = {},
+): Promise<Outcome> {
   const process = new Deno.Command(words[0], {
     args: words.slice(1),
     env,
@@ -96,13 +107,21 @@ export async function execute(words: readonly string[], env: Record<string, stri
     stderr: "piped",
   });
   const { code, signal, stdout, stderr } = await process.output();
-  return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr), bytes: stdout };
+  return {
+    code,
+    signal,
+    stdout: decoder.decode(stdout),
+    stderr: decoder.decode(stderr),
+    bytes: stdout,
+  };
 }
 
 /** Runs a program that must succeed. */
 export async function succeed(...words: string[]): Promise<Outcome> {
   const outcome = await execute(words);
-  if (outcome.code !== 0) throw new Error(`${words.join(" ")}: exit ${outcome.code}: ${outcome.stderr}`);
+  if (outcome.code !== 0) {
+    throw new Error(`${words.join(" ")}: exit ${outcome.code}: ${outcome.stderr}`);
+  }
   return outcome;
 }
 
@@ -182,7 +201,15 @@ export class Nobody implements AsyncDisposable {
     const become = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"];
     const clean = ["env", "-i", `DENO_DIR=${this.folder}/none`];
     const deno = `${this.folder}/${Deno.execPath().split("/").at(-1)}`;
-    return [...become, ...clean, deno, "run", "--no-prompt", ...PERMISSIONS, `${this.folder}/main.ts`];
+    return [
+      ...become,
+      ...clean,
+      deno,
+      "run",
+      "--no-prompt",
+      ...PERMISSIONS,
+      `${this.folder}/main.ts`,
+    ];
   }
 
   /** Starts the far end as `nobody`. */
@@ -205,7 +232,10 @@ export class RawServer implements AsyncDisposable {
   readonly requests: string[] = [];
   #serving: Promise<void>;
 
-  constructor(handle: (conn: Deno.TcpConn, server: RawServer) => Promise<void>, hostname = "127.0.0.1") {
+  constructor(
+    handle: (conn: Deno.TcpConn, server: RawServer) => Promise<void>,
+    hostname = "127.0.0.1",
+  ) {
     this.listener = Deno.listen({ hostname, port: 0 });
     this.port = this.listener.addr.port;
     this.#serving = this.#serve(handle);
@@ -216,7 +246,9 @@ export class RawServer implements AsyncDisposable {
     for await (const conn of this.listener) {
       const handled = handle(conn, this).catch((error) => {
         // The client may go whenever it likes.
-        if (!(error instanceof Deno.errors.ConnectionReset || error instanceof Deno.errors.BrokenPipe)) throw error;
+        if (
+          !(error instanceof Deno.errors.ConnectionReset || error instanceof Deno.errors.BrokenPipe)
+        ) throw error;
       }).finally(() => {
         try {
           conn.close();
@@ -279,7 +311,9 @@ export function replyingOn(hostname: string, ...pieces: (string | Uint8Array)[])
 /** Resets a connection: connect(2) to no address. Closing it would say goodbye first. */
 export function reset(conn: Deno.Conn): void {
   const AF_UNSPEC = 0;
-  const libc = open("libc.so.6", { connect: { parameters: ["i32", "buffer", "u32"], result: "i32" } });
+  const libc = open("libc.so.6", {
+    connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  });
   libc.symbols.connect(fdOf(conn), new Uint16Array([AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0]), 16);
   libc.close();
 }
@@ -325,10 +359,27 @@ export class Certificates implements AsyncDisposable {
     await Deno.chmod(folder, 0o755);
     const openssl = (...words: string[]) => succeed("openssl", ...words);
     const request = ["req", "-newkey", "rsa:2048", "-nodes"];
-    await openssl(...request, "-x509", "-keyout", `${folder}/root.key`, "-out", root, "-subj", "/CN=Test root");
+    await openssl(
+      ...request,
+      "-x509",
+      "-keyout",
+      `${folder}/root.key`,
+      "-out",
+      root,
+      "-subj",
+      "/CN=Test root",
+    );
     await openssl(...request, "-keyout", key, "-out", `${folder}/csr`, "-subj", "/CN=localhost");
     await Deno.writeTextFile(`${folder}/ext`, "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
-    const by = ["-CA", root, "-CAkey", `${folder}/root.key`, "-CAcreateserial", "-extfile", `${folder}/ext`];
+    const by = [
+      "-CA",
+      root,
+      "-CAkey",
+      `${folder}/root.key`,
+      "-CAcreateserial",
+      "-extfile",
+      `${folder}/ext`,
+    ];
     await openssl("x509", "-req", "-in", `${folder}/csr`, ...by, "-out", certificate);
     return made;
   }
@@ -375,7 +426,18 @@ export class Capture implements AsyncDisposable {
 
   /** Starts it, and waits until it sees packets. */
   static async start(port: number, device = "lo", under: readonly string[] = []): Promise<Capture> {
-    const words = [...under, "tcpdump", "-i", device, "-n", "-v", "-l", "-U", "--immediate-mode", `tcp port ${port}`];
+    const words = [
+      ...under,
+      "tcpdump",
+      "-i",
+      device,
+      "-n",
+      "-v",
+      "-l",
+      "-U",
+      "--immediate-mode",
+      `tcp port ${port}`,
+    ];
     const tcpdump = new Background(words);
     await tcpdump.until((said) => said.includes("listening on"));
     return new Capture(tcpdump);
@@ -385,7 +447,9 @@ export class Capture implements AsyncDisposable {
   get packets(): Seen[] {
     const pattern =
       /^(?:\S+ )?IP6? \((?:tos (0x[0-9a-f]+)|class (0x[0-9a-f]+)|)[^\n]*?\)(?:\n +| )\S+\.(\d+) > \S+\.(\d+): Flags \[([^\]]+)\].*length (\d+)/gm;
-    return [...this.#tcpdump.said.matchAll(pattern)].map(([, tos, trafficClass, from, to, flags, length]) => ({
+    return [...this.#tcpdump.said.matchAll(pattern)].map((
+      [, tos, trafficClass, from, to, flags, length],
+    ) => ({
       tos: Number(tos ?? trafficClass ?? 0),
       from: Number(from),
       to: Number(to),
@@ -405,7 +469,8 @@ export class Capture implements AsyncDisposable {
     return await this.until((packets) => {
       const fins = packets.flatMap(({ flags }, at) => flags.includes("F") ? [at] : []);
       return packets.some(({ flags }) => flags.includes("R")) ||
-        (fins.length >= 2 && packets.slice(fins[1] + 1).some(({ from }) => from !== packets[fins[1]].from));
+        (fins.length >= 2 &&
+          packets.slice(fins[1] + 1).some(({ from }) => from !== packets[fins[1]].from));
     });
   }
 
