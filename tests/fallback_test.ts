@@ -1,0 +1,69 @@
+import assert from "node:assert/strict";
+import { Background, dscpGet, Namespace, testWith } from "./support.ts";
+
+/** A server on the default port that answers a connection by what `act` does with it; `at` counts them. */
+async function onDefaultPort(namespace: Namespace, act: string): Promise<Background> {
+  const script = `import { setTos } from "${new URL("../ffi/mod.ts", import.meta.url)}";
+    import { reset } from "${new URL("./support.ts", import.meta.url)}";
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 8086 });
+    console.log("ready");
+    const answer = (conn) => conn.write(new TextEncoder().encode("HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok"));
+    let at = 0;
+    for await (const conn of listener) {
+      await conn.read(new Uint8Array(4096));
+      at++;
+      ${act}
+      conn.close();
+    }`;
+  const server = new Background([...namespace.under, Deno.execPath(), "eval", script]);
+  await server.until((said) => said.includes("ready"));
+  return server;
+}
+
+testWith(
+  ["root", "ip"],
+  "a series without a URL, of which one request is reset, runs once: one table, 56",
+  async () => {
+    await using namespace = await Namespace.create();
+    const act = "if (at === 2) reset(conn); else await answer(conn);";
+    {
+      await using _server = await onDefaultPort(namespace, act);
+      const { code, stdout, stderr } = await dscpGet(["-n", "5"], namespace);
+      assert.equal(code, 56, stderr);
+      assert.equal((stdout + stderr).match(/^mark +byte/gm)!.length, 1);
+      assert.match(stdout + stderr, /^EF +0xB8 .* 5 +1 /m);
+    }
+    await using _server = await onDefaultPort(namespace, act);
+    const { code, stdout } = await dscpGet(["--json", "-n", "5"], namespace);
+    const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
+    const rounds = lines.filter((line) => "round" in line);
+    assert.equal(code, 56);
+    assert.deepEqual(rounds.map(({ round, error }) => [round, error?.code]), [
+      [1, undefined],
+      [2, 56],
+      [3, undefined],
+      [4, undefined],
+      [5, undefined],
+    ]);
+  },
+);
+
+testWith(
+  ["root", "ip"],
+  "a live server on the default port that closes each connection is 52, and is not replaced",
+  async () => {
+    await using namespace = await Namespace.create();
+    await using _server = await onDefaultPort(namespace, "");
+    for (const args of [[], ["-n", "3"], ["--mark-syn"]]) {
+      const { code, stdout, stderr } = await dscpGet(args, namespace);
+      assert.equal(code, 52, stderr);
+      assert.doesNotMatch(stdout + stderr, /built-in/);
+    }
+  },
+);
+
+Deno.test("--json prints an object for a bad URL in a series too", async () => {
+  const { code, stdout } = await dscpGet(["--json", "-n", "2", "ftp://x/"]);
+  assert.equal(code, 3);
+  assert.equal(JSON.parse(stdout).error.code, 3);
+});
