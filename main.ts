@@ -34,7 +34,6 @@ import {
   parseDscp,
   parseTos,
   prepareDial,
-  readSoon,
   resolve,
   sameDscp,
   type SentPacket,
@@ -984,11 +983,7 @@ async function perform(
       });
     }
     await writeAll(wire, asked);
-    await readReply(
-      watchFirst(wire, exchange, elapsed, patience(exchange, options)),
-      exchange.reply,
-      sink,
-    );
+    await readReply(watchFirst(wire, exchange, elapsed), exchange.reply, sink);
     // A connection that is closed when its time is over may look like one that came to its end.
     if (expired !== null) throw expired;
   } catch (error) {
@@ -1028,24 +1023,18 @@ function setMark(exchange: Exchange, wire: Wire): void {
   if (exchange.local.hostname.includes(":")) watchArriving(wire);
 }
 
-/**
- * The connection, with a look at what the kernel has of it while the reply is on its way, and once it begins.
- *
- * @param awake milliseconds to stay awake for the reply; `null` falls asleep at once
- */
+/** The connection, with a look at what the kernel has of it while the reply is on its way, and once it begins. */
 function watchFirst(
   wire: Wire,
   exchange: Exchange,
   elapsed: () => number,
-  awake: number | null,
 ): Pick<Wire, "read"> {
   return {
     async read(buffer): Promise<number | null> {
       if (exchange.milliseconds.firstByte !== null) return await wire.read(buffer);
       // While the server is at work this costs no time.
       collectSent(exchange, wire);
-      const soon = awake === null ? null : readSoon(wire, buffer, awake);
-      const size = soon ?? await wire.read(buffer);
+      const size = await wire.read(buffer);
       if (size !== null && size > 0) {
         exchange.milliseconds.firstByte = elapsed();
         if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
@@ -1053,16 +1042,6 @@ function watchFirst(
       return size;
     },
   };
-}
-
-/**
- * For how many milliseconds a request stays awake for its reply, or `null` where it does not: the time that it takes to be
- * woken is not the network's.
- */
-function patience({ target, builtIn }: Exchange, options: Options): number | null {
-  if (!isSeries(options) || target.secure) return null;
-  // Our own server, and a server that has no other processor, can only answer while we sleep.
-  return builtIn || navigator.hardwareConcurrency === 1 ? 0 : 0.1;
 }
 
 /** Takes the packets that the kernel has looped back by now. */

@@ -453,18 +453,6 @@ export function* openDescriptors(from: number, to: number): Generator<number> {
   }
 }
 
-// struct pollfd { int fd; short events; short revents; }
-const one = new Int32Array(2);
-
-/** Whether a socket has bytes to be read, or its end, and is not lost, poll(2). */
-export function isReadable(fd: number): boolean {
-  const POLLIN = 1, POLLHUP = 0x10;
-  one[0] = fd;
-  one[1] = POLLIN;
-  // Copies of sent packets raise POLLERR all the time, which is not meant here.
-  return polling().poll(one, 1n, 0) > 0 && (one[1] >> 16 & (POLLIN | POLLHUP)) === POLLIN;
-}
-
 /** close(2). @throws {LibcError} the descriptor is not open */
 export function close(fd: number): void {
   check("close", () => searching().close(fd));

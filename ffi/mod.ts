@@ -28,7 +28,6 @@ export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp
 export { type Connection, DescriptorError, fdOf, type Listening } from "./fd.ts";
 export { CannotRunError, expectManyCalls, LibcError, setBlocking, widenPipe } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
-export { readSoon } from "./read.ts";
 export type { Secured } from "./secure.ts";
 export { markAndWatch, type SentPacket, takeSent, watchSent } from "./sent.ts";
 export { endText } from "./sockaddr.ts";

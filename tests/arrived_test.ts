@@ -1,18 +1,8 @@
 import assert from "node:assert/strict";
 import { parseControl, parseSyn } from "../ffi/arrived.ts";
 import { IP_TOS, IPV6_TCLASS } from "../ffi/libc.ts";
-import { DescriptorError, markAndWatch, readSoon, takeSent } from "../ffi/mod.ts";
 import { Network, SERVER } from "./network.ts";
-import {
-  Capture,
-  dscpGet,
-  FarEnd,
-  type Outcome,
-  replying,
-  reset,
-  send,
-  testWith,
-} from "./support.ts";
+import { Capture, dscpGet, FarEnd, type Outcome, replying, testWith } from "./support.ts";
 
 const NEEDS = ["root", "ip", "nft", "tcpdump"];
 
@@ -202,46 +192,4 @@ Deno.test("saved SYNs and control messages that are short, cut or random tell no
       "a length of eight random bytes is never a good one",
     );
   }
-});
-
-Deno.test("bytes that have arrived are read without waiting, and so is the end; a loss is left for read", async () => {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const buffer = new Uint8Array(16);
-  /** Reads until something has arrived. */
-  const soon = async (conn: Deno.TcpConn) => {
-    for (;;) {
-      const size = readSoon(conn, buffer);
-      if (size !== null) return size;
-      await new Promise((resolve) => setImmediate(resolve));
-    }
-  };
-  const client = await Deno.connect({ port: listener.addr.port });
-  const server = await listener.accept();
-  assert.deepEqual(markAndWatch(client, 0xb8).readBack, 0xb8);
-  assert.equal(readSoon(client, buffer), null);
-  await send(client, "hello");
-  assert.equal(
-    readSoon(client, buffer),
-    null,
-    "a copy of a sent packet is not something to be read",
-  );
-  assert.deepEqual(takeSent(client).map(({ tos }) => tos), [0xb8]);
-  assert.equal(await soon(server), 5);
-  assert.equal(new TextDecoder().decode(buffer.subarray(0, 5)), "hello");
-  await server.closeWrite();
-  assert.equal(await soon(client), 0);
-  server.close();
-  client.close();
-  assert.throws(() => readSoon(client, buffer), DescriptorError);
-
-  const lost = await Deno.connect({ port: listener.addr.port });
-  using resetting = await listener.accept();
-  const reading = lost.read(buffer);
-  reset(resetting);
-  await assert.rejects(reading, Deno.errors.ConnectionReset);
-  assert.throws(
-    () => readSoon(lost, buffer),
-    (error) => error instanceof DescriptorError && error.lost,
-  );
-  lost.close();
 });
