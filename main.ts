@@ -1023,7 +1023,7 @@ function setMark(exchange: Exchange, wire: Wire): void {
   if (exchange.local.hostname.includes(":")) watchArriving(wire);
 }
 
-/** The connection, with a look at what the kernel has of it while the reply is on its way, and once it begins. */
+/** The connection, which notes when the reply begins, and on IPv6 the mark of its first packet. */
 function watchFirst(
   wire: Wire,
   exchange: Exchange,
@@ -1032,8 +1032,6 @@ function watchFirst(
   return {
     async read(buffer): Promise<number | null> {
       if (exchange.milliseconds.firstByte !== null) return await wire.read(buffer);
-      // While the server is at work this costs no time.
-      collectSent(exchange, wire);
       const size = await wire.read(buffer);
       if (size !== null && size > 0) {
         exchange.milliseconds.firstByte = elapsed();
