@@ -489,7 +489,7 @@ export interface Wire {
 async function connect(
   { target, mark }: Exchange,
   options: Options,
-  signal?: AbortSignal,
+  signal: AbortSignal,
 ): Promise<Wire> {
   const { host: hostname, port } = target;
   const { family } = options;
@@ -503,7 +503,7 @@ async function connect(
       try {
         return await Deno.connect({ hostname: address, port, signal });
       } catch (error) {
-        signal?.throwIfAborted();
+        signal.throwIfAborted();
         failure = error;
       }
     }
@@ -933,8 +933,6 @@ function newExchange(target: Target, builtIn: boolean, mark: Mark, { markSyn }: 
  *
  * @param exchange filled as it goes, so that it tells how far a failed one got
  * @param asked the request
- * @param mayLeave an attempt to connect that takes too long goes on behind our back, for as long as the kernel tries: to
- * be able to take it back costs each connection a twentieth of the time that one to this host takes
  * @throws {Failure} whatever went wrong, with its exit code
  */
 async function perform(
@@ -942,7 +940,6 @@ async function perform(
   options: Options,
   sink: Sink,
   asked = request(exchange.target, options.headers),
-  mayLeave = false,
 ): Promise<void> {
   const { target, milliseconds } = exchange;
   // The network is timed, not the loading of what talks to it.
@@ -951,14 +948,13 @@ async function perform(
   const elapsed = () => performance.now() - started;
   const roots = target.secure && options.cacert !== null ? [readCertificates(options.cacert)] : [];
 
-  const abort = mayLeave ? null : new AbortController();
-  let giveUp = (why: Failure) => abort?.abort(why);
+  const abort = new AbortController();
   let wire: Wire | null = null;
   let expired: Failure | null = null;
   const expireAfter = (seconds: number, doing: string) =>
     after(seconds * 1000, () => {
       expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
-      giveUp(expired);
+      abort.abort(expired);
       end();
     });
   let isEnded = false;
@@ -970,8 +966,7 @@ async function perform(
   const cancelMaxTime = expireAfter(options.maxTime, "the request");
   const cancelConnectTimeout = expireAfter(options.connectTimeout, "connecting");
   try {
-    const connecting = connect(exchange, options, abort?.signal);
-    wire = await (mayLeave ? leavable(connecting, (leave) => giveUp = leave) : connecting);
+    wire = await connect(exchange, options, abort.signal);
     cancelConnectTimeout();
     milliseconds.connect = elapsed();
     if (expired !== null) throw expired;
@@ -996,21 +991,6 @@ async function perform(
     end();
   }
   checkMarks(exchange);
-}
-
-/** A connection that can be given up while it is being made; should it still come, it is closed. */
-function leavable(
-  connecting: Promise<Wire>,
-  tell: (leave: (why: Failure) => void) => void,
-): Promise<Wire> {
-  return new Promise((resolve, reject) => {
-    let isLeft = false;
-    tell((why) => {
-      isLeft = true;
-      reject(why);
-    });
-    connecting.then((wire) => isLeft ? wire.close() : resolve(wire), reject);
-  });
 }
 
 /** Marks the connection, and has the kernel keep what leaves and arrives on it. */
@@ -1852,7 +1832,6 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
   const asked = request(target, options.headers), sink = sinkFor(options);
-  let mayLeave = options.family === null && !needsDial(target, options);
   const isQuiet = options.json || options.silent;
   const screen = new Screen(Deno.stderr.isTerminal() && !isQuiet);
   const result = () => screen.replace(isQuiet ? "" : table(rows) + verdict(rows));
@@ -1872,13 +1851,8 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
           await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
         }
         const exchange = newExchange(target, builtIn, row.mark, options);
-        const failure = await perform(exchange, options, sink, asked, mayLeave).then(
-          () => null,
-          failureOf,
-        );
+        const failure = await perform(exchange, options, sink, asked).then(() => null, failureOf);
         if (failure !== null) {
-          // One attempt that goes on is enough: each has a descriptor.
-          if (failure.code === Exit.timeout) mayLeave = false;
           // Without a permission or libc no other request would fare better.
           if (failure.code === Exit.cannotRun) throw failure;
           if (failures.push(failure) > 1) failures.length = 2;
