@@ -22,7 +22,6 @@ import {
   dial,
   type Dialed,
   endText,
-  expectManyCalls,
   fdOf,
   hex,
   keepArrivals,
@@ -1882,7 +1881,6 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
 
 /** Asks ourselves once where that is allowed, or the first mark would pay for the code that all need to be made ready. */
 async function warmUp(options: Options): Promise<void> {
-  expectManyCalls();
   if (Deno.permissions.querySync({ name: "net", host: DEFAULT_HOST }).state !== "granted") return;
   const how = { ...options, family: null, maxTime: 1 };
   const once: Work = (target) =>

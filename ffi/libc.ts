@@ -257,35 +257,18 @@ export function open<S extends Deno.ForeignLibraryInterface>(
   }
 }
 
-// From so many uses of a group on, its functions are worth being compiled for.
-const MANY = 200;
-let manyAreExpected = false;
-
-/** Compiles the calls of libc from the next one on: for who makes many, and does not want one of them to take longer. */
-export function expectManyCalls(): void {
-  manyAreExpected = true;
-}
-
 /**
  * Functions that are opened together, when one of them is first asked for.
  *
  * Opened as functions, each of them gets machine code of its own from Deno, which takes longer than all the calls of a
- * short run. So they are opened as mere addresses and called through these, which costs a microsecond a call, until
- * there have been many.
+ * short run. So they are opened as mere addresses and called through these, which costs a microsecond a call.
  */
 function group<const S extends Record<string, Deno.ForeignFunction>>(
   functions: S,
 ): { (): Deno.StaticForeignLibraryInterface<S>; isOpen(): boolean } {
   type Functions = Deno.StaticForeignLibraryInterface<S>;
   let opened: Functions | undefined;
-  let uses = 0, isCompiled = false;
-  const use = () => {
-    if (!isCompiled && (++uses === MANY || manyAreExpected)) {
-      opened = open(LIBC, functions).symbols;
-      isCompiled = true;
-    }
-    return opened ??= throughAddresses(functions) as Functions;
-  };
+  const use = () => opened ??= throughAddresses(functions) as Functions;
   return Object.assign(use, { isOpen: () => opened !== undefined });
 }
 
