@@ -167,6 +167,7 @@ const always = group({
     result: "i32",
   },
   recv: RECV,
+  __errno_location: { parameters: [], result: "pointer" },
 });
 
 const searching = group({
@@ -227,7 +228,6 @@ const flagging = group({
 });
 
 const explaining = group({
-  __errno_location: { parameters: [], result: "pointer" },
   strerror: {
     parameters: [
       "i32", // int errnum
@@ -293,30 +293,18 @@ function throughAddresses(
   return callable;
 }
 
-/** Where this thread's errno is, once it has been asked for; `null` where nobody tells. */
-let errno: Deno.UnsafePointerView | null | undefined;
-
-function findErrno(): void {
-  const location = explaining().__errno_location();
-  errno = location === null ? null : new Deno.UnsafePointerView(location);
-}
+/** This thread's errno, once libc is open. */
+let errno: Deno.UnsafePointerView | undefined;
 
 /**
- * Makes a call that returns -1 for an error.
- *
- * errno must be read at once, and few runs ever need it: so it is looked for only after a first failure, and as that may
- * change it, that call is then made once more. Where a call cannot be made twice, {@linkcode findErrno} comes before.
+ * Makes a call that returns -1 for an error. errno is looked up before it, as looking it up may change it.
  *
  * @returns what the call returns, or the error number negated
  */
 function attempt(call: () => number): number {
-  let result = call();
-  if (result >= 0) return result;
-  if (errno === undefined) {
-    findErrno();
-    result = call();
-  }
-  return result >= 0 ? result : -(errno?.getInt32() ?? 0);
+  errno ??= new Deno.UnsafePointerView(always().__errno_location()!);
+  const result = call();
+  return result >= 0 ? result : -errno.getInt32();
 }
 
 /** {@linkcode attempt} for a call that should not fail. @throws {LibcError} it did */
@@ -455,7 +443,6 @@ export function tcpSocket(family: number): number {
 
 /** connect(2). @returns 0, or the error number: `EINPROGRESS` where it goes on by itself */
 export function connect(fd: number, address: Uint8Array<ArrayBuffer>): number {
-  if (errno === undefined) findErrno(); // it cannot be made twice
   return -attempt(() => dialing().connect(fd, address, address.length));
 }
 
@@ -485,7 +472,6 @@ const MSG_PEEK = 0x2, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, MSG_ERRQUEUE =
 
 /** What has come on a connection, recv(2). @returns bytes, 0 at the end; or the error number negated, `EAGAIN` for none */
 export function receive(fd: number, buffer: Uint8Array): number {
-  if (errno === undefined) findErrno(); // a connection tells its error once
   return attempt(() =>
     Number(always().recv(fd, buffer as Buffer, BigInt(buffer.length), MSG_DONTWAIT))
   );
@@ -506,7 +492,6 @@ export async function receivable(fd: number): Promise<boolean> {
 
 /** Sends as much as there is room for, send(2). @returns bytes, or the error number negated, `EAGAIN` for no room */
 export function send(fd: number, bytes: Uint8Array): number {
-  if (errno === undefined) findErrno();
   return attempt(() =>
     Number(dialing().send(fd, bytes as Buffer, BigInt(bytes.length), MSG_DONTWAIT | MSG_NOSIGNAL))
   );
