@@ -14,7 +14,6 @@ import {
   getsockname,
   lowestFreeDescriptor,
   openDescriptors,
-  searchIsOpen,
   SO_ACCEPTCONN,
   SO_REUSEPORT,
   SO_TYPE,
@@ -180,14 +179,10 @@ let lastFound = 0;
 // The kernel hands out the lowest free descriptor, so what was opened last sits under the lowest free one. Descriptors
 // above it are there when an older one was closed since.
 function* newestFirst(): Generator<number> {
-  // Asking for the lowest free one takes functions that a small process never needs: it looks at its few first.
-  if (!searchIsOpen()) yield* Array(FEW).keys();
   const free = lowestFreeDescriptor();
   for (let fd = free - 1; fd >= 0; fd--) yield fd;
   yield* openDescriptors(free + 1, descriptorTableSize());
 }
-
-const FEW = 64;
 
 function tcp(address: Deno.Addr): Deno.NetAddr {
   // The addresses that Deno.startTls copies have lost their transport.

@@ -265,11 +265,10 @@ export function open<S extends Deno.ForeignLibraryInterface>(
  */
 function group<const S extends Record<string, Deno.ForeignFunction>>(
   functions: S,
-): { (): Deno.StaticForeignLibraryInterface<S>; isOpen(): boolean } {
+): () => Deno.StaticForeignLibraryInterface<S> {
   type Functions = Deno.StaticForeignLibraryInterface<S>;
   let opened: Functions | undefined;
-  const use = () => opened ??= throughAddresses(functions) as Functions;
-  return Object.assign(use, { isOpen: () => opened !== undefined });
+  return () => opened ??= throughAddresses(functions) as Functions;
 }
 
 /** Opens functions of libc as addresses. */
@@ -427,11 +426,6 @@ export function* openDescriptors(from: number, to: number): Generator<number> {
 /** close(2). @throws {LibcError} the descriptor is not open */
 export function close(fd: number): void {
   check("close", () => searching().close(fd));
-}
-
-/** Whether a search has opened what {@linkcode lowestFreeDescriptor} needs. */
-export function searchIsOpen(): boolean {
-  return searching.isOpen();
 }
 
 /** A TCP socket of an address family, non-blocking and closed on exec, socket(2). @throws {LibcError} the kernel refuses */
