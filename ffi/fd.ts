@@ -71,9 +71,6 @@ export interface ConnectedSocket extends Socket {
 // Where sockets were found, so that they need not be searched for again.
 const connections = new WeakMap<Connection, ConnectedSocket>();
 const listeners = new WeakMap<Listening, Socket>();
-// Small collections of garbage take what a WeakMap holds for alive. So a connection goes there only when another comes
-// while it is open, and of ten thousand that come one after the other none does.
-let latest: { readonly connection: Connection; readonly socket: ConnectedSocket } | null = null;
 
 /**
  * The file descriptor behind a TCP connection or listener, for use at once: after an `await` the socket may be closed
@@ -110,13 +107,12 @@ export function socketOf(socket: Connection | Listening): Socket {
 
 /** What {@linkcode fdOf} finds of a connection, with its ends; the same errors. */
 export function connectionOf(connection: Connection): ConnectedSocket {
-  const known = latest?.connection === connection ? latest.socket : connections.get(connection);
+  const known = connections.get(connection);
   if (known !== undefined && isStill(known)) return known;
   const local = tcp(connection.localAddr), remote = tcp(connection.remoteAddr);
   const { fd, family, cookie } = findConnection(local, remote);
   const socket = { fd, family, cookie, local, remote };
-  if (latest !== null && isStill(latest.socket)) connections.set(latest.connection, latest.socket);
-  latest = { connection, socket };
+  connections.set(connection, socket);
   return socket;
 }
 
