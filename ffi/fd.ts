@@ -19,7 +19,7 @@ import {
   SO_TYPE,
   socketCookie,
 } from "./libc.ts";
-import { endText, isAt, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { encode, endText, isAt, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
 export interface Connection {
@@ -121,8 +121,9 @@ function isStill({ fd, cookie }: Socket): boolean {
 }
 
 function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): Socket {
-  const hasLocal = (fd: number) => getsockname(fd, found) && isAt(found, local) && isStream(fd);
-  const fd = search((fd) => hasLocal(fd) && getpeername(fd, found) && isAt(found, remote));
+  const here = encode(local), there = encode(remote);
+  const hasLocal = (fd: number) => getsockname(fd, found) && isAt(found, here) && isStream(fd);
+  const fd = search((fd) => hasLocal(fd) && getpeername(fd, found) && isAt(found, there));
   if (fd !== null) return { fd, family: found[0], cookie: socketCookie(fd) };
   const ends = `${endText(local)} to ${endText(remote)}`;
   // After a reset the socket keeps its own end but has no peer any more.
@@ -135,8 +136,9 @@ function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): Socket {
 }
 
 function findListener(local: Deno.NetAddr): Socket {
+  const here = encode(local);
   const isIt = (fd: number) =>
-    getsockname(fd, found) && isAt(found, local) && isStream(fd) &&
+    getsockname(fd, found) && isAt(found, here) && isStream(fd) &&
     getOption(fd, SO_ACCEPTCONN) === 1;
   const fd = search(isIt);
   if (fd === null) throw new DescriptorError(`no open descriptor listens on ${endText(local)}`);

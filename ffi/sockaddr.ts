@@ -87,24 +87,16 @@ export function decode(sockaddr: Uint8Array): Deno.NetAddr {
 }
 
 /**
- * Whether a structure is of this address and port. `127.0.0.1` and `::ffff:127.0.0.1` are the same to the kernel, which
- * keeps one table of TCP connections for both.
+ * Whether two structures are of the same address and port. `127.0.0.1` and `::ffff:127.0.0.1` are the same to the kernel,
+ * which keeps one table of TCP connections for both.
  */
-export function isAt(sockaddr: Uint8Array, { hostname, port }: Deno.NetAddr): boolean {
+export function isAt(sockaddr: Uint8Array, other: Uint8Array): boolean {
   // The port first: it alone tells most sockets apart.
-  if (sockaddr[2] !== port >> 8 || sockaddr[3] !== (port & 0xff)) return false;
-  let other = encoded.get(hostname);
-  if (other === undefined) {
-    // A program has few addresses, and asks for them all the time.
-    if (encoded.size >= 64) encoded.clear();
-    encoded.set(hostname, other = encode({ transport: "tcp", hostname, port: 0 }));
-  }
+  if (!sameBytes(sockaddr, 2, other, 2, 2)) return false;
   const at = addressAt(sockaddr), atOther = addressAt(other);
   if (at === 0 || (at === 8) !== (atOther === 8)) return false;
   return sameBytes(sockaddr, at, other, atOther, at === 8 ? 16 : 4);
 }
-
-const encoded = new Map<string, Uint8Array>();
 
 /** Whether two runs of `size` bytes are the same. */
 export function sameBytes(

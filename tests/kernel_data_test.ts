@@ -94,8 +94,7 @@ Deno.test("random and mutilated bytes never become a mark", () => {
 });
 
 Deno.test("addresses are compared as the kernel does, however they are written", () => {
-  const same = (a: string, b: string, portA = 80, portB = 80) =>
-    isAt(at(a, portA), { transport: "tcp", hostname: b, port: portB });
+  const same = (a: string, b: string, portA = 80, portB = 80) => isAt(at(a, portA), at(b, portB));
   for (
     const [a, b, isSame] of [
       ["127.0.0.1", "127.0.0.1", true],
@@ -112,13 +111,9 @@ Deno.test("addresses are compared as the kernel does, however they are written",
   assert.ok(!same("127.0.0.1", "127.0.0.1", 80, 81));
   assert.ok(!same("127.0.0.1", "127.0.0.1", 80, 80 + 256));
   assert.ok(
-    !isAt(new Uint8Array(28), { transport: "tcp", hostname: "0.0.0.0", port: 0 }),
+    !isAt(new Uint8Array(28), encode({ transport: "tcp", hostname: "0.0.0.0", port: 0 })),
     "a family that is not IP",
   );
-  // However many there have been.
-  for (let n = 0; n < 300; n++) {
-    assert.ok(same(`10.0.${n >> 8}.${n & 255}`, `10.0.${n >> 8}.${n & 255}`));
-  }
   assert.deepEqual([...at("1:2:3:4:5:6:7:8", 258)].slice(2, 24), [
     1,
     2,
