@@ -606,10 +606,6 @@ class Reader {
   readonly #buffer: Uint8Array<ArrayBuffer>;
   #from = 0;
   #to = 0;
-  /** The part of it that lines are cut from, as text. */
-  #text = "";
-  #textFrom = 0;
-  #textTo = 0;
 
   constructor(source: Pick<Wire, "read">) {
     this.#source = source;
@@ -630,8 +626,7 @@ class Reader {
   /** Reads where nothing is left; false at the end. */
   async fill(): Promise<boolean> {
     if (this.hasBytes) return true;
-    this.#from = this.#textFrom = this.#textTo = 0;
-    this.#text = "";
+    this.#from = 0;
     this.#to = await this.#source.read(this.#buffer) ?? 0;
     return this.#to > 0;
   }
@@ -646,18 +641,8 @@ class Reader {
 
   /** A line with its end, a character a byte, if all of it is here; else `null`. */
   lineNow(): string | null {
-    for (let room = 1024;; room *= 4) {
-      const start = this.#from - this.#textFrom;
-      const end = this.#text.indexOf("\n", start) + 1;
-      if (end > 0) {
-        this.#from = this.#textFrom + end;
-        return this.#text.slice(start, end);
-      }
-      if (this.#textTo === this.#to) return null;
-      this.#textFrom = this.#from;
-      this.#textTo = Math.min(this.#to, this.#from + room);
-      this.#text = latin1(this.#buffer.subarray(this.#textFrom, this.#textTo));
-    }
+    const size = this.#buffer.subarray(this.#from, this.#to).indexOf(0x0a) + 1;
+    return size === 0 ? null : latin1(this.take(size));
   }
 
   /** A line with its end; what has come without one at the end of the connection. @throws {Failure} over `limit` */
