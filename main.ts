@@ -599,23 +599,14 @@ const READ_SIZE = 256 * 1024;
 
 /** Bytes from a connection, by line or by piece. */
 class Reader {
-  // One buffer serves all readers that come one after the other.
-  static #spare: Uint8Array<ArrayBuffer> | null = null;
-
   readonly #source: Pick<Wire, "read">;
-  readonly #buffer: Uint8Array<ArrayBuffer>;
+  readonly #buffer: Uint8Array;
   #from = 0;
   #to = 0;
 
-  constructor(source: Pick<Wire, "read">) {
+  constructor(source: Pick<Wire, "read">, buffer: Uint8Array) {
     this.#source = source;
-    this.#buffer = Reader.#spare ?? new Uint8Array(READ_SIZE);
-    Reader.#spare = null;
-  }
-
-  /** Leaves the buffer to the next reader. */
-  end(): void {
-    Reader.#spare = this.#buffer;
+    this.#buffer = buffer;
   }
 
   /** Whether something has come that was not taken yet. */
@@ -672,35 +663,33 @@ function endedEarly(message: string): Failure {
  * Reads one reply, RFC 9112 sections 4 to 7, and passes its body on as it comes.
  *
  * @param reply filled as the reply comes, so that it tells how far a failed one got
+ * @param buffer what is read goes there
  * @throws {Failure} malformed (8), ended early (18), empty (52)
  */
 export async function readReply(
   source: Pick<Wire, "read">,
   reply: Reply,
   sink: Sink,
+  buffer: Uint8Array = new Uint8Array(READ_SIZE),
 ): Promise<void> {
-  const reader = new Reader(source);
-  try {
-    if (!await reader.fill()) {
-      throw new Failure(
-        Exit.emptyReply,
-        "empty reply: the server closed the connection without a byte",
-      );
-    }
-    do await readHead(reader, reply, sink); while (reply.status < 200);
-    sink.begin(reply);
-    const framing = framingOf(reply);
-    if (framing === "chunked") await readChunks(reader, reply, sink);
-    else {
-      const missing = await pass(reader, framing, reply, sink);
-      if (missing > 0 && missing !== Infinity) {
-        throw endedEarly(`${missing} of ${plural(framing, "byte")} are missing`);
-      }
-    }
-    reply.complete = true;
-  } finally {
-    reader.end();
+  const reader = new Reader(source, buffer);
+  if (!await reader.fill()) {
+    throw new Failure(
+      Exit.emptyReply,
+      "empty reply: the server closed the connection without a byte",
+    );
   }
+  do await readHead(reader, reply, sink); while (reply.status < 200);
+  sink.begin(reply);
+  const framing = framingOf(reply);
+  if (framing === "chunked") await readChunks(reader, reply, sink);
+  else {
+    const missing = await pass(reader, framing, reply, sink);
+    if (missing > 0 && missing !== Infinity) {
+      throw endedEarly(`${missing} of ${plural(framing, "byte")} are missing`);
+    }
+  }
+  reply.complete = true;
 }
 
 async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
@@ -917,6 +906,7 @@ function newExchange(target: Target, builtIn: boolean, mark: Mark, { markSyn }: 
  *
  * @param exchange filled as it goes, so that it tells how far a failed one got
  * @param asked the request
+ * @param buffer what is read goes there
  * @throws {Failure} whatever went wrong, with its exit code
  */
 async function perform(
@@ -924,6 +914,7 @@ async function perform(
   options: Options,
   sink: Sink,
   asked = request(exchange.target, options.headers),
+  buffer = new Uint8Array(READ_SIZE),
 ): Promise<void> {
   const { target, milliseconds } = exchange;
   // The network is timed, not the loading of what talks to it.
@@ -962,7 +953,7 @@ async function perform(
       });
     }
     await writeAll(wire, asked);
-    await readReply(watchFirst(wire, exchange, elapsed), exchange.reply, sink);
+    await readReply(watchFirst(wire, exchange, elapsed), exchange.reply, sink, buffer);
     // A connection that is closed when its time is over may look like one that came to its end.
     if (expired !== null) throw expired;
   } catch (error) {
@@ -1816,6 +1807,7 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
   const asked = request(target, options.headers), sink = sinkFor(options);
+  const buffer = new Uint8Array(READ_SIZE);
   const isQuiet = options.json || options.silent;
   const screen = new Screen(Deno.stderr.isTerminal() && !isQuiet);
   const result = () => screen.replace(isQuiet ? "" : table(rows) + verdict(rows));
@@ -1835,7 +1827,10 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
           await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
         }
         const exchange = newExchange(target, builtIn, row.mark, options);
-        const failure = await perform(exchange, options, sink, asked).then(() => null, failureOf);
+        const failure = await perform(exchange, options, sink, asked, buffer).then(
+          () => null,
+          failureOf,
+        );
         if (failure !== null) {
           // Without a permission or libc no other request would fare better.
           if (failure.code === Exit.cannotRun) throw failure;
