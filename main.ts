@@ -220,15 +220,15 @@ const OPTIONS = {
 type OptionName = keyof typeof OPTIONS;
 
 /** Reads the command line. @throws {Failure} bad usage, exit 2 */
-export async function parseArguments(args: readonly string[]): Promise<Options> {
-  if (args.length === 0) return DEFAULTS;
-  const tokens = switchesOf(args) ?? await tokensOf(args);
+export function parseArguments(args: readonly string[]): Options {
   const options: { -readonly [K in keyof Options]: Options[K] } = { ...DEFAULTS };
   const urls: string[] = [], headers: [string, string | null][] = [];
   let markedBy: OptionName | null = null;
-  for (const token of tokens) {
-    if (token.kind === "positional") urls.push(token.value);
-    if (token.kind !== "option") continue;
+  for (const token of tokensOf(args)) {
+    if (token.kind === "positional") {
+      urls.push(token.value);
+      continue;
+    }
     if (!Object.hasOwn(OPTIONS, token.name)) throw usage(`unknown option ${quote(token.rawName)}`);
     const name = token.name as OptionName;
     const value = token.value ?? "";
@@ -294,7 +294,7 @@ export async function parseArguments(args: readonly string[]): Promise<Options> 
   return { ...options, headers, url: urls[0] ?? null };
 }
 
-/** What `parseArgs` makes of an argument, as far as it is used here. */
+/** An argument by itself, or an option and its value, if it has one. */
 type Token =
   | { readonly kind: "positional"; readonly value: string }
   | {
@@ -302,28 +302,43 @@ type Token =
     readonly name: string;
     readonly rawName: string;
     readonly value?: string;
-  }
-  | { readonly kind: "option-terminator" };
+  };
 
-async function tokensOf(args: readonly string[]): Promise<readonly Token[]> {
-  const { parseArgs } = await import("node:util");
-  // Not strict: its errors are in the words of a programmer, and it takes "-1" for an option rather than a bad value.
-  const how = { options: OPTIONS, strict: false, allowPositionals: true, tokens: true } as const;
-  return parseArgs({ args: [...args], ...how }).tokens;
+/** Takes arguments apart as getopt_long(3) does; an option that is not known counts as one without a value. */
+function* tokensOf(args: readonly string[]): Generator<Token> {
+  const rest = [...args];
+  for (let arg; (arg = rest.shift()) !== undefined;) {
+    if (arg === "--") {
+      for (const value of rest) yield { kind: "positional", value };
+      return;
+    }
+    if (!arg.startsWith("-") || arg === "-") yield { kind: "positional", value: arg };
+    else if (arg.startsWith("--")) {
+      const equals = arg.indexOf("=", 3);
+      const rawName = equals < 0 ? arg : arg.slice(0, equals), name = rawName.slice(2);
+      const next = () => takesValue(name) ? rest.shift() : undefined;
+      const value = equals < 0 ? next() : arg.slice(equals + 1);
+      yield { kind: "option", name, rawName, value };
+    } else {
+      for (let at = 1; at < arg.length; at++) {
+        const rawName = `-${arg[at]}`, name = longNameOf(arg[at]);
+        if (!takesValue(name)) yield { kind: "option", name, rawName };
+        else {
+          yield { kind: "option", name, rawName, value: arg.slice(at + 1) || rest.shift() };
+          break;
+        }
+      }
+    }
+  }
 }
 
-/** The same for long switches and URLs, which need no parser; else `null`. Loading it costs a third of such a run. */
-function switchesOf(args: readonly string[]): Token[] | null {
-  const tokens: Token[] = [];
-  for (const arg of args) {
-    const name = arg.slice(2);
-    if (!arg.startsWith("-")) tokens.push({ kind: "positional", value: arg });
-    else if (!Object.hasOwn(OPTIONS, name) || OPTIONS[name as OptionName].type !== "boolean") {
-      return null;
-    } else if (arg.startsWith("--")) tokens.push({ kind: "option", name, rawName: arg });
-    else return null;
-  }
-  return tokens;
+function takesValue(name: string): boolean {
+  return Object.hasOwn(OPTIONS, name) && OPTIONS[name as OptionName].type === "string";
+}
+
+function longNameOf(letter: string): string {
+  const named = Object.entries(OPTIONS).find(([, how]) => "short" in how && how.short === letter);
+  return named?.[0] ?? letter;
 }
 
 function usage(message: string): Failure {
@@ -1956,7 +1971,7 @@ export async function main(args: readonly string[]): Promise<number> {
   let exchange: Exchange | null = null;
   let failure: Failure | null = null;
   try {
-    options = await parseArguments(args);
+    options = parseArguments(args);
     if (options.print !== null) {
       toStandardOutput(
         new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`),
