@@ -41,7 +41,6 @@ import {
   takeArrived,
   takeSent,
   watchArriving,
-  widenPipe,
 } from "./ffi/mod.ts";
 
 const VERSION = "0.1.0";
@@ -1196,34 +1195,17 @@ function connectionFailure(error: unknown): unknown {
 
 // ─── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-// What a pipe takes whole or not at all, pipe(7).
-const PIPE_BUF = 4096;
-let mayBlock = false;
-
 /** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
 function toStandardOutput(bytes: Uint8Array): void {
   try {
-    // A parent may have made it non-blocking: then only what is small is safe to be tried again.
-    if (bytes.length > PIPE_BUF) waitForStandardOutput();
     while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
   } catch (error) {
-    if (error instanceof Deno.errors.WouldBlock && !mayBlock) {
-      waitForStandardOutput();
-      return toStandardOutput(bytes);
-    }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
     throw new Failure(
       Exit.cannotWrite,
       `cannot write to standard output: ${reason(error as Error)}`,
     );
   }
-}
-
-function waitForStandardOutput(): void {
-  if (mayBlock) return;
-  setBlocking(1, true);
-  widenPipe(1, 1 << 20); // as much as anybody may ask for, pipe(7)
-  mayBlock = true;
 }
 
 /** Writes to standard error; where that is closed nobody is there to be told. */
@@ -1773,8 +1755,10 @@ async function run(options: Options, work: Work, hasReply: () => boolean): Promi
   // On a terminal Deno would ask for what is missing, and wait for an answer.
   if (Deno.stdin.isTerminal()) checkPermissions(hostname, port);
   try {
-    if (options.serve !== null) await serveUntilSignal(options);
-    else if (options.url === null) await askAnybody(work, hasReply);
+    if (options.serve !== null) return await serveUntilSignal(options);
+    // A parent may have made standard output non-blocking, and then a write may fail halfway.
+    setBlocking(1, true);
+    if (options.url === null) await askAnybody(work, hasReply);
     else await work(target, false);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) checkPermissions(hostname, port);

@@ -515,10 +515,3 @@ export function setBlocking(fd: number, blocks: boolean): void {
   const wanted = blocks ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
   if (wanted !== flags) check("fcntl(F_SETFL)", () => flagging().fcntl(fd, F_SETFL, wanted));
 }
-
-/** Asks for a pipe that holds `bytes`, fcntl(2): the fewer times it is full, the fewer times both its ends wait. */
-export function widenPipe(fd: number, bytes: number): void {
-  const F_SETPIPE_SZ = 1031;
-  // What is no pipe, or has a limit, stays as it is.
-  flagging().fcntl(fd, F_SETPIPE_SZ, bytes);
-}

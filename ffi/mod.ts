@@ -26,7 +26,7 @@ export { type Arrived, keepArrivals, takeArrived, watchArriving } from "./arrive
 export type { Dialed, DialOptions } from "./dial.ts";
 export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
 export { type Connection, DescriptorError, fdOf, type Listening } from "./fd.ts";
-export { CannotRunError, LibcError, setBlocking, widenPipe } from "./libc.ts";
+export { CannotRunError, LibcError, setBlocking } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
 export type { Secured } from "./secure.ts";
 export { markAndWatch, type SentPacket, takeSent, watchSent } from "./sent.ts";
