@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
 import { Exit, Failure, parseArguments, parseTarget, request } from "../main.ts";
-import { dscpGet, replying } from "./support.ts";
-
-const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+import { dscpGet } from "./support/processes.ts";
+import { OK, replying } from "./support/servers.ts";
 
 async function refused(args: string[], code: number, message: RegExp): Promise<void> {
   const { code: exit, stdout, stderr } = await dscpGet(args);

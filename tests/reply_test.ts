@@ -1,15 +1,7 @@
 import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
-import {
-  dscpGet,
-  latin1,
-  type Outcome,
-  RawServer,
-  readRequest,
-  replying,
-  reset,
-  send,
-} from "./support.ts";
+import { dscpGet, type Outcome } from "./support/processes.ts";
+import { latin1, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
 
 async function get(reply: (string | Uint8Array)[], ...args: string[]): Promise<Outcome> {
   await using server = replying(...reply);

@@ -1,20 +1,24 @@
 import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
+import { Namespace, silent } from "./support/namespaces.ts";
 import {
   Background,
-  closedPort,
   command,
   dscpGet,
   execute,
-  Namespace,
+  inject,
+  onTerminal,
+  testWith,
+} from "./support/processes.ts";
+import {
+  closedPort,
+  OK,
   RawServer,
   readRequest,
   replying,
   send,
-  testWith,
-} from "./support.ts";
-
-const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+  startPython,
+} from "./support/servers.ts";
 
 testWith(
   ["root", "ip"],
@@ -43,15 +47,7 @@ testWith(
 
 testWith(["root", "ip", "python3"], "whoever has the default port is asked", async () => {
   await using namespace = await Namespace.create();
-  await using server = new Background([
-    ...namespace.under,
-    "python3",
-    "-u",
-    "-m",
-    "http.server",
-    "8086",
-  ]);
-  await server.until((said) => said.includes("Serving HTTP"));
+  await using _server = await startPython(["8086"], namespace.under);
   const { code, stdout } = await dscpGet(["--json"], namespace);
   assert.equal(code, 0);
   const result = JSON.parse(stdout);
@@ -135,12 +131,7 @@ Deno.test("-m bounds the whole request: 28, and what left before is told", async
 });
 
 testWith(["root", "ip", "nft"], "--connect-timeout bounds the connecting: 28", async () => {
-  await using namespace = await Namespace.create();
-  await namespace.run(
-    "nft",
-    "add table ip t; add chain ip t in { type filter hook input priority 0; }",
-  );
-  await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+  await using namespace = await silent(8099);
   for (
     const args of [["--connect-timeout", "0.3"], ["-m", "0.3"], ["-4", "--connect-timeout", ".3"]]
   ) {
@@ -162,13 +153,8 @@ testWith(
   ["root", "ip", "nft", "sysctl"],
   "a connect that the kernel gives up is 28 as well",
   async () => {
-    await using namespace = await Namespace.create();
+    await using namespace = await silent(8099);
     await namespace.run("sysctl", "-q", "-w", "net.ipv4.tcp_syn_retries=1");
-    await namespace.run(
-      "nft",
-      "add table ip t; add chain ip t in { type filter hook input priority 0; }",
-    );
-    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
     const run = (...how: string[]) =>
       dscpGet([...how, "--connect-timeout", "0", "http://127.0.0.1:8099/"], namespace);
     for (const { code, stderr } of await Promise.all([run(), run("--mark-syn")])) {
@@ -255,6 +241,38 @@ Deno.test("standard output that is full is 23, and says so", async () => {
   }
 });
 
+testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
+  await using server = replying(OK);
+  const words = command(["-d", "cs1", server.url]).join(" ");
+  const onOne = onTerminal(words);
+  assert.ok((await execute(["env", "-u", "NO_COLOR", ...onOne])).stdout.includes("\x1b[1mmark"));
+  assert.ok(
+    !(await execute(["env", "NO_COLOR=1", ...onOne])).stdout.includes("\x1b["),
+  );
+  assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
+});
+
+testWith(
+  ["python3"],
+  "a standard output that a parent has made non-blocking gets every byte once",
+  async () => {
+    const size = 5_000_000;
+    const bytes = Uint8Array.from({ length: size }, (_, at) => at * 31 >> 3);
+    await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${size}\r\n\r\n`, bytes);
+    const slowReader = `import fcntl, hashlib, os, subprocess, sys
+read, write = os.pipe()
+fcntl.fcntl(write, fcntl.F_SETFL, fcntl.fcntl(write, fcntl.F_GETFL) | os.O_NONBLOCK)
+run = subprocess.Popen(sys.argv[1:], stdout=write)
+os.close(write)
+got = hashlib.sha256()
+while piece := os.read(read, 1000): got.update(piece)
+print(run.wait(), got.hexdigest())`;
+    const { stdout } = await execute(["python3", "-c", slowReader, ...command(["-s", server.url])]);
+    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+    assert.equal(stdout, `0 ${hash}\n`);
+  },
+);
+
 Deno.test("a missing permission is 103 and names the flag", async () => {
   await using server = replying(OK);
   const where = `127.0.0.1:${server.port}`;
@@ -309,14 +327,7 @@ testWith(
       ] as const
     ) {
       const words = command(args, { flags }).filter((word) => word !== "--no-prompt").join(" ");
-      const { code, stdout } = await execute([
-        "script",
-        "--quiet",
-        "--return",
-        "--command",
-        words,
-        "/dev/null",
-      ]);
+      const { code, stdout } = await execute(onTerminal(words));
       assert.equal(code, Exit.cannotRun, stdout);
       assert.match(stdout, error);
       assert.equal(stdout.match(/dscp-get: /g)!.length, 1);
@@ -324,53 +335,17 @@ testWith(
   },
 );
 
-testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
-  await using server = replying(OK);
-  const words = command(["-d", "cs1", server.url]).join(" ");
-  const onTerminal = [
-    "env",
-    "-u",
-    "NO_COLOR",
-    "script",
-    "--quiet",
-    "--return",
-    "--command",
-    words,
-    "/dev/null",
-  ];
-  assert.ok((await execute(onTerminal)).stdout.includes("\x1b[1mmark"));
-  assert.ok(
-    !(await execute(["env", "NO_COLOR=1", ...onTerminal.slice(3)])).stdout.includes("\x1b["),
-  );
-  assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
-});
-
 testWith(
   ["strace"],
   "a mark that the kernel does not take is 100 and names the call and errno",
   async () => {
     await using server = replying(OK);
-    // Deno sets options of its own before and after; ours is the one with IP_TOS.
-    const find = await execute([
-      "strace",
-      "-f",
-      "-e",
-      "trace=setsockopt",
-      ...command([server.url]),
-    ]);
-    const calls = find.stderr.split("\n").filter((line) => /setsockopt\(/.test(line));
-    const ours = calls.findIndex((line) => line.includes("IP_TOS")) + 1;
-    assert.ok(ours > 0);
-    const inject = `inject=setsockopt:error=EPERM:when=${ours}+`;
-    const { code, stderr } = await execute([
-      "strace",
-      "-f",
-      "-o",
-      "/dev/null",
-      "-e",
-      inject,
-      ...command([server.url]),
-    ]);
+    const { code, stderr } = await inject(
+      "setsockopt",
+      "IP_TOS",
+      (n) => `error=EPERM:when=${n}+`,
+      [server.url],
+    );
     assert.equal(code, Exit.notMarked, stderr);
     assert.match(
       stderr,
@@ -381,44 +356,15 @@ testWith(
 
 testWith(["strace"], "a mark that reads back as another is 100 and names both", async () => {
   await using server = replying(OK);
-  const find = await execute(["strace", "-f", "-e", "trace=getsockopt", ...command([server.url])]);
-  const calls = find.stderr.split("\n").filter((line) => /getsockopt\(/.test(line));
-  const ours = calls.findIndex((line) => line.includes("IP_TOS")) + 1;
-  assert.ok(ours > 0);
-  const inject = `inject=getsockopt:poke_exit=@arg4=20000000:when=${ours}`;
-  const { code, stderr } = await execute([
-    "strace",
-    "-f",
-    "-o",
-    "/dev/null",
-    "-e",
-    inject,
-    ...command([server.url]),
-  ]);
+  const { code, stderr } = await inject(
+    "getsockopt",
+    "IP_TOS",
+    (n) => `poke_exit=@arg4=20000000:when=${n}`,
+    [server.url],
+  );
   assert.equal(code, Exit.notMarked, stderr);
   assert.match(
     stderr,
     /setsockopt\(IP_TOS, 0xB8\) was taken, but getsockopt\(IP_TOS\) reads back 0x20 \(errno 0\)$/m,
   );
 });
-
-testWith(
-  ["python3"],
-  "a standard output that a parent has made non-blocking gets every byte once",
-  async () => {
-    const size = 5_000_000;
-    const bytes = Uint8Array.from({ length: size }, (_, at) => at * 31 >> 3);
-    await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${size}\r\n\r\n`, bytes);
-    const slowReader = `import fcntl, hashlib, os, subprocess, sys
-read, write = os.pipe()
-fcntl.fcntl(write, fcntl.F_SETFL, fcntl.fcntl(write, fcntl.F_GETFL) | os.O_NONBLOCK)
-run = subprocess.Popen(sys.argv[1:], stdout=write)
-os.close(write)
-got = hashlib.sha256()
-while piece := os.read(read, 1000): got.update(piece)
-print(run.wait(), got.hexdigest())`;
-    const { stdout } = await execute(["python3", "-c", slowReader, ...command(["-s", server.url])]);
-    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
-    assert.equal(stdout, `0 ${hash}\n`);
-  },
-);
