@@ -96,8 +96,9 @@ Deno.test("a reset in the head or in the body is 56, marked from the SYN on or n
         await send(conn, part);
         reset(conn);
       });
-      const { code, stderr } = await dscpGet([...path, server.url]);
+      const { code, stdout, stderr } = await dscpGet([...path, server.url]);
       assert.equal(code, 56, stderr);
+      assert.equal(stdout, part.endsWith("hel") ? "hel" : "");
       assert.match(stderr, /^left +1 packet with 0xB8.*proved$/m);
       assert.match(stderr, /^dscp-get: the connection was lost: connection reset by peer$/m);
     }
