@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
 import { Exit, Failure, parseArguments, parseTarget, request } from "../main.ts";
-import { dscpGet, replying } from "./support.ts";
-
-const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+import { dscpGet } from "./support/processes.ts";
+import { OK, replying } from "./support/servers.ts";
 
 async function refused(args: string[], code: number, message: RegExp): Promise<void> {
   const { code: exit, stdout, stderr } = await dscpGet(args);
@@ -40,37 +39,16 @@ Deno.test("other bad usage is told in one line: 2", async () => {
 });
 
 Deno.test("headers that would break the request are refused: 2", async () => {
-  for (
-    const header of [
-      "no colon",
-      "Na me: x",
-      ": x",
-      "",
-      "Näme: x",
-      "X: a\r\nInjected: b",
-      "X: a\nb",
-      "X\r: a",
-      "@file",
-    ]
-  ) {
+  const headers = "no colon|Na me: x|: x||Näme: x|X: a\r\nInjected: b|X: a\nb|X\r: a|@file";
+  for (const header of headers.split("|")) {
     await refused(["-H", header], 2, /is not a header/);
   }
 });
 
 Deno.test("bad URLs and other schemes: 3", async () => {
-  for (
-    const url of [
-      "http://",
-      "http:///path",
-      "http://[::1",
-      "http://a b/",
-      "http://h:99999/",
-      "http://h:0/",
-      "",
-      "mailto:x",
-      "http://h/\n",
-    ]
-  ) {
+  const urls =
+    "http://|http:///path|http://[::1|http://a b/|http://h:99999/|http://h:0/||mailto:x|http://h/\n";
+  for (const url of urls.split("|")) {
     await refused([url], 3, /bad URL/);
   }
   await refused(["ftp://host/"], 3, /scheme must be http or https, not ftp/);
@@ -97,10 +75,7 @@ Deno.test("terminal escapes in arguments come out escaped", async () => {
       ["-d", "\x1b]0;title\x07"],
       ["--\x1b[2J"],
       ["-H", "\u202egnp"],
-      [
-        "http://h/",
-        "\x9b1m",
-      ],
+      ["http://h/", "\x9b1m"],
     ]
   ) {
     const { stderr } = await dscpGet(args);
@@ -111,23 +86,11 @@ Deno.test("terminal escapes in arguments come out escaped", async () => {
 Deno.test("-h and -V print to standard output and exit 0, whatever else is asked", async () => {
   const help = await dscpGet(["-h", "http://127.0.0.1:1/"]);
   assert.deepEqual([help.code, help.stderr], [0, ""]);
-  for (
-    const option of [
-      "--dscp",
-      "--tos",
-      "--header",
-      "--ipv4",
-      "--ipv6",
-      "--connect-timeout",
-      "--max-time",
-      "--include",
-      "--fail",
-      "--silent",
-      "--json",
-      "--version",
-      "--help",
-    ]
-  ) {
+  const options = [
+    ..."--dscp --tos --header --ipv4 --ipv6 --connect-timeout --max-time --include".split(" "),
+    ..."--fail --silent --json --version --help".split(" "),
+  ];
+  for (const option of options) {
     assert.ok(help.stdout.includes(option), option);
   }
   const { version } = JSON.parse(await Deno.readTextFile(new URL("../deno.json", import.meta.url)));
@@ -135,27 +98,12 @@ Deno.test("-h and -V print to standard output and exit 0, whatever else is asked
 });
 
 Deno.test("short options can be put together, as curl's can", () => {
-  const options = parseArguments([
-    "-sif4",
-    "-dAF41",
-    "-m.5",
-    "-H",
-    "A: b",
-    "--",
-    "http://h/",
-  ]);
-  assert.deepEqual([options.silent, options.include, options.fail, options.family], [
-    true,
-    true,
-    true,
-    4,
-  ]);
-  assert.deepEqual([options.marks[0].name, options.maxTime, options.headers, options.url], [
-    "AF41",
-    0.5,
-    [["A", "b"]],
-    "http://h/",
-  ]);
+  const args = ["-sif4", "-dAF41", "-m.5", "-H", "A: b", "--", "http://h/"];
+  const options = parseArguments(args);
+  const { silent, include, fail, family, marks, maxTime, headers, url } = options;
+  assert.deepEqual([silent, include, fail, family], [true, true, true, 4]);
+  assert.deepEqual([marks[0].name, maxTime], ["AF41", 0.5]);
+  assert.deepEqual([headers, url], [[["A", "b"]], "http://h/"]);
 });
 
 Deno.test("a URL is read as curl reads it, and goes out percent-encoded without its fragment", () => {
@@ -191,20 +139,8 @@ Deno.test("the request has Host, User-Agent, Accept and Connection, and -H chang
   );
 
   await using server = replying(OK);
-  await dscpGet([
-    "-s",
-    "-H",
-    "host: example.org",
-    "-H",
-    "Accept:",
-    "-H",
-    "X-Empty;",
-    "-H",
-    "A: 1",
-    "-H",
-    "A: 2",
-    server.url,
-  ]);
+  const headers = ["host: example.org", "Accept:", "X-Empty;", "A: 1", "A: 2"];
+  await dscpGet(["-s", ...headers.flatMap((header) => ["-H", header]), server.url]);
   const sent = server.requests[0];
   assert.ok(
     /^host: example\.org\r$/m.test(sent) && !/^Host/m.test(sent) && !/^Accept/m.test(sent),

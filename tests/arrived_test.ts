@@ -1,8 +1,11 @@
 import assert from "node:assert/strict";
 import { parseControl, parseSyn } from "../ffi/arrived.ts";
 import { IP_TOS, IPV6_TCLASS } from "../ffi/libc.ts";
-import { Network, SERVER } from "./network.ts";
-import { Capture, dscpGet, FarEnd, type Outcome, replying, testWith } from "./support.ts";
+import { Network, SERVER } from "./support/namespaces.ts";
+import { Capture, fromHex } from "./support/packets.ts";
+import { dscpGet, type Outcome, testWith } from "./support/processes.ts";
+import { Random } from "./support/random.ts";
+import { FarEnd, replying } from "./support/servers.ts";
 
 const NEEDS = ["root", "ip", "nft", "tcpdump"];
 
@@ -150,40 +153,15 @@ Deno.test("saved SYNs and control messages that are short, cut or random tell no
   assert.equal(parseSyn(Uint8Array.from([0x6b, 0x80, ...Array(37).fill(0)])), null);
   assert.equal(parseSyn(Uint8Array.from([0x55, ...Array(60).fill(0)])), null);
 
-  const message = Uint8Array.from([
-    17,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    1,
-    0,
-    0,
-    0,
-    0xb8,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-  ]);
+  const message = fromHex("11000000 00000000 00000000 01000000 b8000000 00000000");
   assert.equal(parseControl(message, IP_TOS), 0xb8);
   assert.equal(parseControl(message, IPV6_TCLASS), null);
   assert.equal(parseControl(Uint8Array.from([...message, ...message]).subarray(24), IP_TOS), 0xb8);
   for (let size = 0; size < 17; size++) {
     assert.equal(parseControl(message.subarray(0, size), IP_TOS), null);
   }
-  let seed = 3;
-  const byte = () => (seed = (seed * 1103515245 + 12345) % 2 ** 31) >> 16 & 0xff;
+  const random = new Random(3);
+  const byte = () => random.below(256);
   for (let round = 0; round < 20_000; round++) {
     const bytes = Uint8Array.from({ length: byte() % 65 }, byte);
     assert.equal(

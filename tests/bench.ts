@@ -16,7 +16,8 @@
 
 import { parseArgs } from "node:util";
 import { quantile } from "../main.ts";
-import { Background, MAIN, missing } from "./support.ts";
+import { Background, MAIN, missing } from "./support/processes.ts";
+import { startNginx } from "./support/servers.ts";
 
 const URL_OF_ALL = "http://127.0.0.1:8086/";
 const deno = (...words: string[]) => [Deno.execPath(), "run", "--no-prompt", ...words];
@@ -461,16 +462,10 @@ async function serve(folder: string): Promise<Background> {
     await server.until((said) => said.includes("Serving HTTP"));
     return server;
   }
-  await Deno.writeTextFile(
-    `${folder}/nginx.conf`,
-    `daemon off; pid ${folder}/pid; error_log stderr notice; worker_processes 1; events { worker_connections 4096; }
-    http { access_log off; sendfile on; client_body_temp_path ${folder}/b; proxy_temp_path ${folder}/p;
-    fastcgi_temp_path ${folder}/f; uwsgi_temp_path ${folder}/u; scgi_temp_path ${folder}/s;
-    server { listen 127.0.0.1:8086; root ${folder}; } }`,
+  return await startNginx(
+    folder,
+    `sendfile on; server { listen 127.0.0.1:8086; root ${folder}; }`,
   );
-  const server = new Background(["nginx", "-c", `${folder}/nginx.conf`, "-e", "stderr"]);
-  await server.until((said) => said.includes("start worker process"));
-  return server;
 }
 
 async function main(): Promise<void> {

@@ -34,11 +34,7 @@ Deno.test("every registered name gives its code point, in any case, and gets its
     assert.equal(parseDscp(name.toLowerCase()).tos, dscp * 4);
     assert.equal(nameOf(dscp), name);
   }
-  assert.deepEqual([parseDscp("va"), parseDscp("Df"), parseDscp("be")].map((mark) => mark.dscp), [
-    44,
-    0,
-    0,
-  ]);
+  assert.deepEqual(["va", "Df", "be"].map((text) => parseDscp(text).dscp), [44, 0, 0]);
 });
 
 Deno.test("every number from 0 to 63 is taken, with its name where it has one", () => {
@@ -53,24 +49,7 @@ Deno.test("every number from 0 to 63 is taken, with its name where it has one", 
 });
 
 Deno.test("what is no code point is refused with a list of what is", () => {
-  for (
-    const text of [
-      "",
-      " ",
-      "64",
-      "256",
-      "-1",
-      "1.5",
-      "1e1",
-      "0x2e",
-      "046",
-      "EF ",
-      "AF14",
-      "AF51",
-      "CS8",
-      "__proto__",
-    ]
-  ) {
+  for (const text of "| |64|256|-1|1.5|1e1|0x2e|046|EF |AF14|AF51|CS8|__proto__".split("|")) {
     assert.throws(
       () => parseDscp(text),
       (error) => error instanceof RangeError && /allowed are EF.*0 to 63/.test(error.message),
@@ -80,15 +59,8 @@ Deno.test("what is no code point is refused with a list of what is", () => {
 
 Deno.test("a whole byte is decimal or hex, and its ECN bits are refused because TCP owns them", () => {
   assert.deepEqual(parseTos("0xb8"), { name: "EF", dscp: 46, tos: 184 });
-  assert.deepEqual(
-    [parseTos("184"), parseTos("0XB8"), parseTos("0"), parseTos("0x4")].map((mark) => mark.tos),
-    [
-      184,
-      184,
-      0,
-      4,
-    ],
-  );
+  const bytes = ["184", "0XB8", "0", "0x4"].map((text) => parseTos(text).tos);
+  assert.deepEqual(bytes, [184, 184, 0, 4]);
   for (const text of ["", "256", "-1", "1.5", "0x", "0x1ff", "b8", "0b1", "EF"]) {
     assert.throws(() => parseTos(text), /allowed is a number from 0 to 255/);
   }

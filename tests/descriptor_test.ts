@@ -10,6 +10,8 @@ import {
 } from "../ffi/mod.ts";
 import { socketOf } from "../ffi/fd.ts";
 import { AF_INET6 } from "../ffi/sockaddr.ts";
+import { openDescriptors } from "./support/processes.ts";
+import { Random } from "./support/random.ts";
 
 /** A pair of connected sockets in this process. */
 class Pair implements Disposable {
@@ -31,10 +33,6 @@ class Pair implements Disposable {
       } catch { /* the test closed it */ }
     }
   }
-}
-
-function openDescriptors(): number {
-  return [...Deno.readDirSync("/proc/self/fd")].length;
 }
 
 /** The inode of the socket behind a descriptor, as the kernel tells it. */
@@ -153,11 +151,10 @@ Deno.test("among hundreds of connections, opened and closed in any order, each m
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const before = openDescriptors();
   const open: Pair[] = [];
-  let seed = 7;
-  const random = (below: number) => (seed = (seed * 1103515245 + 12345) % 2 ** 31) % below;
+  const random = new Random(7);
   for (let round = 0; round < 400; round++) {
-    if (open.length > 100 || (open.length > 0 && random(3) === 0)) {
-      open.splice(random(open.length), 1)[0][Symbol.dispose]();
+    if (open.length > 100 || (open.length > 0 && random.below(3) === 0)) {
+      open.splice(random.below(open.length), 1)[0][Symbol.dispose]();
     } else open.push(await Pair.open(listener));
   }
   const marks = open.map((_, at) => at % 64 << 2);
@@ -191,10 +188,9 @@ Deno.test("while other tasks open and close connections, each mark lands on its 
   const accepting = (async () => {
     for await (const conn of listener) serving.push(serve(conn));
   })();
-  let seed = 11;
-  const random = (below: number) => (seed = (seed * 1103515245 + 12345) % 2 ** 31) % below;
+  const random = new Random(11);
   const pause = async () => {
-    for (let turns = random(4); turns > 0; turns--) {
+    for (let turns = random.below(4); turns > 0; turns--) {
       await new Promise((resolve) => setImmediate(resolve));
     }
   };
@@ -202,7 +198,7 @@ Deno.test("while other tasks open and close connections, each mark lands on its 
     for (let round = 0; round < 10; round++) {
       using conn = await Deno.connect({ hostname: "::1", port: listener.addr.port });
       await pause();
-      const tos = random(3) === 0 ? 0 : random(64) << 2;
+      const tos = random.below(3) === 0 ? 0 : random.below(64) << 2;
       if (tos !== 0) setTos(conn, tos);
       marks.set(portOf(conn.localAddr), tos);
       await pause();

@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
-import { Background, dscpGet, Namespace, testWith } from "./support.ts";
+import { Namespace } from "./support/namespaces.ts";
+import { Background, dscpGet, testWith } from "./support/processes.ts";
 
 /** A server on the default port that answers a connection by what `act` does with it; `at` counts them. */
 async function onDefaultPort(namespace: Namespace, act: string): Promise<Background> {
   const script = `import { setTos } from "${new URL("../ffi/mod.ts", import.meta.url)}";
-    import { reset } from "${new URL("./support.ts", import.meta.url)}";
+    import { reset } from "${new URL("./support/servers.ts", import.meta.url)}";
     const listener = Deno.listen({ hostname: "127.0.0.1", port: 8086 });
     console.log("ready");
     const answer = (conn) => conn.write(new TextEncoder().encode("HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok"));

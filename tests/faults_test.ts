@@ -1,20 +1,7 @@
 import assert from "node:assert/strict";
-import {
-  Background,
-  command,
-  dscpGet,
-  execute,
-  FarEnd,
-  Namespace,
-  RawServer,
-  readRequest,
-  replying,
-  reset,
-  send,
-  testWith,
-} from "./support.ts";
-
-const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+import { Namespace, silent } from "./support/namespaces.ts";
+import { Background, command, dscpGet, execute, testWith } from "./support/processes.ts";
+import { FarEnd, OK, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
 
 Deno.test("waiting ten seconds for a slow reply costs next to no CPU, in spite of the error queue", async () => {
   const wait = async (path: readonly string[]) => {
@@ -65,18 +52,7 @@ for (const moment of ["request", "head", "body"] as const) {
   });
 }
 
-/** A namespace in which nothing that is sent to a port arrives. */
-async function silent(port: number): Promise<Namespace> {
-  const namespace = await Namespace.create();
-  await namespace.run(
-    "nft",
-    "add table ip t; add chain ip t in { type filter hook input priority 0; }",
-  );
-  await namespace.run("nft", `add rule ip t in tcp dport ${port} drop`);
-  return namespace;
-}
-
-/** The connections in it that wait for an answer to their SYN, a line each, as ss(8) tells them. */
+/** Returns the connections that wait for an answer to their SYN, one line of ss(8) each. */
 async function attempts(namespace: Namespace): Promise<string[]> {
   const { stdout } = await namespace.run("ss", "-Htn", "state", "syn-sent");
   return stdout.split("\n").filter((line) => line !== "");
@@ -120,8 +96,9 @@ Deno.test("a reset in the head or in the body is 56, marked from the SYN on or n
         await send(conn, part);
         reset(conn);
       });
-      const { code, stderr } = await dscpGet([...path, server.url]);
+      const { code, stdout, stderr } = await dscpGet([...path, server.url]);
       assert.equal(code, 56, stderr);
+      assert.equal(stdout, part.endsWith("hel") ? "hel" : "");
       assert.match(stderr, /^left +1 packet with 0xB8.*proved$/m);
       assert.match(stderr, /^dscp-get: the connection was lost: connection reset by peer$/m);
     }
@@ -135,13 +112,8 @@ testWith(
     await using server = replying(OK);
     for (const limit of [19, 20, 21, 22, 23, 24, 32]) {
       const words = command([server.url]);
-      const { code, stderr } = await execute([
-        "bash",
-        "-c",
-        `ulimit -n ${limit}; exec "$@"`,
-        "bash",
-        ...words,
-      ]);
+      const limited = ["bash", "-c", `ulimit -n ${limit}; exec "$@"`, "bash"];
+      const { code, stderr } = await execute([...limited, ...words]);
       // Below some number Deno itself cannot start.
       if (
         /panicked|failed to|Too many open files \(os error 24\)$/m.test(stderr) &&
@@ -174,13 +146,8 @@ testWith(
   "where IPv6 is off, an IPv6 address is 7, and names go by IPv4",
   async () => {
     await using namespace = await Namespace.create();
-    await namespace.run(
-      "sysctl",
-      "-q",
-      "-w",
-      "net.ipv6.conf.all.disable_ipv6=1",
-      "net.ipv6.conf.lo.disable_ipv6=1",
-    );
+    const off = ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1"];
+    await namespace.run("sysctl", "-q", "-w", ...off);
     await using _server = await FarEnd.start("8086", namespace.under);
     for (const path of [[], ["--mark-syn"]]) {
       assert.equal((await dscpGet([...path, "http://[::1]:8086/"], namespace)).code, 7);

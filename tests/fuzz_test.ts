@@ -1,75 +1,18 @@
 import assert from "node:assert/strict";
 import { Exit, Failure, get, parseArguments, parseTarget } from "../main.ts";
-import {
-  closedPort,
-  dscpGet,
-  execute,
-  latin1,
-  RawServer,
-  readRequest,
-  send,
-  testWith,
-} from "./support.ts";
-
-/** Numbers that are the same for the same seed (mulberry32). */
-class Random {
-  #state: number;
-
-  constructor(seed: number) {
-    this.#state = seed;
-  }
-
-  below(limit: number): number {
-    this.#state = this.#state + 0x6d2b79f5 | 0;
-    let t = Math.imul(this.#state ^ this.#state >>> 15, 1 | this.#state);
-    t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
-    return ((t ^ t >>> 14) >>> 0) % limit;
-  }
-
-  oneOf<T>(values: readonly T[]): T {
-    return values[this.below(values.length)];
-  }
-
-  /** One of the first value mostly, one of the others at times. */
-  mostly<T>(first: T, ...others: T[]): T {
-    return this.below(8) < 6 ? first : this.oneOf(others);
-  }
-
-  bytes(size: number): string {
-    return String.fromCharCode(...Array.from({ length: size }, () => this.below(256)));
-  }
-}
-
-const SEED = Number(Deno.env.get("SEED") ?? 20260722);
+import { dscpGet, execute, testWith } from "./support/processes.ts";
+import { Random, SEED } from "./support/random.ts";
+import { closedPort, latin1, RawServer, readRequest, send } from "./support/servers.ts";
 
 // ─── Replies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /** A reply as a server might send it, well-formed or broken, a character a byte. */
 function reply(random: Random): string {
   const eol = random.mostly("\r\n", "\n");
-  const status = random.mostly(
-    "200",
-    "404",
-    "204",
-    "304",
-    "500",
-    "299",
-    "999",
-    "099",
-    "20",
-    "2000",
-    "2x0",
-  );
+  const status = random.mostly(..."200 404 204 304 500 299 999 099 20 2000 2x0".split(" "));
   const reason = random.mostly("OK", "", "\x1b[31mred", "a\0b", "\xff\xfe", "OK ".repeat(50));
   const version = random.mostly(
-    "HTTP/1.1",
-    "HTTP/1.0",
-    "HTTP/1.2",
-    "HTTP/3.7",
-    "http/1.1",
-    "HTP/1.1",
-    "HTTP/1.",
-    "ICY",
+    ..."HTTP/1.1 HTTP/1.0 HTTP/1.2 HTTP/3.7 http/1.1 HTP/1.1 HTTP/1. ICY".split(" "),
   );
   const separator = random.mostly(" ", " ", "  ", "\t");
   const interim = random.mostly(
@@ -107,21 +50,10 @@ function frame(random: Random, body: string, eol: string, headers: string[]): st
     case 0:
       return body; // until the connection closes
     case 1: {
-      const length = random.mostly(
-        size,
-        `0${size}`,
-        ` ${size}  `,
-        `+${size}`,
-        `-${size}`,
-        String(body.length + 7),
-        "",
-        "x",
-        `${size}x`,
-        `${size} 7`,
-        "99999999999999999999",
-        `${size}, ${size}`,
-        `${size}, 7777`,
-      );
+      const lengths =
+        `${size}|0${size}| ${size}  |+${size}|-${size}|${body.length + 7}||x|${size}x|${size} 7|` +
+        `99999999999999999999|${size}, ${size}|${size}, 7777`;
+      const length = random.mostly(...lengths.split("|"));
       headers.splice(
         random.below(headers.length + 1),
         0,
@@ -132,40 +64,16 @@ function frame(random: Random, body: string, eol: string, headers: string[]): st
       return body;
     }
     default: {
-      headers.push(
-        `Transfer-Encoding: ${
-          random.mostly(
-            "chunked",
-            "Chunked",
-            "identity",
-            "gzip",
-            "gzip, chunked",
-            "chunked, chunked",
-            "chunked;q=1",
-            "",
-          )
-        }`,
-      );
+      const codings = "chunked|Chunked|identity|gzip|gzip, chunked|chunked, chunked|chunked;q=1|";
+      headers.push(`Transfer-Encoding: ${random.mostly(...codings.split("|"))}`);
       if (random.below(6) === 0) headers.push(`Content-Length: ${random.oneOf([size, "3"])}`);
       let text = "";
       for (let at = 0; at < body.length;) {
         const piece = body.slice(at, at += 1 + random.below(random.oneOf([3, 50, 4000])));
         const hex = piece.length.toString(16);
-        const written = random.mostly(
-          hex,
-          hex.toUpperCase(),
-          `000${hex}`,
-          `${hex};a=b`,
-          `${hex} ;a="b;c"`,
-          `${hex} `,
-          ` ${hex}`,
-          `0x${hex}`,
-          "",
-          "g",
-          "ffffffffffffffff",
-          "fffffffffffffffff1",
-          `-${hex}`,
-        );
+        const sizes = `${hex}|${hex.toUpperCase()}|000${hex}|${hex};a=b|${hex} ;a="b;c"|${hex} |` +
+          ` ${hex}|0x${hex}||g|ffffffffffffffff|fffffffffffffffff1|-${hex}`;
+        const written = random.mostly(...sizes.split("|"));
         text += `${random.below(20) === 0 ? written : hex}${eol}${piece}${
           random.below(30) === 0 ? random.oneOf(["", "\n", "x\r\n", "\r"]) : eol
         }`;
@@ -312,76 +220,16 @@ testWith(
 function argumentsOf(random: Random): string[] {
   const junk = [
     "",
-    "-",
-    "--",
-    "-1",
-    "0",
-    "64",
-    "999999999999999999999",
-    "1e9",
-    "NaN",
-    "__proto__",
-    "constructor",
-    "\x1b[2J",
-    "\x9b31m",
-    "\u202e",
-    "a\nb",
-    "ü",
-    "\u{1f600}",
-    "EF,EF,,",
-    "0x",
-    "%s%n",
-    "../../etc/passwd",
-    "http://",
-    "http://[",
-    "http://%00/",
-    "ftp://x/",
+    ..."- -- -1 0 64 999999999999999999999 1e9 NaN __proto__ constructor".split(" "),
+    ..."\x1b[2J \x9b31m \u202e a\nb ü \u{1f600} EF,EF,, 0x %s%n ../../etc/passwd".split(" "),
+    ..."http:// http://[ http://%00/ ftp://x/".split(" "),
     "x".repeat(3000),
   ];
-  const values = [
-    ...junk,
-    "EF",
-    "af41",
-    "46",
-    "0xB8",
-    "184",
-    "5",
-    "0.5",
-    "A: b",
-    "A:",
-    "A;",
-    "[::1]:0x",
-    "all",
-  ];
+  const values = [...junk, ..."EF|af41|46|0xB8|184|5|0.5|A: b|A:|A;|[::1]:0x|all".split("|")];
   const options = [
-    "-d",
-    "--dscp",
-    "--tos",
-    "-n",
-    "--count",
-    "--interval",
-    "-H",
-    "--header",
-    "-4",
-    "-6",
-    "--connect-timeout",
-    "-m",
-    "--max-time",
-    "-k",
-    "--cacert",
-    "--serve",
-    "-i",
-    "-f",
-    "-s",
-    "--json",
-    "--mark-syn",
-    "-V",
-    "-h",
-    "-x",
-    "--no-such",
-    "-sif4",
-    "--json=1",
-    "--dscp=",
+    ..."-d --dscp --tos -n --count --interval -H --header -4 -6 --connect-timeout -m".split(" "),
+    ..."--max-time -k --cacert --serve -i -f -s --json --mark-syn -V -h -x --no-such".split(" "),
+    ..."-sif4 --json=1 --dscp=".split(" "),
   ];
   return Array.from({ length: random.below(6) }, () => {
     const kind = random.below(4);

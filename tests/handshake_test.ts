@@ -1,35 +1,29 @@
 import assert from "node:assert/strict";
 import { DescriptorError, dial, fdOf } from "../ffi/mod.ts";
 import { get } from "../main.ts";
+import { silent } from "./support/namespaces.ts";
+import { Capture } from "./support/packets.ts";
+import { dscpGet, execute, Nobody, openDescriptors, testWith } from "./support/processes.ts";
 import {
-  Capture,
   closedPort,
-  dscpGet,
-  execute,
-  Namespace,
-  Nobody,
+  FarEnd,
+  OK,
   RawServer,
   readRequest,
   replying,
   replyingOn,
   reset,
-  testWith,
-} from "./support.ts";
-
-const REPLY = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+} from "./support/servers.ts";
 
 for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"]) {
   testWith(
     ["root", "tcpdump"],
     `--mark-syn marks every packet, SYN and FIN included, tcpdump agrees: ${host}`,
     async () => {
-      await using server = replyingOn(host === "[::1]" ? "::1" : "127.0.0.1", REPLY);
+      await using server = replyingOn(host === "[::1]" ? "::1" : "127.0.0.1", OK);
       await using capture = await Capture.start(server.port);
-      const { code, stdout, stderr } = await dscpGet([
-        "--json",
-        "--mark-syn",
-        `http://${host}:${server.port}/`,
-      ]);
+      const args = ["--json", "--mark-syn", `http://${host}:${server.port}/`];
+      const { code, stdout, stderr } = await dscpGet(args);
       assert.equal(code, 0, stderr);
       const { mark, left } = JSON.parse(stdout);
       assert.deepEqual([mark.handshake, left.proved], [true, true]);
@@ -72,12 +66,7 @@ testWith(
   ["root", "ip", "nft"],
   "--mark-syn keeps to --connect-timeout, and leaves no descriptor",
   async () => {
-    await using namespace = await Namespace.create();
-    await namespace.run(
-      "nft",
-      "add table ip t; add chain ip t in { type filter hook input priority 0; }",
-    );
-    await namespace.run("nft", "add rule ip t in tcp dport 8099 drop");
+    await using namespace = await silent(8099);
     const { code, stderr } = await dscpGet(
       ["--mark-syn", "--connect-timeout", "0.3", "http://127.0.0.1:8099/"],
       namespace,
@@ -88,13 +77,13 @@ testWith(
 
 Deno.test("--mark-syn tries the next address when one fails", async () => {
   // In /etc/hosts "localhost" may have both; the server has only this one.
-  await using server = replying(REPLY);
+  await using server = replying(OK);
   const { code } = await dscpGet(["-s", "--mark-syn", `http://localhost:${server.port}/`]);
   assert.equal(code, 0);
 });
 
 Deno.test("--mark-syn cannot reach a host that --allow-net excludes", async () => {
-  await using server = replying(REPLY);
+  await using server = replying(OK);
   const url = `http://127.0.0.1:${server.port}/`;
   for (
     const flags of [
@@ -200,10 +189,9 @@ Deno.test("a dialed connection writes more than fits a buffer, reads to the end,
 });
 
 Deno.test("dialing leaves as many descriptors open as before, also when it fails or is given up", async () => {
-  const count = () => [...Deno.readDirSync("/proc/self/fd")].length;
-  await using server = replying(REPLY);
+  await using server = replying(OK);
   await get(server.url, { markSyn: true });
-  const before = count();
+  const before = openDescriptors();
   for (let at = 0; at < 50; at++) await get(server.url, { markSyn: true });
   const port = closedPort();
   for (let at = 0; at < 20; at++) {
@@ -223,21 +211,18 @@ Deno.test("dialing leaves as many descriptors open as before, also when it fails
     /no/,
   );
   // The server's ends, in this same process, close some turns of the event loop later.
-  for (let turn = 0; count() > before && turn < 1000; turn++) {
+  for (let turn = 0; openDescriptors() > before && turn < 1000; turn++) {
     await new Promise((resolve) => setImmediate(resolve));
   }
-  assert.ok(count() <= before, `${count()} instead of ${before}`);
+  const after = openDescriptors();
+  assert.ok(after <= before, `${after} instead of ${before}`);
 });
 
 testWith(["root", "setpriv"], "nobody can mark the handshake too, and be the far end", async () => {
   await using nobody = await Nobody.create();
-  await using server = await nobody.serve();
-  const { code, stdout, stderr } = await execute([
-    ...nobody.command,
-    "--json",
-    "--mark-syn",
-    server.url,
-  ]);
+  await using server = await FarEnd.of([...nobody.command, "--serve", "0"]);
+  const words = [...nobody.command, "--json", "--mark-syn", server.url];
+  const { code, stdout, stderr } = await execute(words);
   assert.equal(code, 0, stderr);
   assert.deepEqual(JSON.parse(stdout).arrived, { syn: 0xb8, ack: 0xb8, data: null });
 });

@@ -1,16 +1,8 @@
 import assert from "node:assert/strict";
 import { dial, getTos } from "../ffi/mod.ts";
-import {
-  Background,
-  Capture,
-  Certificates,
-  closedPort,
-  dscpGet,
-  RawServer,
-  reset,
-  send,
-  testWith,
-} from "./support.ts";
+import { Capture } from "./support/packets.ts";
+import { Background, dscpGet, testWith } from "./support/processes.ts";
+import { Certificates, closedPort, RawServer, reset, send } from "./support/servers.ts";
 
 const NEEDS = ["openssl"];
 const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
@@ -27,27 +19,11 @@ class Secure implements AsyncDisposable {
     const certificates = await Certificates.create();
     const port = closedPort();
     const { key, certificate } = certificates;
-    const words = [
-      "openssl",
-      "s_server",
-      "-accept",
-      `127.0.0.1:${port}`,
-      "-cert",
-      certificate,
-      "-key",
-      key,
-      "-www",
-    ];
+    const serve = ["openssl", "s_server", "-accept", `127.0.0.1:${port}`, "-www"];
     // With a second certificate it looks at the name that the client asks for (SNI).
-    const process = new Background([
-      ...words,
-      "-servername",
-      "localhost",
-      "-cert2",
-      certificate,
-      "-key2",
-      key,
-    ]);
+    const first = ["-cert", certificate, "-key", key];
+    const second = ["-servername", "localhost", "-cert2", certificate, "-key2", key];
+    const process = new Background([...serve, ...first, ...second]);
     await process.until((said) => said.includes("ACCEPT"));
     return new Secure(certificates, port, process);
   }
@@ -72,15 +48,8 @@ for (const path of [[], ["--mark-syn"]]) {
       await using server = await Secure.start();
       await using capture = await Capture.start(server.port);
       const url = `https://localhost:${server.port}/`;
-      const { code, stdout, stderr } = await dscpGet([
-        "--json",
-        ...path,
-        "--cacert",
-        server.root,
-        url,
-      ], {
-        flags: FLAGS,
-      });
+      const args = ["--json", ...path, "--cacert", server.root, url];
+      const { code, stdout, stderr } = await dscpGet(args, { flags: FLAGS });
       assert.equal(code, 0, stderr);
       const { reply, left } = JSON.parse(stdout);
       assert.deepEqual([reply.status, left.proved], [200, true]);
@@ -123,16 +92,11 @@ for (const path of [[], ["--mark-syn"]]) {
     await using server = new RawServer(async (conn) => {
       while (await conn.read(new Uint8Array(4096)) !== null);
     });
-    const { code, stderr } = await dscpGet([
-      ...path,
-      "-m",
-      "0.4",
-      "-k",
-      `https://127.0.0.1:${server.port}/`,
-    ]);
+    const url = `https://127.0.0.1:${server.port}/`;
+    const { code, stderr } = await dscpGet([...path, "-m", "0.4", "-k", url]);
     assert.equal(code, 28, stderr);
     if (path.length > 0) return;
-    assert.equal((await dscpGet(["-m", "0.4", `https://127.0.0.1:${server.port}/`])).code, 28);
+    assert.equal((await dscpGet(["-m", "0.4", url])).code, 28);
   });
 
   Deno.test(`https: a server that closes at once is 35: ${how}`, async () => {

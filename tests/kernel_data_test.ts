@@ -11,6 +11,8 @@ import {
   receiveError,
   setOption,
 } from "../ffi/libc.ts";
+import { fromHex } from "./support/packets.ts";
+import { Random } from "./support/random.ts";
 
 const at = (hostname: string, port: number): Uint8Array =>
   encode({ transport: "tcp", hostname, port });
@@ -58,26 +60,10 @@ Deno.test("a packet of another connection, or cut before its ports, is not obser
 });
 
 Deno.test("an IPv6 packet's Traffic Class is read across its two bytes", () => {
-  const packet = Uint8Array.from([
-    ...Array(14).fill(0),
-    0x6b,
-    0x8f,
-    0xff,
-    0xff,
-    0,
-    20,
-    6,
-    64,
-    ...Array(15).fill(0),
-    1,
-    ...Array(15).fill(0),
-    1,
-    0x12,
-    0x34,
-    0,
-    80,
-    ...Array(16).fill(0),
-  ]);
+  const packet = fromHex(
+    "00".repeat(14) + "6b8fffff 0014 06 40" + "00".repeat(15) + "01" + "00".repeat(15) + "01" +
+      "1234 0050" + "00".repeat(16),
+  );
   assert.deepEqual(parseLooped(packet, at("::1", 0x1234), at("::1", 80)), {
     tos: 0xb8,
     length: 60,
@@ -85,8 +71,8 @@ Deno.test("an IPv6 packet's Traffic Class is read across its two bytes", () => {
 });
 
 Deno.test("random and mutilated bytes never become a mark", () => {
-  let seed = 1;
-  const byte = () => (seed = (seed * 1103515245 + 12345) % 2 ** 31) >> 16 & 0xff;
+  const random = new Random(1);
+  const byte = () => random.below(256);
   for (let round = 0; round < 20_000; round++) {
     const packet = Uint8Array.from({ length: byte() % 129 }, byte);
     assert.equal(parseLooped(packet, LOCAL, REMOTE), null, `round ${round}`);
@@ -114,30 +100,10 @@ Deno.test("addresses are compared as the kernel does, however they are written",
     !isAt(new Uint8Array(28), encode({ transport: "tcp", hostname: "0.0.0.0", port: 0 })),
     "a family that is not IP",
   );
-  assert.deepEqual([...at("1:2:3:4:5:6:7:8", 258)].slice(2, 24), [
-    1,
-    2,
-    0,
-    0,
-    0,
-    0,
-    0,
-    1,
-    0,
-    2,
-    0,
-    3,
-    0,
-    4,
-    0,
-    5,
-    0,
-    6,
-    0,
-    7,
-    0,
-    8,
-  ]);
+  assert.deepEqual(
+    at("1:2:3:4:5:6:7:8", 258).slice(2, 24),
+    fromHex("0102 00000000 0001 0002 0003 0004 0005 0006 0007 0008"),
+  );
   assert.throws(() => at("not an address", 80), TypeError);
   assert.throws(() => at("1.2.3.4.5", 80), TypeError);
 });

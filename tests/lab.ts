@@ -14,8 +14,9 @@
 import { parseArgs } from "node:util";
 import { describe, markOf, parseDscp } from "../ffi/mod.ts";
 import { mannWhitney, quantile } from "../main.ts";
-import { Network, SERVER } from "./network.ts";
-import { Background, dscpGet, FarEnd, missing } from "./support.ts";
+import { Network, SERVER } from "./support/namespaces.ts";
+import { Background, dscpGet, missing } from "./support/processes.ts";
+import { FarEnd } from "./support/servers.ts";
 
 const say = (text = "") => Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 

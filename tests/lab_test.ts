@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import { parseDscp } from "../ffi/mod.ts";
 import { CLEARED, rewrite } from "./lab.ts";
-import { Network } from "./network.ts";
-import { Background, Capture, execute, type Seen, testWith } from "./support.ts";
+import { Network } from "./support/namespaces.ts";
+import { Capture, type Seen } from "./support/packets.ts";
+import { Background, execute, testWith } from "./support/processes.ts";
 
 const NEEDS = ["root", "ip", "tc", "nft", "sysctl", "tcpdump"];
 const LAB = [Deno.execPath(), "run", "--allow-all", new URL("lab.ts", import.meta.url).pathname];

@@ -1,24 +1,15 @@
 import assert from "node:assert/strict";
-import {
-  Background,
-  Capture,
-  dscpGet,
-  execute,
-  Namespace,
-  Nobody,
-  replying,
-  replyingOn,
-  testWith,
-} from "./support.ts";
-
-const REPLY = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+import { Namespace } from "./support/namespaces.ts";
+import { Capture } from "./support/packets.ts";
+import { dscpGet, execute, Nobody, testWith } from "./support/processes.ts";
+import { OK, replying, replyingOn, startPython } from "./support/servers.ts";
 
 for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]) {
   testWith(
     ["root", "tcpdump"],
     `every packet after the handshake carries the mark, tcpdump agrees: ${host}`,
     async () => {
-      await using server = replyingOn(host === "[::1]" ? "::1" : "127.0.0.1", REPLY);
+      await using server = replyingOn(host === "[::1]" ? "::1" : "127.0.0.1", OK);
       await using capture = await Capture.start(server.port);
       const { code, stdout, stderr } = await dscpGet(["--json", `http://${host}:${server.port}/`]);
       assert.equal(code, 0, stderr);
@@ -52,7 +43,7 @@ testWith(
         4,
       ]] as const
     ) {
-      await using server = replying(REPLY);
+      await using server = replying(OK);
       await using capture = await Capture.start(server.port);
       const { code, stdout } = await dscpGet(["--json", ...args, server.url]);
       assert.equal(code, 0);
@@ -87,12 +78,8 @@ testWith(
     const sent = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
     assert.deepEqual(sent.map(({ tos }) => tos), [0x20]);
 
-    const asJson = JSON.parse((await dscpGet(["--json"], namespace)).stdout);
-    assert.deepEqual([asJson.left.proved, asJson.left.packets[0].tos, asJson.error.code], [
-      false,
-      0x20,
-      101,
-    ]);
+    const { left, error } = JSON.parse((await dscpGet(["--json"], namespace)).stdout);
+    assert.deepEqual([left.proved, left.packets[0].tos, error.code], [false, 0x20, 101]);
 
     const other = await dscpGet(["-d", "AF41"], namespace);
     assert.equal(other.code, 0, "a mark that the rule does not touch passes");
@@ -125,15 +112,7 @@ testWith(
       "add table ip nat; add chain ip nat out { type nat hook output priority -100; }",
     );
     await namespace.run("nft", "add rule ip nat out ip daddr 127.0.0.2 dnat to 127.0.0.1");
-    await using server = new Background([
-      ...namespace.under,
-      "python3",
-      "-u",
-      "-m",
-      "http.server",
-      "8086",
-    ]);
-    await server.until((said) => said.includes("Serving HTTP"));
+    await using _server = await startPython(["8086"], namespace.under);
     const oneEnd = await dscpGet(["--json", "http://127.0.0.2:8086/"], namespace);
     assert.deepEqual([oneEnd.code, JSON.parse(oneEnd.stdout).left.proved], [0, true]);
 
@@ -151,7 +130,7 @@ testWith(
 
 testWith(["root", "setpriv"], "nobody gets the same proof as root", async () => {
   await using nobody = await Nobody.create();
-  await using server = replying(REPLY);
+  await using server = replying(OK);
   const { code, stdout, stderr } = await execute([...nobody.command, "--json", server.url]);
   assert.equal(code, 0, stderr);
   assert.deepEqual(JSON.parse(stdout).left.packets.map((p: { tos: number }) => p.tos), [0xb8]);

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { dscpGet, execute, Namespace, testWith } from "./support.ts";
+import { Namespace } from "./support/namespaces.ts";
+import { dscpGet, execute, testWith } from "./support/processes.ts";
 
 const readme = await Deno.readTextFile(new URL("../README.md", import.meta.url));
 const blocks = [...readme.matchAll(/^```(\w*)\n([^]*?)^```$/gm)].map(([, language, text]) => ({

@@ -1,15 +1,7 @@
 import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
-import {
-  dscpGet,
-  latin1,
-  type Outcome,
-  RawServer,
-  readRequest,
-  replying,
-  reset,
-  send,
-} from "./support.ts";
+import { dscpGet, type Outcome } from "./support/processes.ts";
+import { latin1, replying } from "./support/servers.ts";
 
 async function get(reply: (string | Uint8Array)[], ...args: string[]): Promise<Outcome> {
   await using server = replying(...reply);
@@ -184,25 +176,6 @@ Deno.test("an empty reply is 52", async () => {
   assert.deepEqual([code, stdout], [Exit.emptyReply, ""]);
   assert.match(stderr, /^left +1 packet with 0xB8.*proved$/m);
   assert.match(stderr, /empty reply/);
-});
-
-Deno.test("a connection that is reset is 56, in the headers and in the body", async () => {
-  for (
-    const part of [
-      "HTTP/1.1 200 OK\r\nContent-",
-      "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel",
-    ]
-  ) {
-    await using server = new RawServer(async (conn) => {
-      await readRequest(conn);
-      await send(conn, part);
-      reset(conn);
-    });
-    const { code, stdout, stderr } = await dscpGet([server.url]);
-    assert.equal(code, Exit.connectionLost, stderr);
-    assert.equal(stdout, part.endsWith("hel") ? "hel" : "");
-    assert.match(stderr, /connection reset by peer/);
-  }
 });
 
 Deno.test("-i prints status line and headers first, as they came", async () => {

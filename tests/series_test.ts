@@ -1,31 +1,21 @@
 import assert from "node:assert/strict";
 import { mannWhitney, quantile } from "../main.ts";
+import { Namespace } from "./support/namespaces.ts";
 import {
   Background,
   command,
   dscpGet,
   execute,
-  Namespace,
-  RawServer,
-  readRequest,
-  replying,
-  reset,
-  send,
+  onTerminal,
+  openDescriptors,
   testWith,
-} from "./support.ts";
-
-const OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+} from "./support/processes.ts";
+import { OK, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
 
 Deno.test("marks take turns, round after round, and JSON has a line a request", async () => {
   await using server = replying(OK);
-  const { code, stdout, stderr } = await dscpGet([
-    "--json",
-    "-d",
-    "EF,af41,0",
-    "-n",
-    "3",
-    server.url,
-  ]);
+  const args = ["--json", "-d", "EF,af41,0", "-n", "3", server.url];
+  const { code, stdout, stderr } = await dscpGet(args);
   assert.deepEqual([code, stderr], [0, ""]);
   const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
   assert.deepEqual(
@@ -37,10 +27,13 @@ Deno.test("marks take turns, round after round, and JSON has a line a request", 
 Deno.test("a series tells what a server did wrong in the words of a single request", async () => {
   const half = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe";
   for (
-    const [code, doing] of [[8, "SSH-2.0\r\n"], [18, half], [18, "HTTP/1.1 2"], [52, ""], [
-      56,
-      null,
-    ]] as const
+    const [code, doing] of [
+      [8, "SSH-2.0\r\n"],
+      [18, half],
+      [18, "HTTP/1.1 2"],
+      [52, ""],
+      [56, null],
+    ] as const
   ) {
     await using server = new RawServer(async (conn) => {
       await readRequest(conn);
@@ -105,10 +98,8 @@ Deno.test("a failed request is counted in its row, the run goes on, and the exit
   assert.match(stderr, /^EF +0xB8 +0xB8 +- +8 +4 /m);
   assert.match(stderr, /^dscp-get: 4 of 8 requests failed; the first: empty reply/m);
   const json = await dscpGet(["--json", "-n", "2", server.url]);
-  assert.deepEqual(json.stdout.trim().split("\n").map((line) => JSON.parse(line).error?.code), [
-    52,
-    8,
-  ]);
+  const codes = json.stdout.trim().split("\n").map((line) => JSON.parse(line).error?.code);
+  assert.deepEqual(codes, [52, 8]);
 });
 
 Deno.test("ten thousand requests in one process leave descriptors and memory as they were", async () => {
@@ -117,11 +108,11 @@ Deno.test("ten thousand requests in one process leave descriptors and memory as 
   await using server = new RawServer(async (conn) => {
     await readRequest(conn);
     if (++served === 100 || served === 9900) {
-      const process = `/proc/${run!.child.pid}`;
       // What is its own: pages of Deno's file come and go, and every process that runs Deno shares them.
-      const memory = /RssAnon:\s+(\d+)/.exec(Deno.readTextFileSync(`${process}/status`))![1];
+      const memory =
+        /RssAnon:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${run!.child.pid}/status`))![1];
       seen.push({
-        descriptors: [...Deno.readDirSync(`${process}/fd`)].length,
+        descriptors: openDescriptors(run!.child.pid),
         memory: Number(memory) / 1024,
       });
     }
@@ -200,14 +191,7 @@ Deno.test("Ctrl-C prints the table of what was done so far: 130", async () => {
 testWith(["script"], "on a terminal the table grows, with a line for what is left", async () => {
   await using server = replying(OK);
   const words = command(["-d", "EF,DF", "-n", "300", server.url]).join(" ");
-  const { stdout } = await execute([
-    "script",
-    "--quiet",
-    "--return",
-    "--command",
-    `stty rows 24; ${words}`,
-    "/dev/null",
-  ]);
+  const { stdout } = await execute(onTerminal(`stty rows 24; ${words}`));
   assert.match(stdout, /\d+ of 600 requests, Ctrl-C ends it here/);
   assert.ok(stdout.includes("A\x1b[J"), "it goes up and clears");
   const last = stdout.slice(stdout.lastIndexOf("\x1b[J"));
@@ -228,19 +212,9 @@ Deno.test("--interval waits between requests", async () => {
 });
 
 Deno.test("bad counts, intervals and lists are usage errors", async () => {
-  for (
-    const args of [
-      ["-n", "0"],
-      ["-n", "-1"],
-      ["-n", "1.5"],
-      ["-n", "x"],
-      ["-n", "1000001"],
-      ["--interval", "x"],
-      ["-d", "EF,"],
-      ["-d", "EF,64"],
-      ["-d", "all,EF"],
-    ]
-  ) {
+  const bad = ["-n 0", "-n -1", "-n 1.5", "-n x", "-n 1000001", "--interval x"];
+  for (const words of [...bad, "-d EF,", "-d EF,64", "-d all,EF"]) {
+    const args = words.split(" ");
     assert.equal((await dscpGet(args)).code, 2, args.join(" "));
   }
 });

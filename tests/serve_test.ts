@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
-import { Capture, dscpGet, execute, FarEnd, reset, send, testWith } from "./support.ts";
+import { Capture } from "./support/packets.ts";
+import { dscpGet, execute, openDescriptors, testWith } from "./support/processes.ts";
+import { FarEnd, reset, send } from "./support/servers.ts";
 
 const decoder = new TextDecoder();
 
@@ -170,13 +172,9 @@ testWith(
   "a thousand slow clients hold up none of a thousand others, and no descriptor stays open",
   async () => {
     // 1,000 slow ones, 24 at most at once of the others.
-    await using server = await FarEnd.start("0", [
-      "bash",
-      "-c",
-      'ulimit -n 4096 2>/dev/null; exec "$@"',
-      "bash",
-    ]);
-    const descriptors = () => [...Deno.readDirSync(`/proc/${server.process.child.pid}/fd`)].length;
+    const raised = ["bash", "-c", 'ulimit -n 4096 2>/dev/null; exec "$@"', "bash"];
+    await using server = await FarEnd.start("0", raised);
+    const descriptors = () => openDescriptors(server.process.child.pid);
     await exchange(server.port, "GET / HTTP/1.1\r\n\r\n");
     const before = descriptors();
     const slow: Deno.TcpConn[] = [];
@@ -206,7 +204,7 @@ testWith(
 Deno.test("beyond 1,024 connections at once the rest wait, and are answered when there is room", async () => {
   await using server = await FarEnd.start();
   const connect = () => Deno.connect({ hostname: "127.0.0.1", port: server.port });
-  const descriptors = () => [...Deno.readDirSync(`/proc/${server.process.child.pid}/fd`)].length;
+  const descriptors = () => openDescriptors(server.process.child.pid);
   const before = descriptors();
   const idle: Deno.TcpConn[] = [];
   for (let at = 0; at < 1024; at++) idle.push(await connect());
@@ -231,15 +229,9 @@ testWith(
     await using server = await FarEnd.start();
     const { stdout } = await execute(["curl", "--silent", "--dump-header", "-", server.url]);
     assert.match(stdout, /Arrived-ToS: 0x00/);
-    const large = await execute([
-      "curl",
-      "--silent",
-      "--write-out",
-      "%{http_code}",
-      "-H",
-      `X: ${"x".repeat(65536)}`,
-      server.url,
-    ]);
+    const header = ["-H", `X: ${"x".repeat(65536)}`];
+    const words = "curl --silent --write-out %{http_code}".split(" ");
+    const large = await execute([...words, ...header, server.url]);
     assert.match(large.stdout, /431$/);
     assert.equal((await execute(["curl", "--silent", "--fail", server.url])).code, 0);
   },

@@ -1,0 +1,102 @@
+import assert from "node:assert/strict";
+import { command, dscpGet, execute, onTerminal, testWith } from "./support/processes.ts";
+import { closedPort, OK, replying } from "./support/servers.ts";
+
+Deno.test("-s silences the report, not the errors", async () => {
+  await using server = replying(OK);
+  assert.deepEqual((await dscpGet(["-s", server.url])).stderr, "");
+  assert.match(
+    (await dscpGet(["-s", `http://127.0.0.1:${closedPort()}/`])).stderr,
+    /^dscp-get: cannot connect/,
+  );
+});
+
+Deno.test("--json puts one object in the documented form on standard output, and no body", async () => {
+  await using server = replying("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789");
+  const { code, stdout, stderr } = await dscpGet(["--json", "-d", "af41", `${server.url}x?y#z`]);
+  assert.deepEqual([code, stderr], [0, ""]);
+  assert.equal(stdout.trimEnd().split("\n").length, 1);
+  const { local, milliseconds, left, ...rest } = JSON.parse(stdout);
+  assert.deepEqual(rest, {
+    url: `${server.url}x?y`,
+    server: "remote",
+    remote: { address: "127.0.0.1", port: server.port },
+    mark: { name: "AF41", dscp: 34, tos: 136, readBack: 136, handshake: false },
+    arrived: null,
+    reply: {
+      status: 200,
+      reason: "OK",
+      headers: [["content-length", "10"]],
+      bodyBytes: 10,
+      complete: true,
+    },
+  });
+  assert.equal(local.address, "127.0.0.1");
+  assert.equal(left.proved, true);
+  const { connect, firstByte, total } = milliseconds;
+  assert.ok(0 < connect && connect <= firstByte && firstByte <= total);
+});
+
+Deno.test("standard output that is closed is 23, without a word", async () => {
+  const every = new Uint8Array(1 << 20);
+  await using server = replying(
+    `HTTP/1.1 200 OK\r\nContent-Length: ${every.length}\r\n\r\n`,
+    every,
+  );
+  for (const args of [[], ["--json"], ["--help"]]) {
+    const words = command([...args, server.url]).map((word) => `'${word}'`).join(" ");
+    const { stdout, stderr } = await execute([
+      "bash",
+      "-c",
+      `exec 3>&1; (${words}; echo $? >&3) | true`,
+    ]);
+    assert.deepEqual(
+      [stdout, stderr],
+      args[0] === "--help" && stdout === "0\n" ? ["0\n", ""] : ["23\n", ""],
+    );
+  }
+});
+
+Deno.test("standard output that is full is 23, and says so", async () => {
+  await using server = replying(OK);
+  for (const args of [[], ["--json"], ["-V"]]) {
+    const words = command([...args, server.url]).map((word) => `'${word}'`).join(" ");
+    const { stderr } = await execute(["bash", "-c", `${words} >/dev/full; echo $? >&2`]);
+    assert.match(
+      stderr,
+      /dscp-get: cannot write to standard output: no space left on device\n23\n$/,
+    );
+  }
+});
+
+testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
+  await using server = replying(OK);
+  const words = command(["-d", "cs1", server.url]).join(" ");
+  const onOne = onTerminal(words);
+  assert.ok((await execute(["env", "-u", "NO_COLOR", ...onOne])).stdout.includes("\x1b[1mmark"));
+  assert.ok(
+    !(await execute(["env", "NO_COLOR=1", ...onOne])).stdout.includes("\x1b["),
+  );
+  assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
+});
+
+testWith(
+  ["python3"],
+  "a standard output that a parent has made non-blocking gets every byte once",
+  async () => {
+    const size = 5_000_000;
+    const bytes = Uint8Array.from({ length: size }, (_, at) => at * 31 >> 3);
+    await using server = replying(`HTTP/1.1 200 OK\r\nContent-Length: ${size}\r\n\r\n`, bytes);
+    const slowReader = `import fcntl, hashlib, os, subprocess, sys
+read, write = os.pipe()
+fcntl.fcntl(write, fcntl.F_SETFL, fcntl.fcntl(write, fcntl.F_GETFL) | os.O_NONBLOCK)
+run = subprocess.Popen(sys.argv[1:], stdout=write)
+os.close(write)
+got = hashlib.sha256()
+while piece := os.read(read, 1000): got.update(piece)
+print(run.wait(), got.hexdigest())`;
+    const { stdout } = await execute(["python3", "-c", slowReader, ...command(["-s", server.url])]);
+    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
+    assert.equal(stdout, `0 ${hash}\n`);
+  },
+);

@@ -1,0 +1,66 @@
+import assert from "node:assert/strict";
+import { Exit } from "../main.ts";
+import { command, dscpGet, execute, onTerminal, testWith } from "./support/processes.ts";
+import { OK, replying } from "./support/servers.ts";
+
+Deno.test("a missing permission is 103 and names the flag", async () => {
+  await using server = replying(OK);
+  const where = `127.0.0.1:${server.port}`;
+  for (
+    const [flags, hint] of [
+      [[], `run with --allow-net or --allow-net=${where}`],
+      [["--allow-ffi"], `run with --allow-net or --allow-net=${where}`],
+      [["--allow-net"], "run with --allow-ffi"],
+      [["--allow-net", "--allow-ffi=libc.so.6"], "run with --allow-ffi, without a file name"],
+      [["--allow-net=127.0.0.2", "--allow-ffi"], `run with --allow-net or --allow-net=${where}`],
+    ] as const
+  ) {
+    const { code, stdout, stderr } = await dscpGet([server.url], { flags });
+    assert.equal(code, Exit.cannotRun, stderr);
+    assert.deepEqual([stdout, stderr.split("\n").slice(1)], ["", [`hint: ${hint}`, ""]]);
+  }
+  const enough = { flags: [`--allow-net=${where}`, "--allow-ffi"] };
+  assert.equal((await dscpGet([server.url], enough)).code, 0);
+});
+
+testWith(
+  ["script"],
+  "on a terminal a missing permission fails as well, instead of asking",
+  async () => {
+    for (
+      const [flags, args, error] of [
+        [
+          ["--allow-net"],
+          ["http://127.0.0.1:1/"],
+          /no permission to call libc[^]*hint: run with --allow-ffi/,
+        ],
+        [
+          ["--allow-ffi"],
+          ["http://127.0.0.1:1/"],
+          /no permission to use 127\.0\.0\.1:1[^]*hint: run with --allow-net/,
+        ],
+        [
+          ["--allow-ffi"],
+          ["--mark-syn"],
+          /no permission to use 127\.0\.0\.1:8086[^]*hint: run with --allow-net/,
+        ],
+        [
+          ["--allow-ffi"],
+          ["--serve", "0"],
+          /no permission to use 127\.0\.0\.1:0[^]*hint: run with --allow-net/,
+        ],
+        [
+          ["--allow-net", "--allow-ffi"],
+          ["--cacert", "/etc/hostname", "https://127.0.0.1:1/"],
+          /no permission to read '\/etc\/hostname'[^]*hint: run with --allow-read/,
+        ],
+      ] as const
+    ) {
+      const words = command(args, { flags }).filter((word) => word !== "--no-prompt").join(" ");
+      const { code, stdout } = await execute(onTerminal(words));
+      assert.equal(code, Exit.cannotRun, stdout);
+      assert.match(stdout, error);
+      assert.equal(stdout.match(/dscp-get: /g)!.length, 1);
+    }
+  },
+);

@@ -1,0 +1,121 @@
+/**
+ * Network namespaces for the tests and the lab: a single one, one that drops packets, and three
+ * connected hosts, client – router – server. Needs root and iproute2.
+ *
+ * @module
+ */
+
+import { execute, type Outcome, succeed } from "./processes.ts";
+
+let namespaces = 0;
+
+/** A network namespace of its own, deleted when disposed of. */
+export class Namespace implements AsyncDisposable {
+  private constructor(readonly name: string) {}
+
+  /** Creates one, with its loopback up. */
+  static async create(): Promise<Namespace> {
+    const namespace = new Namespace(`dscp-get-${Deno.pid}-${namespaces++}`);
+    await succeed("ip", "netns", "add", namespace.name);
+    await namespace.run("ip", "link", "set", "lo", "up");
+    return namespace;
+  }
+
+  /** The words before a command line that run it inside. */
+  get under(): string[] {
+    return ["ip", "netns", "exec", this.name];
+  }
+
+  /** Runs a program inside. @throws if its exit code is not 0 */
+  async run(...words: string[]): Promise<Outcome> {
+    return await succeed(...this.under, ...words);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    // A process that still runs inside keeps the namespace alive after its name is deleted.
+    const { stdout } = await execute(["ip", "netns", "pids", this.name]);
+    for (const pid of stdout.split("\n").filter((line) => line !== "")) {
+      try {
+        Deno.kill(Number(pid), "SIGKILL");
+      } catch { /* it has ended */ }
+    }
+    await succeed("ip", "netns", "delete", this.name);
+  }
+}
+
+/**
+ * Creates a namespace that drops every IPv4 packet to a TCP port, so that a connect gets no answer.
+ * Needs nft.
+ */
+export async function silent(port: number): Promise<Namespace> {
+  const namespace = await Namespace.create();
+  const chain = "add chain ip t in { type filter hook input priority 0; }";
+  await namespace.run("nft", `add table ip t; ${chain}; add rule ip t in tcp dport ${port} drop`);
+  return namespace;
+}
+
+/** The addresses of the server in a {@linkcode Network}. */
+export const SERVER = { ipv4: "198.51.100.2", ipv6: "2001:db8:2::2" };
+
+/** Three connected hosts, deleted when disposed of. */
+export class Network implements AsyncDisposable {
+  private constructor(
+    readonly client: Namespace,
+    readonly router: Namespace,
+    readonly server: Namespace,
+  ) {}
+
+  /**
+   * Creates them. The devices are `c0` of the client, `r0` and `r1` of the router, and `s0` of the
+   * server.
+   */
+  static async create(): Promise<Network> {
+    const stack = new AsyncDisposableStack();
+    const make = async () => stack.use(await Namespace.create());
+    try {
+      const network = new Network(await make(), await make(), await make());
+      await network.#wire();
+      return network;
+    } catch (error) {
+      await stack.disposeAsync();
+      throw error;
+    }
+  }
+
+  async #wire(): Promise<void> {
+    const { client, router, server } = this;
+    // Duplicate address detection would keep IPv6 addresses unusable for a second.
+    const dad = ["net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0"];
+    for (const host of [client, router, server]) await host.run("sysctl", "-q", "-w", ...dad);
+    const veth = (device: string, peer: string) =>
+      `ip link add ${device} type veth peer name ${peer} netns ${router.name}`.split(" ");
+    await client.run(...veth("c0", "r0"));
+    await server.run(...veth("s0", "r1"));
+    for (
+      const [host, device, ...addresses] of [
+        [client, "c0", "192.0.2.2/24", "2001:db8:1::2/64"],
+        [router, "r0", "192.0.2.1/24", "2001:db8:1::1/64"],
+        [router, "r1", "198.51.100.1/24", "2001:db8:2::1/64"],
+        [server, "s0", "198.51.100.2/24", "2001:db8:2::2/64"],
+      ] as const
+    ) {
+      for (const address of addresses) await host.run("ip", "addr", "add", address, "dev", device);
+      await host.run("ip", "link", "set", device, "up");
+    }
+    for (
+      const [host, ipv4, ipv6] of [
+        [client, "192.0.2.1", "2001:db8:1::1"],
+        [server, "198.51.100.1", "2001:db8:2::1"],
+      ] as const
+    ) {
+      await host.run("ip", "route", "add", "default", "via", ipv4);
+      await host.run("ip", "-6", "route", "add", "default", "via", ipv6);
+    }
+    const forwarding = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];
+    await router.run("sysctl", "-q", "-w", ...forwarding);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const host of [this.client, this.router, this.server]) await host[Symbol.asyncDispose]();
+  }
+}
