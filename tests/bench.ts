@@ -1,15 +1,16 @@
 /**
- * What marking and proving cost, beside the rivals; ratios first, as absolute times drift with the machine.
+ * What marking and proving cost, next to other programs. Most rows are ratios, because absolute times
+ * drift with the machine. A row with a limit shows whether the figure is within it.
  *
  * ```sh
- * deno task bench                 # everything, some minutes
- * deno task bench --runs 10       # fewer runs
- * deno task bench --only process  # one of process, mark, proof, body, series, calm
- * deno task bench --json          # for machines
+ * deno task bench                # everything, some minutes
+ * deno task bench --runs 10      # fewer runs
+ * deno task bench --only process # or mark, proof, body, chunks, series, serve, calm, lines
+ * deno task bench --json         # for machines
  * ```
  *
- * Needs nobody on port 8086. nginx serves if it is there, else Python. Rivals that are not there are named; `NODE` and
- * `CURL` in the environment name other ones than those in the path. Where a figure has a limit it stands beside it.
+ * Port 8086 must be free. nginx serves there, or Python if there is no nginx. `NODE` and `CURL` in the
+ * environment name the Node and the curl to compare with. `ab` comes from apache2-utils.
  *
  * @module
  */
@@ -19,44 +20,74 @@ import { quantile } from "../main.ts";
 import { Background, MAIN, missing } from "./support/processes.ts";
 import { startNginx } from "./support/servers.ts";
 
-const URL_OF_ALL = "http://127.0.0.1:8086/";
-const deno = (...words: string[]) => [Deno.execPath(), "run", "--no-prompt", ...words];
-const OURS = ["--allow-net", "--allow-ffi", MAIN];
+// ─── Limits ──────────────────────────────────────────────────────────────────────────────────────
 
-/** Scripts to compare with, each the least that does it. */
-const SCRIPTS = {
-  "bare.ts": `const conn = await Deno.connect({ hostname: "127.0.0.1", port: 8086 });
-await conn.write(new TextEncoder().encode("GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close\\r\\n\\r\\n"));
+/** The most that each figure should be; the other figures have no limit. */
+const LIMITS: Record<string, number> = {
+  "plain run / bare Deno.connect": 1.35,
+  "typical run / bare Deno.connect": 1.4,
+  "--mark-syn / bare Deno.connect": 1.5,
+  "typical run / Deno fetch": 1,
+  "marking alone, 20 sockets": 30,
+  "marking alone, 10,000 / 20 sockets": 1.5,
+  "1 GiB, ours / curl": 1,
+  "peak memory above a small reply's": 16,
+  "a million chunks, ours / curl": 5,
+  "-n 10000 / bare unmarked loop": 1.35,
+  "memory after 10,000 above that after 100": 8,
+  "Deno.serve / --serve -s": 1.67,
+  "memory of --serve after the runs": 100,
+  "of 20 runs on an idle path, -n 50": 1,
+  "of 20 runs on an idle path, -n 5000": 0,
+  "lines of main.ts + ffi/": 3250,
+  "lines over 100 columns in main.ts": 20,
+};
+
+// ─── Programs ────────────────────────────────────────────────────────────────────────────────────
+
+const SITE = "http://127.0.0.1:8086/";
+const GET = "GET / HTTP/1.1\r\nHost: 127.0.0.1:8086\r\nConnection: close\r\n\r\n";
+
+const CONNECT = `const conn = await Deno.connect({ hostname: "127.0.0.1", port: 8086 });
+`;
+
+const EXCHANGE = `await conn.write(new TextEncoder().encode(${JSON.stringify(GET)}));
 const buffer = new Uint8Array(65536);
-for (let size; (size = await conn.read(buffer)) !== null;) await Deno.stdout.write(buffer.subarray(0, size));
+for (let size; (size = await conn.read(buffer)) !== null;) {
+  await Deno.stdout.write(buffer.subarray(0, size));
+}
 conn.close();
 export {};
-`,
-  "naive.ts": `const conn = await Deno.connect({ hostname: "127.0.0.1", port: 8086 });
-const { symbols: libc } = Deno.dlopen("libc.so.6", {
+`;
+
+/** Scripts to compare with, each the shortest that does the work. */
+const SCRIPTS: Record<string, string> = {
+  "bare.ts": CONNECT + EXCHANGE,
+
+  "naive.ts": `${CONNECT}const { symbols: libc } = Deno.dlopen("libc.so.6", {
   getsockname: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
 });
-const address = new Uint8Array(28), size = new Uint32Array([28]), { port } = conn.localAddr as Deno.NetAddr;
+const address = new Uint8Array(28), length = new Uint32Array([28]);
+const { port } = conn.localAddr as Deno.NetAddr;
 for (let fd = 3; fd < 100; fd++) {
-  if (libc.getsockname(fd, address, size) !== 0 || (address[2] << 8 | address[3]) !== port) continue;
+  if (libc.getsockname(fd, address, length) !== 0) continue;
+  if ((address[2] << 8 | address[3]) !== port) continue;
   libc.setsockopt(fd, 0, 1, new Int32Array([0xb8]), 4);
   break;
 }
-await conn.write(new TextEncoder().encode("GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close\\r\\n\\r\\n"));
-const buffer = new Uint8Array(65536);
-for (let size; (size = await conn.read(buffer)) !== null;) await Deno.stdout.write(buffer.subarray(0, size));
-conn.close();
-export {};
-`,
-  "empty.ts": "export {};\n",
-  "load.ts": `import "${new URL("../main.ts", import.meta.url)}";\n`,
-  "fetch.ts": `const reply = await fetch("${URL_OF_ALL}");
+${EXCHANGE}`,
+
+  "fetch.ts": `const reply = await fetch("${SITE}");
 await Deno.stdout.write(await reply.bytes());
 export {};
 `,
-  "loop.ts":
-    `const request = new TextEncoder().encode("GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close\\r\\n\\r\\n");
+
+  "empty.ts": "export {};\n",
+
+  "load.ts": `import "${MAIN}";\n`,
+
+  "loop.ts": `const request = new TextEncoder().encode(${JSON.stringify(GET)});
 const buffer = new Uint8Array(65536);
 for (let left = Number(Deno.args[0]); left > 0; left--) {
   const conn = await Deno.connect({ hostname: "127.0.0.1", port: Number(Deno.args[1]) });
@@ -66,11 +97,21 @@ for (let left = Number(Deno.args[0]); left > 0; left--) {
 }
 export {};
 `,
+
+  "serve.ts": `const [port, body, headers] = Deno.args;
+const init = { headers: JSON.parse(headers) };
+const where = { hostname: "127.0.0.1", port: Number(port), onListen() {} };
+Deno.serve(where, () => new Response(body, init));
+`,
+
   "node.mjs": `import net from "node:net";
+// Older ones ignore typeOfService. Deno runs itself as "node" if there is no other.
+if (parseInt(process.versions.node) < 26 || process.versions.deno) process.exit(1);
 const socket = net.connect({ host: "127.0.0.1", port: 8086, typeOfService: 0xb8 });
-socket.end("GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close\\r\\n\\r\\n");
+socket.end(${JSON.stringify(GET)});
 socket.pipe(process.stdout);
 `,
+
   "get.py": `import http.client, sys
 connection = http.client.HTTPConnection("127.0.0.1", 8086)
 connection.request("GET", "/")
@@ -78,34 +119,89 @@ sys.stdout.buffer.write(connection.getresponse().read())
 `,
 };
 
-const REQUEST = "GET / HTTP/1.1\\r\\nHost: 127.0.0.1:8086\\r\\nConnection: close\\r\\n\\r\\n";
+const NODE = Deno.env.get("NODE") ?? "node";
+const CURL = Deno.env.get("CURL") ?? "curl";
+const PYTHON = "/usr/bin/python3"; // the one in the path may be a slow script that looks for another
 
-// ─── Measuring ───────────────────────────────────────────────────────────────────────────────────────────────────────
+const deno = (...words: string[]) => [Deno.execPath(), "run", "--no-prompt", ...words];
+const dscpGet = (...args: string[]) => deno("--allow-net", "--allow-ffi", MAIN, ...args);
+const sendGet = (command: string) => ["sh", "-c", `printf ${JSON.stringify(GET)} | ${command}`];
 
-/** Runs a program with its output drained. @returns milliseconds */
-async function time(words: readonly string[]): Promise<number> {
-  const started = performance.now();
-  const process = new Deno.Command(words[0], {
-    args: words.slice(1),
-    stdin: "null",
-    stdout: "piped",
-    stderr: "null",
-  });
-  const { code } = await process.output();
-  if (code !== 0) throw new Error(`${words.join(" ")}: exit ${code}`);
-  return performance.now() - started;
+/** Our own runs, and what Deno takes before our code runs. */
+const OURS: Record<string, string[]> = {
+  "plain run": dscpGet(),
+  "typical run": dscpGet("-d", "EF", "--json", SITE),
+  "--mark-syn": dscpGet("--mark-syn"),
+  "an empty script": deno("empty.ts"),
+  "our modules, not run": deno("load.ts"),
+};
+
+const RUNS = ["plain run", "typical run", "--mark-syn"];
+
+/** The programs to compare with, if they are installed, and the runs of ours to compare with each. */
+const RIVALS: { name: string; words: string[]; ours: string[] }[] = [
+  { name: "bare Deno.connect", words: deno("--allow-net", "bare.ts"), ours: Object.keys(OURS) },
+  { name: "Deno fetch", words: deno("--allow-net", "fetch.ts"), ours: RUNS },
+  {
+    name: "a naive marked script",
+    words: deno("--allow-net", "--allow-ffi", "naive.ts"),
+    ours: RUNS,
+  },
+  { name: "Node 26 typeOfService", words: [NODE, "node.mjs"], ours: ["plain run", "--mark-syn"] },
+  { name: "unmarked curl", words: [CURL, "-s", SITE], ours: ["plain run"] },
+  { name: "curl --ip-tos", words: [CURL, "-s", "--ip-tos", "EF", SITE], ours: ["plain run"] },
+  { name: "Python http.client", words: [PYTHON, "get.py"], ours: ["plain run"] },
+  { name: "nc -T 0xb8", words: sendGet("nc -T 0xb8 127.0.0.1 8086"), ours: ["plain run"] },
+  {
+    name: "socat tos=184",
+    words: sendGet("socat - TCP:127.0.0.1:8086,tos=184"),
+    ours: ["plain run"],
+  },
+];
+
+/** What prints each program's version. */
+const VERSIONS: Record<string, string[]> = {
+  Python: [PYTHON, "--version"],
+  curl: [CURL, "--version"],
+  nc: ["nc", "-h"],
+  socat: ["socat", "-V"],
+  nginx: ["nginx", "-v"],
+  ab: ["ab", "-V"],
+};
+
+// ─── Measuring ───────────────────────────────────────────────────────────────────────────────────
+
+/** Runs a program to its end. @throws {Error} it failed */
+async function run(words: readonly string[]): Promise<{ stdout: string; stderr: string }> {
+  const process = new Deno.Command(words[0], { args: words.slice(1), stdin: "null" });
+  const { code, stdout, stderr } = await process.output();
+  const [out, err] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
+  if (code !== 0) throw new Error(`${words.join(" ")}: exit ${code}: ${err}`);
+  return { stdout: out, stderr: err };
 }
 
-/** Times of several programs, run in turn. */
+/** Whether a program is installed and succeeds. */
+async function works(words: readonly string[]): Promise<boolean> {
+  try {
+    await run(words);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The times of several programs in milliseconds, run in turn, after three runs that do not count. */
 async function alternate(
-  programs: ReadonlyMap<string, readonly string[]>,
+  programs: Record<string, readonly string[]>,
   runs: number,
-): Promise<Map<string, number[]>> {
-  const times = new Map([...programs.keys()].map((name) => [name, [] as number[]]));
-  for (let run = -3; run < runs; run++) {
-    for (const [name, words] of programs) {
-      const taken = await time(words);
-      if (run >= 0) times.get(name)!.push(taken);
+): Promise<Record<string, number[]>> {
+  const times: Record<string, number[]> = {};
+  for (const name of Object.keys(programs)) times[name] = [];
+  for (let round = -3; round < runs; round++) {
+    for (const [name, words] of Object.entries(programs)) {
+      const started = performance.now();
+      await run(words);
+      if (round >= 0) times[name].push(performance.now() - started);
     }
   }
   return times;
@@ -118,31 +214,52 @@ function ratio(ours: readonly number[], theirs: readonly number[]): number {
   return median(ours.map((value, at) => value / theirs[at]));
 }
 
-/** The most memory a program held, in KiB: the kernel keeps the peak, and is asked for it until the program is gone. */
-async function peakMemory(words: readonly string[]): Promise<number> {
-  const child = new Deno.Command(words[0], {
-    args: words.slice(1),
-    stdin: "null",
-    stdout: "piped",
-    stderr: "null",
-  })
-    .spawn();
-  const drained = child.stdout.pipeTo(new WritableStream());
-  const ended = child.status;
-  let peak = 0, isRunning = true;
-  ended.then(() => isRunning = false);
-  while (isRunning) {
-    try {
-      const status = Deno.readTextFileSync(`/proc/${child.pid}/status`);
-      peak = Math.max(peak, Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? 0));
-    } catch { /* it has ended */ }
-    await new Promise((resolve) => setTimeout(resolve, 1));
+/** A program with its output read by `cat`; fails if the program does. */
+function toPipe(words: readonly string[]): string[] {
+  const quoted = words.map((word) => `'${word}'`).join(" ");
+  return ["bash", "-c", `set -o pipefail; ${quoted} | cat > /dev/null`];
+}
+
+/** A field of `/proc/PID/status` in MiB, see proc(5); 0 if the process has ended. */
+function memory(pid: number, field: "VmRSS" | "VmHWM" | "RssAnon"): number {
+  try {
+    const status = Deno.readTextFileSync(`/proc/${pid}/status`);
+    return Number(new RegExp(`${field}:\\s+(\\d+)`).exec(status)?.[1] ?? 0) / 1024;
+  } catch {
+    return 0;
   }
-  await drained;
+}
+
+/** The most memory that a program held, in MiB, by the kernel's count. */
+async function peakMemory(words: readonly string[]): Promise<number> {
+  const [program, ...args] = words;
+  const output = { stdin: "null", stdout: "piped", stderr: "null" } as const;
+  const child = new Deno.Command(program, { args, ...output }).spawn();
+  let peak = 0;
+  const timer = setInterval(() => peak = Math.max(peak, memory(child.pid, "VmHWM")), 1);
+  await child.stdout.pipeTo(new WritableStream());
+  await child.status;
+  clearInterval(timer);
   return peak;
 }
 
-// ─── What is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
+/** Answers each connection with these bytes until the listener is closed. */
+async function answer(
+  listener: Deno.TcpListener,
+  reply: Uint8Array,
+  onReply: (count: number) => void = () => {},
+): Promise<void> {
+  const buffer = new Uint8Array(4096);
+  let count = 0;
+  for await (const conn of listener) {
+    await conn.read(buffer);
+    for (let sent = 0; sent < reply.length;) sent += await conn.write(reply.subarray(sent));
+    conn.close();
+    onReply(++count);
+  }
+}
+
+// ─── Output ──────────────────────────────────────────────────────────────────────────────────────
 
 interface Figure {
   readonly question: string;
@@ -150,322 +267,257 @@ interface Figure {
   readonly value: number;
   readonly unit: string;
   readonly detail: string;
-  /** The most that it is meant to be. */
+  /** The most that it should be, or `null`. */
   readonly limit: number | null;
 }
-
-/** What each figure is meant to be at most. */
-const LIMITS: Record<string, number> = {
-  "plain run / bare Deno.connect, unmarked": 1.12,
-  "--json and a URL / bare Deno.connect, unmarked": 1.6,
-  "plain run / Deno fetch, unmarked": 0.8,
-  "plain run / Node 26, typeOfService": 0.6,
-  "--mark-syn / Node 26, typeOfService": 1,
-  "with 20 open sockets": 30,
-  "10,000 sockets / 20 sockets": 1.5,
-  "ours / curl": 1,
-  "peak memory above that of a small reply": 16,
-  "-n 10000 / bare unmarked loop": 1.1,
-  "memory after 10,000 requests above that after 100": 8,
-  "of 20 runs on an idle path, those that see a difference": 1,
-};
 
 const figures: Figure[] = [];
 let isJson = false;
 
+function print(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+}
+
 function say(text: string): void {
-  if (!isJson) Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+  if (!isJson) print(text);
 }
 
 function show(question: string, name: string, value: number, unit: string, detail = ""): void {
   const limit = LIMITS[name] ?? null;
   figures.push({ question, name, value, unit, detail, limit });
-  const meant = limit === null ? "" : `${value <= limit ? "≤" : "over"} ${limit}`;
-  say(
-    `  ${value.toFixed(2).padStart(8)} ${unit.padEnd(4)} ${meant.padEnd(10)} ${
-      name.padEnd(56)
-    } ${detail}`.trimEnd(),
-  );
+  const number = (Number.isInteger(value) ? String(value) : value.toFixed(2)).padStart(7);
+  const verdict = limit === null ? "" : `${value <= limit ? "≤" : "over"} ${limit}`;
+  say(`  ${number} ${unit.padEnd(3)} ${verdict.padEnd(9)} ${name.padEnd(40)} ${detail}`.trimEnd());
 }
 
-// ─── The questions ───────────────────────────────────────────────────────────────────────────────────────────────────
+// ─── Questions ───────────────────────────────────────────────────────────────────────────────────
 
-/** The rivals that are there, and the names of those that are not. */
-async function rivals(
-  folder: string,
-): Promise<{ found: Map<string, string[]>; absent: string[]; versions: string[] }> {
-  const found = new Map<string, string[]>([
-    ["bare Deno.connect, unmarked", deno("--allow-net", `${folder}/bare.ts`)],
-    ["Deno fetch, unmarked", deno("--allow-net", `${folder}/fetch.ts`)],
-    ["a naive marked Deno script", deno("--allow-net", "--allow-ffi", `${folder}/naive.ts`)],
-  ]);
-  const absent: string[] = [], versions: string[] = [];
-  const tell = (name: string, words: string[] | null) =>
-    words === null ? absent.push(name) : found.set(name, words);
-  const outputOf = async (words: string[]) => {
-    try {
-      const process = new Deno.Command(words[0], { args: words.slice(1), stdin: "null" });
-      const { stdout, stderr } = await process.output();
-      return new TextDecoder().decode(stdout.length > 0 ? stdout : stderr).trim();
-    } catch {
-      return "";
-    }
-  };
-  const node = Deno.env.get("NODE") ?? "node";
-  const nodeVersion = await outputOf([node, "--version"]);
-  for (
-    const [name, words] of [
-      ["Node", [node, "--version"]],
-      ["curl", [Deno.env.get("CURL") ?? "curl", "--version"]],
-      ["Python", ["python3", "--version"]],
-      ["nc", ["nc", "-h"]],
-      ["socat", ["socat", "-V"]],
-      ["nginx", ["nginx", "-v"]],
-    ] as const
-  ) {
-    const version = /\d+\.\d+[\w.-]*|OpenBSD netcat \([^)]*\)/.exec(await outputOf([...words]))
-      ?.[0];
-    if (version !== undefined) versions.push(`${name} ${version}`);
+async function wholeProcess(runs: number): Promise<void> {
+  say(`Whole process, a small reply: median ratio of ${runs} runs in turn`);
+  const programs = { ...OURS };
+  const found: typeof RIVALS = [], absent: string[] = [];
+  for (const rival of RIVALS) {
+    if (await works(rival.words)) {
+      found.push(rival);
+      programs[rival.name] = rival.words;
+    } else absent.push(rival.name);
   }
-  tell(
-    "Node 26, typeOfService",
-    Number(nodeVersion.slice(1).split(".")[0]) >= 26 ? [node, `${folder}/node.mjs`] : null,
-  );
-  const curl = Deno.env.get("CURL") ?? "curl";
-  const canMark = (await outputOf([curl, "--help", "all"])).includes("--ip-tos");
-  const isThere = (await outputOf([curl, "--version"])) !== "";
-  tell(
-    `curl${canMark ? " --ip-tos EF" : ", unmarked"}`,
-    isThere ? [curl, "-s", ...canMark ? ["--ip-tos", "EF"] : [], URL_OF_ALL] : null,
-  );
-  const shell = (command: string) => ["sh", "-c", `printf '${REQUEST}' | ${command}`];
-  const program = (name: string, label: string, words: string[]) =>
-    tell(label, missing([name]).length === 0 ? words : null);
-  program("python3", "Python http.client, unmarked", [
-    "/usr/bin/env",
-    "python3",
-    `${folder}/get.py`,
-  ]);
-  program("nc", "nc -T 0xb8", shell("nc -T 0xb8 127.0.0.1 8086"));
-  program("socat", "socat tos=184", shell("socat - TCP:127.0.0.1:8086,tos=184"));
-  return { found, absent, versions };
+  const times = await alternate(programs, runs);
+  for (const { name: rival, ours } of found) {
+    for (const name of ours) {
+      const [a, b] = [times[name], times[rival]];
+      const detail = `${median(a).toFixed(1)} / ${median(b).toFixed(1)} ms`;
+      show("process", `${name} / ${rival}`, ratio(a, b), "×", detail);
+    }
+  }
+  if (absent.length > 0) say(`  not installed or too old: ${absent.join(", ")}`);
 }
 
-async function wholeProcess(folder: string, runs: number): Promise<void> {
-  const { found, absent, versions } = await rivals(folder);
-  say(`\nWhole process, a small reply: median of the ratios of ${runs} runs in turn`);
-  say(`  ${versions.join(", ")}${absent.length > 0 ? `; not here: ${absent.join(", ")}` : ""}`);
-  const ours = new Map<string, string[]>([
-    ["plain run", deno(...OURS)],
-    ["--json and a URL", deno(...OURS, "--json", URL_OF_ALL)],
-    ["--mark-syn", deno(...OURS, "--mark-syn")],
-  ]);
-  // What the others are to be seen against: Deno's own start, and that with our modules loaded but not run.
-  const parts = new Map<string, string[]>([
-    ["an empty Deno script", deno(`${folder}/empty.ts`)],
-    ["our modules loaded, not run", deno(`${folder}/load.ts`)],
-  ]);
-  const times = await alternate(new Map([...ours, ...found, ...parts]), runs);
-  const compare = (name: string, rival: string) => {
-    const [a, b] = [times.get(name)!, times.get(rival)!];
-    show(
-      "process",
-      `${name} / ${rival}`,
-      ratio(a, b),
-      "×",
-      `${median(a).toFixed(1)} / ${median(b).toFixed(1)} ms`,
-    );
-  };
-  for (const name of ours.keys()) for (const rival of found.keys()) compare(name, rival);
-  const [bare] = found.keys();
-  for (const name of [...parts.keys(), ...[...found.keys()].slice(1, 3)]) compare(name, bare);
-}
-
-/** One result of `deno bench --json`. */
+/** A benchmark in the output of `deno bench --json`. */
 interface Benched {
   readonly name: string;
-  readonly results: readonly {
-    readonly ok?: { readonly n: number; readonly p75: number; readonly avg: number };
-  }[];
+  readonly results: readonly { readonly ok?: { readonly n: number; readonly p75: number } }[];
 }
 
-/** Marking alone and proof alone, which {@link https://docs.deno.com/api/deno/~/Deno.bench | Deno.bench} measures. */
+/** Marking alone or proof alone, which mark_bench.ts measures. */
 async function alone(question: "mark" | "proof"): Promise<void> {
-  say(
-    question === "mark"
-      ? "\nMarking alone, by Deno.bench: find, set, read back, on a connection made just now"
-      : "\nProof alone, by Deno.bench: have the packets kept; take and parse one",
-  );
+  const what = {
+    mark: "Marking alone: find the descriptor, set the mark, read it back",
+    proof: "Proof alone: ask for copies of sent packets; take and parse one",
+  };
+  say(`${what[question]} (p75)`);
   const file = new URL("mark_bench.ts", import.meta.url).pathname;
-  const process = new Deno.Command(Deno.execPath(), {
-    args: ["bench", "--quiet", "--json", "--allow-all", "--no-check", `--filter=${question}`, file],
-    stdin: "null",
-    stderr: "inherit",
-  });
-  const { stdout } = await process.output();
-  const benches: Benched[] = JSON.parse(new TextDecoder().decode(stdout)).benches;
-  const micros = new Map<string, number>();
-  for (const { name, results: [{ ok }] } of benches) {
-    const label = name.replace(`${question}: `, "");
+  const flags = ["--quiet", "--json", "--allow-all", "--no-check", `--filter=${question}`];
+  const { stdout } = await run([Deno.execPath(), "bench", ...flags, file]);
+  const times: Record<string, number> = {};
+  for (const { name, results: [{ ok }] } of JSON.parse(stdout).benches as Benched[]) {
     if (ok === undefined) {
-      say(`  ${label}: it failed; ulimit -n may be too low`);
+      say(`  not measured: ${name}; ulimit -n may be too low`);
       continue;
     }
-    micros.set(label, ok.p75 / 1000);
-    show(question, label, ok.p75 / 1000, "µs", `75 % take no longer, ${ok.n} times`);
+    times[name] = ok.p75 / 1000;
+    show(question, name, times[name], "µs", `${ok.n} times`);
   }
-  const [few, many] = ["with 20 open sockets", "with 10000 open sockets"].map((label) =>
-    micros.get(label) ?? NaN
-  );
-  if (question === "mark") show("mark", "10,000 sockets / 20 sockets", many / few, "×");
+  const [few, many] = [times["marking alone, 20 sockets"], times["marking alone, 10,000 sockets"]];
+  if (few && many) show(question, "marking alone, 10,000 / 20 sockets", many / few, "×");
 }
 
 async function largeBody(runs: number): Promise<void> {
-  say(`\n1 GiB to a pipe: ratio of medians of ${runs} runs in turn`);
-  const url = `${URL_OF_ALL}large`;
-  const pipe = (
-    words: string[],
-  ) => ["sh", "-c", `${words.map((word) => `'${word}'`).join(" ")} | cat > /dev/null`];
-  const ours = deno(...OURS, "-s");
-  const programs = new Map([["ours", pipe([...ours, url])]]);
-  if (missing(["curl"]).length === 0) programs.set("curl", pipe(["curl", "-s", url]));
-  const times = await alternate(programs, runs);
-  const speed = (name: string) => `${(1024 / (median(times.get(name)!) / 1000)).toFixed(0)} MiB/s`;
-  if (programs.has("curl")) {
-    show(
-      "body",
-      "ours / curl",
-      ratio(times.get("ours")!, times.get("curl")!),
-      "×",
-      `${speed("ours")} / ${speed("curl")}`,
-    );
+  say(`1 GiB to a pipe: median ratio of ${runs} runs in turn`);
+  const url = `${SITE}large`;
+  if (await works([CURL, "--version"])) {
+    const programs = { ours: toPipe(dscpGet("-s", url)), curl: toPipe([CURL, "-s", url]) };
+    const { ours, curl } = await alternate(programs, runs);
+    const [a, b] = [ours, curl].map((times) => (1024 / (median(times) / 1000)).toFixed(0));
+    show("body", "1 GiB, ours / curl", ratio(ours, curl), "×", `${a} / ${b} MiB/s`);
+  } else say("  not measured, as curl is missing: 1 GiB, ours / curl");
+  const large = await peakMemory(dscpGet("-s", url));
+  const small = await peakMemory(dscpGet("-s", SITE));
+  const detail = `${large.toFixed(0)} MiB in all`;
+  show("body", "peak memory above a small reply's", large - small, "MiB", detail);
+}
+
+async function manyChunks(runs: number): Promise<void> {
+  say(`A body of a million chunks of one byte: median ratio of ${runs} runs in turn`);
+  if (!await works([CURL, "--version"])) {
+    return say("  not measured, as curl is missing: a million chunks, ours / curl");
   }
-  const [small, large] = [
-    await peakMemory([...ours, URL_OF_ALL]),
-    await peakMemory([...ours, url]),
-  ];
-  show(
-    "body",
-    "peak memory above that of a small reply",
-    (large - small) / 1024,
-    "MiB",
-    `${(large / 1024).toFixed(0)} MiB in all`,
-  );
+  const head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+  const reply = new TextEncoder().encode(`${head}${"1\r\nx\r\n".repeat(1_000_000)}0\r\n\r\n`);
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const answering = answer(listener, reply);
+  const url = `http://127.0.0.1:${listener.addr.port}/`;
+  const programs = { ours: toPipe(dscpGet("-s", url)), curl: toPipe([CURL, "-s", url]) };
+  const { ours, curl } = await alternate(programs, runs);
+  listener.close();
+  await answering;
+  const detail = `${median(ours).toFixed(0)} / ${median(curl).toFixed(0)} ms`;
+  show("chunks", "a million chunks, ours / curl", ratio(ours, curl), "×", detail);
 }
 
-async function manyRequests(folder: string, runs: number): Promise<void> {
-  const many = 10_000;
-  say(
-    `\n${
-      many.toLocaleString("en")
-    } requests in one process: median of the ratios of ${runs} runs in turn`,
-  );
-  const times = await alternate(
-    new Map([
-      ["ours", deno(...OURS, "-s", "-n", String(many), URL_OF_ALL)],
-      ["loop", deno("--allow-net", `${folder}/loop.ts`, String(many), "8086")],
-    ]),
-    runs,
-  );
-  const [a, b] = [times.get("ours")!, times.get("loop")!];
-  const each = (values: number[]) => (median(values) / many * 1000).toFixed(0);
-  show(
-    "series",
-    `-n ${many} / bare unmarked loop`,
-    ratio(a, b),
-    "×",
-    `${each(a)} / ${each(b)} µs a request`,
-  );
-  const own = await growth(
-    many,
-    (port) => deno(...OURS, "-s", "-n", String(many), `http://127.0.0.1:${port}/`),
-  );
-  const bare = await growth(
-    many,
-    (port) => deno("--allow-net", `${folder}/loop.ts`, String(many), String(port)),
-  );
-  show(
-    "series",
-    `memory after ${many.toLocaleString("en")} requests above that after 100`,
-    own.anonymous,
-    "MiB",
-    `the bare loop: ${bare.anonymous.toFixed(1)}; with the pages of Deno's own file: ${
-      own.all.toFixed(1)
-    } / ${bare.all.toFixed(1)}`,
-  );
+async function manyRequests(runs: number): Promise<void> {
+  say(`10,000 requests in a process: median ratio of ${runs} runs; time of a request`);
+  const ours = (url: string) => dscpGet("-s", "-n", "10000", url);
+  const loop = (port: number) => deno("--allow-net", "loop.ts", "10000", String(port));
+  const times = await alternate({ ours: ours(SITE), loop: loop(8086) }, runs);
+  const [a, b] = [times.ours, times.loop].map((each) => (median(each) / 10).toFixed(0));
+  const name = "-n 10000 / bare unmarked loop";
+  show("series", name, ratio(times.ours, times.loop), "×", `${a} / ${b} µs`);
+  const grown = await growth((port) => ours(`http://127.0.0.1:${port}/`));
+  const grownLoop = await growth(loop);
+  const detail = `the loop: ${grownLoop.toFixed(1)}`;
+  show("series", "memory after 10,000 above that after 100", grown, "MiB", detail);
 }
 
-/** What a process holds, in MiB: memory of its own, and with the pages that it shares with the files they are of. */
-interface Memory {
-  readonly anonymous: number;
-  readonly all: number;
-}
-
-/** How much more a client holds near its last request than after a hundred: the server counts them, and looks. */
-async function growth(requests: number, client: (port: number) => string[]): Promise<Memory> {
+/**
+ * How much a client that sends 10,000 requests grows after the first hundred, in MiB. Counts anonymous
+ * memory only: pages of Deno's own executable come and go with the page cache.
+ */
+async function growth(client: (port: number) => string[]): Promise<number> {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const [program, ...args] = client(listener.addr.port);
-  const child = new Deno.Command(program, { args, stdin: "null", stdout: "null", stderr: "null" })
-    .spawn();
+  const output = { stdin: "null", stdout: "null", stderr: "null" } as const;
+  const child = new Deno.Command(program, { args, ...output }).spawn();
   const ended = child.status.then(() => listener.close());
-  const held = (): Memory => {
-    const status = Deno.readTextFileSync(`/proc/${child.pid}/status`);
-    const of = (name: string) => Number(new RegExp(`${name}:\\s+(\\d+)`).exec(status)?.[1]) / 1024;
-    return { anonymous: of("RssAnon"), all: of("VmRSS") };
-  };
-  const reply = new TextEncoder().encode(
-    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
-  );
-  const buffer = new Uint8Array(4096);
-  let early: Memory | null = null, late: Memory | null = null, count = 0;
-  for await (const conn of listener) {
-    await conn.read(buffer);
-    await conn.write(reply);
-    conn.close();
-    count++;
-    if (count === 100) early = held();
-    if (count === requests - 10) late = held();
-  }
+  const head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n";
+  let early = NaN, late = NaN;
+  await answer(listener, new TextEncoder().encode(`${head}ok`), (count) => {
+    if (count === 100) early = memory(child.pid, "RssAnon");
+    if (count === 9_990) late = memory(child.pid, "RssAnon");
+  });
   await ended;
-  return { anonymous: late!.anonymous - early!.anonymous, all: late!.all - early!.all };
+  return late - early;
+}
+
+async function farEnd(): Promise<void> {
+  say("Requests a second, by ab -c 32 -n 5000: median ratio of three rounds in turn");
+  if (missing(["ab"]).length > 0) {
+    return say("  not measured, as ab is missing: Deno.serve / --serve -s, nginx, memory");
+  }
+  const [port, denoPort] = [freePort(), freePort()];
+  const urls: Record<string, string> = {
+    ours: `http://127.0.0.1:${port}/`,
+    "Deno.serve": `http://127.0.0.1:${denoPort}/`,
+  };
+  await using ours = new Background(dscpGet("--serve", `127.0.0.1:${port}`, "-s"));
+  const reply = await replyOf(urls.ours);
+  const headers = JSON.stringify(Object.fromEntries(reply.headers));
+  const args = [String(denoPort), await reply.text(), headers];
+  await using _denoServe = new Background(deno("--allow-net", "serve.ts", ...args));
+  await (await replyOf(urls["Deno.serve"])).body?.cancel();
+  if (missing(["nginx"]).length === 0) urls["nginx return 200"] = `${SITE}page`;
+
+  const rates: Record<string, number[]> = {};
+  for (const name of Object.keys(urls)) rates[name] = [];
+  for (let round = 0; round < 3; round++) {
+    for (const [name, url] of Object.entries(urls)) rates[name].push(await requestRate(url));
+  }
+  for (const rival of Object.keys(urls).slice(1)) {
+    const [a, b] = [rates[rival], rates.ours];
+    const detail = `${median(a).toFixed(0)} / ${median(b).toFixed(0)}`;
+    show("serve", `${rival} / --serve -s`, ratio(a, b), "×", detail);
+  }
+  show("serve", "memory of --serve after the runs", memory(ours.child.pid, "VmRSS"), "MiB");
+}
+
+async function requestRate(url: string): Promise<number> {
+  const { stdout } = await run(["ab", "-q", "-c", "32", "-n", "5000", url]);
+  return Number(/Requests per second:\s+([\d.]+)/.exec(stdout)![1]);
+}
+
+function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
+
+/** The reply of a server that was started just now, and may need up to five seconds. */
+async function replyOf(url: string): Promise<Response> {
+  for (let tries = 250;; tries--) {
+    try {
+      return await fetch(url);
+    } catch (error) {
+      if (tries === 0) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
 }
 
 async function calm(): Promise<void> {
-  say("\nAn idle path: -d EF,DF -n 50, twenty times");
-  let differences = 0;
-  for (let run = 0; run < 20; run++) {
-    const [program, ...args] = deno(...OURS, "-d", "EF,DF", "-n", "50", URL_OF_ALL);
-    const { stderr } = await new Deno.Command(program, { args, stdin: "null", stdout: "null" })
-      .output();
-    if (!new TextDecoder().decode(stderr).includes("no difference seen")) differences++;
+  say("An idle path: how many runs of -d EF,DF see a difference");
+  for (const count of ["50", "5000"]) {
+    let differences = 0;
+    for (let round = 0; round < 20; round++) {
+      const { stdout, stderr } = await run(dscpGet("-d", "EF,DF", "-n", count, SITE));
+      if (!`${stdout}${stderr}`.includes("no difference seen")) differences++;
+    }
+    show("calm", `of 20 runs on an idle path, -n ${count}`, differences, "");
   }
-  show("calm", "of 20 runs on an idle path, those that see a difference", differences, "");
 }
 
-// ─── Main ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+function lines(): void {
+  say("The code");
+  const linesOf = (file: string | URL) => Deno.readTextFileSync(file).trimEnd().split("\n");
+  const main = linesOf(MAIN);
+  const folder = new URL("../ffi/", import.meta.url);
+  const ffi = [...Deno.readDirSync(folder)].flatMap(({ name }) => linesOf(new URL(name, folder)));
+  show("lines", "lines of main.ts + ffi/", main.length + ffi.length, "");
+  const long = main.filter((line) => line.length > 100);
+  show("lines", "lines over 100 columns in main.ts", long.length, "");
+}
 
-/** The one server of all: nginx, else Python's. */
-async function serve(folder: string): Promise<Background> {
+// ─── Main ────────────────────────────────────────────────────────────────────────────────────────
+
+/** The server on port 8086: nginx, or Python's. */
+async function startServer(folder: string): Promise<Background> {
   if (missing(["nginx"]).length > 0) {
-    const words = [
-      "python3",
-      "-u",
-      "-m",
-      "http.server",
-      "--bind",
-      "127.0.0.1",
-      "--directory",
-      folder,
-      "8086",
-    ];
-    const server = new Background(words);
+    const flags = ["--bind", "127.0.0.1", "--directory", folder];
+    const server = new Background([PYTHON, "-u", "-m", "http.server", ...flags, "8086"]);
     await server.until((said) => said.includes("Serving HTTP"));
     return server;
   }
+  // The fixed page is as long as that of --serve.
   return await startNginx(
     folder,
-    `sendfile on; server { listen 127.0.0.1:8086; root ${folder}; }`,
+    `sendfile on; server {
+      listen 127.0.0.1:8086; root ${folder};
+      location = /page { return 200 "${"x".repeat(74)}"; }
+    }`,
   );
+}
+
+/** What the figures depend on: the machine, and the versions of the installed programs. */
+async function sayVersions(): Promise<void> {
+  const { version, build } = Deno;
+  const cores = `${navigator.hardwareConcurrency} cores`;
+  say(`Deno ${version.deno}, ${build.target}, Linux ${Deno.osRelease()}, ${cores}`);
+  const versions: string[] = [];
+  for (const [name, words] of Object.entries(VERSIONS)) {
+    try {
+      const { stdout, stderr } = await run(words);
+      versions.push(`${name} ${/\d+\.\d+[\w.-]*/.exec(stdout + stderr)?.[0]}`);
+    } catch { /* not installed */ }
+  }
+  say(versions.join(", "));
 }
 
 async function main(): Promise<void> {
@@ -481,34 +533,32 @@ async function main(): Promise<void> {
   const runs = Number(values.runs);
   const folder = await Deno.makeTempDir({ prefix: "dscp-get-bench-" });
   try {
+    Deno.chdir(folder);
     await Deno.chmod(folder, 0o755);
-    await Deno.writeTextFile(`${folder}/index.html`, "<p>hello\n");
-    await Deno.writeTextFile(`${folder}/large`, "");
-    await Deno.truncate(`${folder}/large`, 2 ** 30);
-    for (const [name, text] of Object.entries(SCRIPTS)) {
-      await Deno.writeTextFile(`${folder}/${name}`, text);
-    }
-    await using _server = await serve(folder);
-    const { version, build } = Deno;
-    say(
-      `Deno ${version.deno}, ${build.target}, Linux ${Deno.osRelease()}, ${navigator.hardwareConcurrency} cores`,
-    );
-    const questions: [string, () => Promise<void>][] = [
-      ["process", () => wholeProcess(folder, runs)],
-      ["mark", () => alone("mark")],
-      ["proof", () => alone("proof")],
-      ["body", () => largeBody(Math.ceil(runs / 5))],
-      ["series", () => manyRequests(folder, Math.ceil(runs / 3))],
-      ["calm", calm],
-    ];
-    for (const [name, ask] of questions) {
+    await Deno.writeTextFile("index.html", "<p>hello\n");
+    await Deno.writeTextFile("large", "");
+    await Deno.truncate("large", 2 ** 30);
+    for (const [name, text] of Object.entries(SCRIPTS)) await Deno.writeTextFile(name, text);
+    await using _server = await startServer(folder);
+    await sayVersions();
+    const questions: Record<string, () => Promise<void> | void> = {
+      process: () => wholeProcess(runs),
+      mark: () => alone("mark"),
+      proof: () => alone("proof"),
+      body: () => largeBody(Math.ceil(runs / 5)),
+      chunks: () => manyChunks(Math.ceil(runs / 5)),
+      series: () => manyRequests(Math.ceil(runs / 3)),
+      serve: farEnd,
+      calm,
+      lines,
+    };
+    for (const [name, ask] of Object.entries(questions)) {
       if (values.only === undefined || values.only === name) await ask();
     }
-    if (isJson) {
-      Deno.stdout.writeSync(
-        new TextEncoder().encode(JSON.stringify({ runs, deno: version.deno, figures }) + "\n"),
-      );
-    }
+    const limited = figures.filter(({ limit }) => limit !== null);
+    const within = limited.filter(({ value, limit }) => value <= limit!).length;
+    say(`${within} figures within their limits, ${limited.length - within} over`);
+    if (isJson) print(JSON.stringify({ runs, deno: Deno.version.deno, figures }));
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

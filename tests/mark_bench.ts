@@ -1,5 +1,6 @@
 /**
- * Marking alone and proof alone, each time on a connection made just now; `deno task bench` shows them beside the rest.
+ * Marking alone and proof alone, each time on a new connection. `deno task bench` runs these and shows
+ * their times.
  *
  * @module
  */
@@ -9,7 +10,7 @@ import { setTos, takeSent, watchSent } from "../ffi/mod.ts";
 const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
 const open: Deno.Listener[] = [];
 
-/** Measures `work` on a connection made just now, among `sockets` others. */
+/** Measures `work` on a new connection in a process with `sockets` other open sockets. */
 function onFresh(
   name: string,
   sockets: number,
@@ -33,15 +34,16 @@ function onFresh(
 }
 
 for (const sockets of [20, 1000, 10_000]) {
-  onFresh(`mark: with ${sockets} open sockets`, sockets, () => {}, (conn) => setTos(conn, 0xb8));
+  const name = `marking alone, ${sockets.toLocaleString("en")} sockets`;
+  onFresh(name, sockets, () => {}, (conn) => setTos(conn, 0xb8));
 }
 
-onFresh("proof: enable", 20, (conn) => void setTos(conn, 0xb8), watchSent);
+onFresh("proof alone, enable", 20, (conn) => void setTos(conn, 0xb8), watchSent);
 
 const sent = (conn: Deno.TcpConn) => {
   watchSent(conn);
   return conn.write(new Uint8Array(100));
 };
-onFresh("proof: drain and parse", 20, sent, (conn) => {
+onFresh("proof alone, drain and parse", 20, sent, (conn) => {
   if (takeSent(conn).length !== 1) throw new Error("no packet");
 });
