@@ -3,44 +3,39 @@
  * Sends one HTTP GET whose packets carry a DSCP mark, and proves it.
  *
  * ```sh
- * deno run --allow-net --allow-ffi main.ts                          # EF, to 127.0.0.1:8086 or the built-in server
+ * deno run --allow-net --allow-ffi main.ts                 # EF, to 127.0.0.1:8086 or the built-in server
  * deno run --allow-net --allow-ffi main.ts -d AF41 http://[::1]:8086/
  * deno run --allow-net --allow-ffi main.ts --json http://127.0.0.1:8086/
  * ```
  *
- * The story from top to bottom: arguments → connect → mark → GET → reply → report. What touches the kernel is in
- * `ffi/`, what talks HTTP or to a person is here.
+ * The sections stand in the order in which a request happens: arguments, target, ask, reply,
+ * verdict, report; then series of requests, the far end, and `main`. What touches the kernel is in
+ * `ffi/`, what speaks HTTP or talks to a person is here.
  *
  * @module
  */
 
+import { prepareConnect } from "./ffi/conn.ts";
+import { makeBlocking } from "./ffi/libc.ts";
 import {
   type Arrived,
   CannotRunError,
+  type ConnectOptions,
   describe,
   DescriptorError,
-  dial,
-  type Dialed,
-  endText,
-  fdOf,
+  formatAddress,
   hex,
   keepArrivals,
   LibcError,
   type Mark,
-  markAndWatch,
+  MarkedConn,
   MarkError,
   markOf,
   parseDscp,
   parseTos,
-  prepareDial,
-  resolve,
   sameDscp,
   type SentPacket,
-  setBlocking,
-  setTos,
-  takeArrived,
-  takeSent,
-  watchArriving,
+  type Trust,
 } from "./ffi/mod.ts";
 
 const VERSION = "0.1.0";
@@ -74,12 +69,14 @@ export const Exit = {
 export class Failure extends Error {
   /** `Failure`. */
   override name = "Failure";
+  /** The request that failed, as far as it came; `null` if it is not about one. */
+  exchange: Exchange | null = null;
 
   /**
-   * A failure to end the run with.
+   * Describes a failure.
    *
    * @param code the exit code, one of {@linkcode Exit}
-   * @param message one line, free of control characters; empty where nobody is left to read it
+   * @param message one line, free of control characters; empty if nobody is left to read it
    * @param hint what to do about it
    */
   constructor(readonly code: number, message: string, readonly hint?: string) {
@@ -87,1157 +84,7 @@ export class Failure extends Error {
   }
 }
 
-// ─── Usage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-const USAGE = `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it
-
-  deno run --allow-net --allow-ffi main.ts [options] [URL]
-
-Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself where nobody listens there.
-The reply's body goes to standard output, the report to standard error.
-
-The mark
-  -d, --dscp NAME[,NAME…] EF (the default), VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF43,
-                          or a number from 0 to 63; several take turns; all is the 64 of them
-      --tos BYTE          the whole ToS byte or Traffic Class, such as 184 or 0xB8; ECN bits 0
-      --mark-syn          mark the handshake too: on a busy link an unmarked SYN waits in the queue
-
-The request
-  -H, --header LINE       'Name: value' adds or replaces a header, 'Name:' removes one, 'Name;' sends it empty
-  -4, --ipv4              IPv4 addresses only
-  -6, --ipv6              IPv6 addresses only
-      --connect-timeout S seconds to connect in (10)
-  -m, --max-time S        seconds for the whole request (30); 0 is no limit
-  -k, --insecure          https with any certificate
-      --cacert FILE       https that trusts the certificates in FILE (PEM), no others; needs --allow-read
-
-The output
-  -i, --include           status line and headers before the body
-  -f, --fail              exit 22 on status 400 and above, without the body
-  -s, --silent            no report
-      --json              one JSON object on standard output, instead of body and report
-  -V, --version           the version
-  -h, --help              this text
-
-Did the network care?
-  -n, --count N           N rounds of requests, one after the other, and a table of their times
-      --interval S        seconds between them (0)
-
-The far end
-      --serve [HOST:]PORT answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is ${DEFAULT_HOST}
-
-Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect or listen, 8 bad reply,
-18 ended early, 22 HTTP error with -f, 23 cannot write, 28 timeout, 35 TLS failed, 52 empty reply,
-56 connection lost, 60 bad certificate, 77 bad --cacert file; 2 bad usage; 100 the kernel did not take the
-mark, 101 packets left with another mark, 102 packets arrived with another mark, 103 cannot run here
-(not Linux, or a permission or libc is missing).
-`;
-
-// ─── Arguments ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** What a run is asked to do. */
-export interface Options {
-  /** Where to, or `null` for the default with its built-in server. */
-  readonly url: string | null;
-  /** The marks to set, in turn. */
-  readonly marks: readonly Mark[];
-  /** How many rounds of them. */
-  readonly count: number;
-  /** Seconds between requests. */
-  readonly interval: number;
-  /** The mark is set before the SYN goes out. */
-  readonly markSyn: boolean;
-  /** Any certificate will do. */
-  readonly insecure: boolean;
-  /** A file with roots to trust, in PEM. */
-  readonly cacert: string | null;
-  /** Be the far end, here. */
-  readonly serve: { readonly hostname: string; readonly port: number } | null;
-  /** 4 or 6 for one address family only. */
-  readonly family: 4 | 6 | null;
-  /** Headers of the user: a value adds or replaces, `null` removes. */
-  readonly headers: readonly (readonly [name: string, value: string | null])[];
-  /** Seconds; 0 is no limit. */
-  readonly connectTimeout: number;
-  /** Seconds for the whole request; 0 is no limit. */
-  readonly maxTime: number;
-  /** Status line and headers go out before the body. */
-  readonly include: boolean;
-  /** Status 400 and above is a failure. */
-  readonly fail: boolean;
-  /** No report. */
-  readonly silent: boolean;
-  /** One JSON object in place of body and report. */
-  readonly json: boolean;
-  /** Print this instead of doing anything. */
-  readonly print: "help" | "version" | null;
-}
-
-/** What a run without arguments does. */
-export const DEFAULTS: Options = {
-  url: null,
-  marks: [parseDscp("EF")],
-  count: 1,
-  interval: 0,
-  markSyn: false,
-  insecure: false,
-  cacert: null,
-  serve: null,
-  family: null,
-  headers: [],
-  connectTimeout: 10,
-  maxTime: 30,
-  include: false,
-  fail: false,
-  silent: false,
-  json: false,
-  print: null,
-};
-
-const OPTIONS = {
-  dscp: { type: "string", short: "d" },
-  tos: { type: "string" },
-  "mark-syn": { type: "boolean" },
-  count: { type: "string", short: "n" },
-  interval: { type: "string" },
-  header: { type: "string", short: "H" },
-  ipv4: { type: "boolean", short: "4" },
-  ipv6: { type: "boolean", short: "6" },
-  "connect-timeout": { type: "string" },
-  "max-time": { type: "string", short: "m" },
-  insecure: { type: "boolean", short: "k" },
-  cacert: { type: "string" },
-  serve: { type: "string" },
-  include: { type: "boolean", short: "i" },
-  fail: { type: "boolean", short: "f" },
-  silent: { type: "boolean", short: "s" },
-  json: { type: "boolean" },
-  version: { type: "boolean", short: "V" },
-  help: { type: "boolean", short: "h" },
-} as const;
-
-type OptionName = keyof typeof OPTIONS;
-
-/** Reads the command line. @throws {Failure} bad usage, exit 2 */
-export function parseArguments(args: readonly string[]): Options {
-  const options: { -readonly [K in keyof Options]: Options[K] } = { ...DEFAULTS };
-  const urls: string[] = [], headers: [string, string | null][] = [];
-  let markedBy: OptionName | null = null;
-  for (const token of tokensOf(args)) {
-    if (token.kind === "positional") {
-      urls.push(token.value);
-      continue;
-    }
-    if (!Object.hasOwn(OPTIONS, token.name)) throw usage(`unknown option ${quote(token.rawName)}`);
-    const name = token.name as OptionName;
-    const value = token.value ?? "";
-    if (OPTIONS[name].type === "string" && token.value === undefined) {
-      throw usage(`${token.rawName} needs a value`);
-    }
-    if (OPTIONS[name].type === "boolean" && token.value !== undefined) {
-      throw usage(`${token.rawName} takes no value`);
-    }
-    switch (name) {
-      case "dscp":
-      case "tos":
-        if (markedBy !== null && markedBy !== name) {
-          throw usage("--dscp and --tos exclude each other: give one of them");
-        }
-        markedBy = name;
-        options.marks = allowed(() => name === "dscp" ? parseMarks(value) : [parseTos(value)]);
-        break;
-      case "header":
-        headers.push(parseHeader(value));
-        break;
-      case "count":
-        options.count = parseCount(value);
-        break;
-      case "interval":
-        options.interval = parseSeconds(token.rawName, value);
-        break;
-      case "mark-syn":
-        options.markSyn = true;
-        break;
-      case "cacert":
-        options.cacert = value;
-        break;
-      case "serve":
-        options.serve = parseListen(value);
-        break;
-      case "ipv4":
-        options.family = 4;
-        break;
-      case "ipv6":
-        options.family = 6;
-        break;
-      case "connect-timeout":
-        options.connectTimeout = parseSeconds(token.rawName, value);
-        break;
-      case "max-time":
-        options.maxTime = parseSeconds(token.rawName, value);
-        break;
-      case "version":
-      case "help":
-        options.print ??= name;
-        break;
-      default:
-        options[name] = true;
-    }
-  }
-  if (options.serve !== null && urls.length > 0) {
-    throw usage("--serve takes no URL: it is the far end");
-  }
-  if (urls.length > 1) {
-    throw usage(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
-  }
-  return { ...options, headers, url: urls[0] ?? null };
-}
-
-/** An argument by itself, or an option and its value, if it has one. */
-type Token =
-  | { readonly kind: "positional"; readonly value: string }
-  | {
-    readonly kind: "option";
-    readonly name: string;
-    readonly rawName: string;
-    readonly value?: string;
-  };
-
-/** Takes arguments apart as getopt_long(3) does; an option that is not known counts as one without a value. */
-function* tokensOf(args: readonly string[]): Generator<Token> {
-  const rest = [...args];
-  for (let arg; (arg = rest.shift()) !== undefined;) {
-    if (arg === "--") {
-      for (const value of rest) yield { kind: "positional", value };
-      return;
-    }
-    if (!arg.startsWith("-") || arg === "-") yield { kind: "positional", value: arg };
-    else if (arg.startsWith("--")) {
-      const equals = arg.indexOf("=", 3);
-      const rawName = equals < 0 ? arg : arg.slice(0, equals), name = rawName.slice(2);
-      const next = () => takesValue(name) ? rest.shift() : undefined;
-      const value = equals < 0 ? next() : arg.slice(equals + 1);
-      yield { kind: "option", name, rawName, value };
-    } else {
-      for (let at = 1; at < arg.length; at++) {
-        const rawName = `-${arg[at]}`, name = longNameOf(arg[at]);
-        if (!takesValue(name)) yield { kind: "option", name, rawName };
-        else {
-          yield { kind: "option", name, rawName, value: arg.slice(at + 1) || rest.shift() };
-          break;
-        }
-      }
-    }
-  }
-}
-
-function takesValue(name: string): boolean {
-  return Object.hasOwn(OPTIONS, name) && OPTIONS[name as OptionName].type === "string";
-}
-
-function longNameOf(letter: string): string {
-  const named = Object.entries(OPTIONS).find(([, how]) => "short" in how && how.short === letter);
-  return named?.[0] ?? letter;
-}
-
-function usage(message: string): Failure {
-  return new Failure(Exit.usage, printable(message), "--help lists the options");
-}
-
-function allowed<T>(parse: () => T): T {
-  try {
-    return parse();
-  } catch (error) {
-    throw error instanceof RangeError ? usage(error.message) : error;
-  }
-}
-
-function parseMarks(text: string): Mark[] {
-  if (text.toLowerCase() === "all") {
-    return Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2));
-  }
-  return text.split(",").map(parseDscp);
-}
-
-function parseCount(text: string): number {
-  const most = 1_000_000;
-  const count = /^[1-9]\d*$/.test(text) ? Number(text) : NaN;
-  if (!(count <= most)) throw usage(`--count takes a number from 1 to ${most}, not ${quote(text)}`);
-  return count;
-}
-
-function parseSeconds(option: string, text: string): number {
-  // Timers hold milliseconds in 31 bits.
-  const most = 2_147_483;
-  const seconds = /^(\d+\.?\d*|\.\d+)$/.test(text) ? Number(text) : NaN;
-  if (!(seconds <= most)) {
-    throw usage(`${option} takes seconds from 0 to ${most}, such as 5 or 0.5, not ${quote(text)}`);
-  }
-  return seconds;
-}
-
-function parseListen(text: string): { hostname: string; port: number } {
-  const parts = /^(?:(?:\[([^\]]+)\]|([^:]+)):)?(\d{1,5})$/.exec(text);
-  if (parts === null || Number(parts[3]) > 65535) {
-    throw usage(
-      `--serve takes PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535, not ${quote(text)}`,
-    );
-  }
-  return { hostname: parts[1] ?? parts[2] ?? DEFAULT_HOST, port: Number(parts[3]) };
-}
-
-/** A header as curl's `-H` takes it. */
-function parseHeader(text: string): [name: string, value: string | null] {
-  const [, name, separator, rest] = /^([^:;]*)([:;]?)([^]*)$/.exec(text)!;
-  // RFC 9110 section 5.6.2
-  if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)) {
-    throw usage(
-      `${
-        quote(text)
-      } is not a header: its name must be letters, digits or !#$%&'*+-.^_\`|~, as in 'Name: value'`,
-    );
-  }
-  // RFC 9110 section 5.5
-  if (/[\r\n\0]/.test(text)) {
-    throw usage(`${quote(text)} is not a header: CR, LF and NUL may not be in it`);
-  }
-  const value = rest.trim();
-  if (separator === ":") return [name, value === "" ? null : value];
-  if (separator === ";" && value === "") return [name, ""];
-  throw usage(
-    `${
-      quote(text)
-    } is not a header: it must be 'Name: value', 'Name:' to remove one or 'Name;' for an empty one`,
-  );
-}
-
-// ─── Target ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** Where a request goes. */
-export interface Target {
-  /** The URL as it is asked for, without fragment. */
-  readonly url: string;
-  /** Whether it is https. */
-  readonly secure: boolean;
-  /** Host name or address, without brackets. */
-  readonly host: string;
-  /** 1 to 65535. */
-  readonly port: number;
-  /** The Host header's value (RFC 9110 section 7.2). */
-  readonly authority: string;
-  /** Path and query, percent-encoded. */
-  readonly path: string;
-}
-
-/** Where a run without a URL goes. */
-const DEFAULT_TARGET: Target = localTarget(DEFAULT_PORT);
-
-function localTarget(port: number): Target {
-  const authority = `${DEFAULT_HOST}:${port}`;
-  return {
-    url: `http://${authority}/`,
-    secure: false,
-    host: DEFAULT_HOST,
-    port,
-    authority,
-    path: "/",
-  };
-}
-
-/** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
-export function parseTarget(text: string): Target {
-  const bad = (why: string, hint?: string) =>
-    new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`, hint);
-  // The URL parser would drop these without a word.
-  if ([...text].some((c) => c < " " || c === "\x7f")) {
-    throw bad("control characters are not allowed");
-  }
-  const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1].toLowerCase();
-  if (scheme !== undefined && scheme !== "http" && scheme !== "https") {
-    throw bad(`the scheme must be http or https, not ${scheme}`);
-  }
-  const full = scheme === undefined ? `http://${text}` : text;
-  const url = /^https?:\/\/[^/?#]/i.test(full) ? URL.parse(full) : null;
-  if (url === null) {
-    throw bad("it should look like http://host:port/path, an IPv6 address in brackets");
-  }
-  if (url.username !== "" || url.password !== "") {
-    throw new Failure(
-      Exit.badUrl,
-      "user and password in the URL are not supported",
-      "send them yourself: -H 'Authorization: Basic …' with the base64 of user:password",
-    );
-  }
-  const secure = url.protocol === "https:";
-  const port = url.port === "" ? (secure ? 443 : 80) : Number(url.port);
-  if (port === 0) throw bad("nobody can listen on port 0");
-  url.hash = "";
-  return {
-    url: url.href,
-    secure,
-    host: url.hostname.replace(/^\[(.*)\]$/, "$1"),
-    port,
-    authority: url.host,
-    path: `${url.pathname}${url.search}`,
-  };
-}
-
-// ─── Connect ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** What the script needs of a connection, whoever opened it. */
-export interface Wire {
-  /** This end. */
-  readonly localAddr: Deno.Addr;
-  /** The other end. */
-  readonly remoteAddr: Deno.Addr;
-  /** Reads what has come into `buffer`; the number of bytes, or `null` at the end. */
-  read(buffer: Uint8Array): Promise<number | null>;
-  /** Writes some of `bytes`; how many. */
-  write(bytes: Uint8Array): Promise<number>;
-  /** Closes the socket. */
-  close(): void;
-}
-
-/** @throws {Failure} it fails: host not found 6, cannot connect 7, no answer 28 */
-async function connect(
-  { target, mark }: Exchange,
-  options: Options,
-  signal: AbortSignal,
-): Promise<Wire> {
-  const { host: hostname, port } = target;
-  const { family } = options;
-  try {
-    if (needsDial(target, options)) {
-      return await dial({ hostname, port, tos: options.markSyn ? mark.tos : null, family, signal });
-    }
-    if (family === null) return await Deno.connect({ hostname, port, signal });
-    let failure: unknown;
-    for (const address of await resolve(hostname, family, signal)) {
-      try {
-        return await Deno.connect({ hostname: address, port, signal });
-      } catch (error) {
-        signal.throwIfAborted();
-        failure = error;
-      }
-    }
-    throw failure;
-  } catch (error) {
-    throw connectFailure(error, target, options);
-  }
-}
-
-/** Whether it takes a socket of libc instead of one of Deno. */
-function needsDial({ secure }: Target, { markSyn, insecure, cacert }: Options): boolean {
-  // Deno's own TLS trusts its roots come what may; that of node:tls does as it is told, and needs a descriptor of ours.
-  return markSyn || (secure && (insecure || cacert !== null));
-}
-
-/** A connect that failed, in the words of the user. */
-function connectFailure(error: unknown, target: Target, { family }: Options): unknown {
-  if (
-    !(error instanceof Error) || error instanceof Failure || error instanceof Deno.errors.NotCapable
-  ) return error;
-  if (error instanceof LibcError || error instanceof MarkError) return connectionFailure(error);
-  const where = endText({ transport: "tcp", hostname: target.host, port: target.port });
-  if (
-    error.message.startsWith("failed to lookup address information") || error instanceof URIError
-  ) {
-    const why = family === null ? "not found" : `has no IPv${family} address`;
-    return new Failure(Exit.hostNotFound, `host ${quote(target.host)} ${why}`);
-  }
-  if (error instanceof Deno.errors.TimedOut) {
-    return new Failure(Exit.timeout, `no answer from ${where}`);
-  }
-  const hint = error instanceof Deno.errors.ConnectionRefused && !target.secure
-    ? `to start a server there: python3 -m http.server ${target.port}`
-    : undefined;
-  return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
-}
-
-/** An operating system or TLS error without the number, or the link, that is added to it. */
-function reason(error: Error): string {
-  const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$/, "");
-  return printable(bare.replace(/^[A-Z](?![A-Z])/, (c) => c.toLowerCase()));
-}
-
-// ─── Request ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** The bytes of the GET. */
-export function request(target: Target, headers: Options["headers"]): Uint8Array<ArrayBuffer> {
-  const given = new Set(headers.map(([name]) => name.toLowerCase()));
-  const standard: [string, string][] = [
-    ["Host", target.authority],
-    ["User-Agent", `dscp-get/${VERSION}`],
-    ["Accept", "*/*"],
-    ["Connection", "close"],
-  ];
-  let text = `GET ${target.path} HTTP/1.1\r\n`;
-  for (const [name, value] of standard) {
-    if (!given.has(name.toLowerCase())) text += `${name}: ${value}\r\n`;
-  }
-  for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
-  return new TextEncoder().encode(text + "\r\n");
-}
-
-// ─── Reply ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** A reply as far as it was read. */
-export interface Reply {
-  /** The status code, 200 to 999. */
-  status: number;
-  /** The reason phrase, a character a byte. */
-  reason: string;
-  /** Names in small letters, values a character a byte, in the order they came. */
-  headers: [name: string, value: string][];
-  /** The Traffic Class of its first packet; on IPv6 only, as the kernel tells it there. */
-  tos: number | null;
-  /** Bytes of the body that were read, without the framing of chunks. */
-  bodyBytes: number;
-  /** Whether the whole body was read. */
-  complete: boolean;
-}
-
-/** Where the bytes of a reply go. */
-export interface Sink {
-  /** Status line or header with its line end, as it came, a character a byte. */
-  head(line: string): void;
-  /** The reply so far, when its headers are complete and before its body; may throw to stop. */
-  begin(reply: Reply): void;
-  /** A piece of the body, valid until the next call. */
-  body(piece: Uint8Array): void;
-}
-
-const HEAD_LIMIT = 256 * 1024;
-// Large pieces cost less for each byte; a small reply touches only the first pages of it.
-const READ_SIZE = 256 * 1024;
-
-/** Bytes from a connection, by line or by piece. */
-class Reader {
-  readonly #source: Pick<Wire, "read">;
-  readonly #buffer: Uint8Array;
-  #from = 0;
-  #to = 0;
-
-  constructor(source: Pick<Wire, "read">, buffer: Uint8Array) {
-    this.#source = source;
-    this.#buffer = buffer;
-  }
-
-  /** Whether something has come that was not taken yet. */
-  get hasBytes(): boolean {
-    return this.#from < this.#to;
-  }
-
-  /** Reads where nothing is left; false at the end. */
-  async fill(): Promise<boolean> {
-    if (this.hasBytes) return true;
-    this.#from = 0;
-    this.#to = await this.#source.read(this.#buffer) ?? 0;
-    return this.#to > 0;
-  }
-
-  /** At most `most` bytes of what has come, valid until the next call. */
-  take(most: number): Uint8Array {
-    const end = Math.min(this.#to, this.#from + most);
-    const piece = this.#buffer.subarray(this.#from, end);
-    this.#from = end;
-    return piece;
-  }
-
-  /** A line with its end, a character a byte, if all of it is here; else `null`. */
-  lineNow(): string | null {
-    const size = this.#buffer.subarray(this.#from, this.#to).indexOf(0x0a) + 1;
-    return size === 0 ? null : latin1(this.take(size));
-  }
-
-  /** A line with its end; what has come without one at the end of the connection. @throws {Failure} over `limit` */
-  async line(limit: number, what: string): Promise<string> {
-    const pieces: string[] = [];
-    for (let size = 0, isWhole = false; !isWhole && await this.fill();) {
-      const now = this.lineNow();
-      const piece = now ?? latin1(this.take(READ_SIZE));
-      size += piece.length;
-      if (size > limit) throw badReply(`${what} are larger than ${HEAD_LIMIT / 1024} KiB`);
-      pieces.push(piece);
-      isWhole = now !== null;
-    }
-    return pieces.join("");
-  }
-}
-
-function badReply(message: string): Failure {
-  return new Failure(Exit.badReply, `malformed reply: ${message}`);
-}
-
-function endedEarly(message: string): Failure {
-  return new Failure(Exit.endedEarly, `the reply ended early: ${message}`);
-}
-
-/**
- * Reads one reply, RFC 9112 sections 4 to 7, and passes its body on as it comes.
- *
- * @param reply filled as the reply comes, so that it tells how far a failed one got
- * @param buffer what is read goes there
- * @throws {Failure} malformed (8), ended early (18), empty (52)
- */
-export async function readReply(
-  source: Pick<Wire, "read">,
-  reply: Reply,
-  sink: Sink,
-  buffer: Uint8Array = new Uint8Array(READ_SIZE),
-): Promise<void> {
-  const reader = new Reader(source, buffer);
-  if (!await reader.fill()) {
-    throw new Failure(
-      Exit.emptyReply,
-      "empty reply: the server closed the connection without a byte",
-    );
-  }
-  do await readHead(reader, reply, sink); while (reply.status < 200);
-  sink.begin(reply);
-  const framing = framingOf(reply);
-  if (framing === "chunked") await readChunks(reader, reply, sink);
-  else {
-    const missing = await pass(reader, framing, reply, sink);
-    if (missing > 0 && missing !== Infinity) {
-      throw endedEarly(`${missing} of ${plural(framing, "byte")} are missing`);
-    }
-  }
-  reply.complete = true;
-}
-
-async function readHead(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
-  for (let budget = HEAD_LIMIT, isFirst = true, isOver = false; !isOver; isFirst = false) {
-    // Nearly always the whole head is here at once, and nothing has to be waited for.
-    const line = reader.lineNow() ?? await reader.line(budget, "the headers");
-    budget -= line.length;
-    if (budget < 0) throw badReply(`the headers are larger than ${HEAD_LIMIT / 1024} KiB`);
-    if (!line.endsWith("\n")) throw endedEarly("in the middle of the headers");
-    const text = lineText(line);
-    if (isFirst) takeStatus(reply, text);
-    else if (text === "") isOver = true;
-    else takeHeader(reply, text);
-    sink.head(line);
-  }
-}
-
-function takeStatus(reply: Reply, line: string): void {
-  // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
-  const status = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(line);
-  if (status === null) {
-    throw badReply(`it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`);
-  }
-  reply.status = Number(status[1]);
-  reply.reason = trimmed(line, status[0].length);
-  reply.headers = [];
-  if (reply.reason.includes("\0")) throw badReply("the status line holds a NUL byte");
-  if (reply.status < 100) throw badReply(`status ${status[1]}`);
-  if (reply.status === 101) throw badReply("101 switches to a protocol that was not asked for");
-}
-
-function takeHeader({ headers }: Reply, line: string): void {
-  if (line.includes("\0")) throw badReply("a header holds a NUL byte");
-  if (isBlank(line, 0) && headers.length > 0) {
-    // obs-fold, RFC 9112 section 5.2
-    const last = headers[headers.length - 1];
-    last[1] += (last[1] === "" ? "" : " ") + trimmed(line);
-    return;
-  }
-  const colon = line.indexOf(":");
-  if (colon < 1) throw badReply(`header line ${quote(line.slice(0, 60))} has no name and colon`);
-  headers.push([trimmed(line, 0, colon).toLowerCase(), trimmed(line, colon + 1)]);
-}
-
-/** A line without its end; a CR elsewhere counts as a space (RFC 9112 section 2.2). */
-function lineText(line: string): string {
-  const text = line.slice(
-    0,
-    line.length - (line.endsWith("\r\n") ? 2 : line.endsWith("\n") ? 1 : 0),
-  );
-  return text.includes("\r") ? text.replaceAll("\r", " ") : text;
-}
-
-// By hand, as a regular expression takes quadratic time for a line that is all blanks but its last character.
-function trimmed(text: string, from = 0, to = text.length): string {
-  while (from < to && isBlank(text, from)) from++;
-  while (to > from && isBlank(text, to - 1)) to--;
-  return text.slice(from, to);
-}
-
-function isBlank(text: string, at: number): boolean {
-  const code = text.charCodeAt(at);
-  return code === 0x20 || code === 0x09;
-}
-
-/** Bytes as text, a character a byte. */
-function latin1(bytes: Uint8Array): string {
-  // As many at once as fit the stack.
-  const most = 8192;
-  if (bytes.length <= most) return String.fromCharCode.apply(null, bytes as unknown as number[]);
-  let text = "";
-  for (let at = 0; at < bytes.length; at += most) text += latin1(bytes.subarray(at, at + most));
-  return text;
-}
-
-/** The bytes of a text that {@linkcode latin1} has made. */
-function bytesOf(text: string): Uint8Array {
-  return Uint8Array.from(text, (character) => character.charCodeAt(0));
-}
-
-/** The values of a header, its lines and commas taken apart; `null` where it is not there. */
-function listOf({ headers }: Reply, name: string): string[] | null {
-  let lines: string | null = null;
-  for (const header of headers) {
-    if (header[0] === name) lines = lines === null ? header[1] : `${lines},${header[1]}`;
-  }
-  return lines === null ? null : lines.split(",").map((item) => item.trim());
-}
-
-/** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` for until the connection closes. */
-function framingOf(reply: Reply): number | "chunked" {
-  const codings = listOf(reply, "transfer-encoding"), lengths = listOf(reply, "content-length");
-  const length = codings !== null
-    ? lengthInCodings(codings)
-    : lengths !== null
-    ? lengthIn(lengths)
-    : Infinity;
-  return reply.status === 204 || reply.status === 304 ? 0 : length;
-}
-
-function lengthInCodings(given: string[]): number | "chunked" {
-  const codings = given.map((coding) => coding.toLowerCase()).filter((coding) => coding !== "");
-  if (codings.length === 1 && codings[0] === "chunked") return "chunked";
-  if (codings.every((coding) => coding === "identity")) return Infinity;
-  throw badReply(`Transfer-Encoding ${quote(codings.join(", ").slice(0, 60))} was not asked for`);
-}
-
-function lengthIn(lengths: string[]): number {
-  const [length] = lengths, another = lengths.find((other) => other !== length);
-  if (another !== undefined) {
-    throw badReply(
-      `conflicting Content-Length ${quote(length.slice(0, 60))} and ${quote(another.slice(0, 60))}`,
-    );
-  }
-  if (/^\d+$/.test(length) && Number.isSafeInteger(Number(length))) return Number(length);
-  throw badReply(`Content-Length ${quote(length.slice(0, 60))}`);
-}
-
-/** Passes on `length` bytes, or all there are where it is `Infinity`. @returns bytes that are missing */
-async function pass(reader: Reader, length: number, reply: Reply, sink: Sink): Promise<number> {
-  for (let left = length; left > 0;) {
-    if (!reader.hasBytes && !await reader.fill()) return left;
-    const piece = reader.take(left);
-    left -= piece.length;
-    reply.bodyBytes += piece.length;
-    sink.body(piece);
-  }
-  return 0;
-}
-
-/** RFC 9112 section 7.1 */
-async function readChunks(reader: Reader, reply: Reply, sink: Sink): Promise<void> {
-  const early = (where: string) => endedEarly(`${where}, after ${plural(reply.bodyBytes, "byte")}`);
-  const nextLine = async (what: string, limit: number) => {
-    const line = await reader.line(limit, what);
-    if (!line.endsWith("\n")) throw early("before the last chunk");
-    return line;
-  };
-  for (;;) {
-    const line = lineText(await nextLine("a chunk's extensions", HEAD_LIMIT));
-    const digits = /^([0-9a-f]+)[ \t]*(?:;.*)?$/i.exec(line)?.[1];
-    if (digits === undefined) throw badReply(`bad chunk size ${quote(line.slice(0, 60))}`);
-    const size = parseInt(digits, 16);
-    if (!Number.isSafeInteger(size)) {
-      throw badReply(`chunk size ${quote(digits.slice(0, 60))} is too large`);
-    }
-    if (size === 0) break;
-    const missing = await pass(reader, size, reply, sink);
-    if (missing > 0) throw early(`${missing} of a chunk's ${plural(size, "byte")} are missing`);
-    if (lineText(await nextLine("a chunk's ends", HEAD_LIMIT)) !== "") {
-      throw badReply("a chunk is longer than its size");
-    }
-  }
-  for (let budget = HEAD_LIMIT;;) {
-    const trailer = await nextLine("the trailers", budget);
-    const text = lineText(trailer);
-    if (text === "") break;
-    if (!text.includes(":")) {
-      throw badReply(`trailer line ${quote(text.slice(0, 60))} has no colon`);
-    }
-    budget -= trailer.length;
-  }
-}
-
-// ─── Exchange ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** One request and what became of it, filled as it goes. */
-export interface Exchange {
-  /** Where to. */
-  readonly target: Target;
-  /** Whether this process answers itself. */
-  readonly builtIn: boolean;
-  /** The mark that is set. */
-  readonly mark: Mark;
-  /** This end, once connected. */
-  local: Deno.NetAddr | null;
-  /** The other end, once connected. */
-  remote: Deno.NetAddr | null;
-  /** The descriptor, once found. */
-  fd: number | null;
-  /** The byte read back, once set. */
-  readBack: number | null;
-  /** The packets that left, as the kernel looped them back. */
-  packets: SentPacket[];
-  /** Whether the handshake was marked too. */
-  readonly handshake: boolean;
-  /** The reply; its status is 0 until the status line is here. */
-  readonly reply: Reply;
-  /** What the far end tells of the packets that arrived, or `null` where it tells nothing. */
-  arrived: Arrived | null;
-  /** Milliseconds since the start, as they were reached. */
-  milliseconds: { connect: number | null; firstByte: number | null; total: number | null };
-}
-
-function newExchange(target: Target, builtIn: boolean, mark: Mark, { markSyn }: Options): Exchange {
-  return {
-    target,
-    builtIn,
-    mark,
-    handshake: markSyn,
-    local: null,
-    remote: null,
-    fd: null,
-    readBack: null,
-    packets: [],
-    reply: { status: 0, reason: "", headers: [], tos: null, bodyBytes: 0, complete: false },
-    arrived: null,
-    milliseconds: { connect: null, firstByte: null, total: null },
-  };
-}
-
-/**
- * Connects, marks, asks, reads, proves and closes.
- *
- * @param exchange filled as it goes, so that it tells how far a failed one got
- * @param asked the request
- * @param buffer what is read goes there
- * @throws {Failure} whatever went wrong, with its exit code
- */
-async function perform(
-  exchange: Exchange,
-  options: Options,
-  sink: Sink,
-  asked = request(exchange.target, options.headers),
-  buffer = new Uint8Array(READ_SIZE),
-): Promise<void> {
-  const { target, milliseconds } = exchange;
-  // The network is timed, not the loading of what talks to it.
-  if (needsDial(target, options)) await prepareDial();
-  const started = performance.now();
-  const elapsed = () => performance.now() - started;
-  const roots = target.secure && options.cacert !== null ? [readCertificates(options.cacert)] : [];
-
-  const abort = new AbortController();
-  let wire: Wire | null = null;
-  let expired: Failure | null = null;
-  const expireAfter = (seconds: number, doing: string) =>
-    after(seconds * 1000, () => {
-      expired = new Failure(Exit.timeout, `${doing} took longer than ${plural(seconds, "second")}`);
-      abort.abort(expired);
-      end();
-    });
-  let isEnded = false;
-  const end = () => {
-    if (wire === null || isEnded) return;
-    isEnded = true;
-    finish(exchange, wire);
-  };
-  const cancelMaxTime = expireAfter(options.maxTime, "the request");
-  const cancelConnectTimeout = expireAfter(options.connectTimeout, "connecting");
-  try {
-    wire = await connect(exchange, options, abort.signal);
-    cancelConnectTimeout();
-    milliseconds.connect = elapsed();
-    if (expired !== null) throw expired;
-    setMark(exchange, wire);
-    if (target.secure) {
-      wire = await secure(wire, target, options, roots, (begun) => {
-        wire = begun;
-        exchange.fd = fdOf(begun); // found now, it is known also after a reset
-      });
-    }
-    await writeAll(wire, asked);
-    await readReply(watchFirst(wire, exchange, elapsed), exchange.reply, sink, buffer);
-    // A connection that is closed when its time is over may look like one that came to its end.
-    if (expired !== null) throw expired;
-  } catch (error) {
-    throw expired ?? connectionFailure(error);
-  } finally {
-    cancelConnectTimeout();
-    cancelMaxTime();
-    milliseconds.total = elapsed();
-    exchange.arrived = arrivedOf(exchange.reply);
-    end();
-  }
-  checkMarks(exchange);
-}
-
-/** Marks the connection, and has the kernel keep what leaves and arrives on it. */
-function setMark(exchange: Exchange, wire: Wire): void {
-  exchange.local = wire.localAddr as Deno.NetAddr;
-  exchange.remote = wire.remoteAddr as Deno.NetAddr;
-  const { fd, readBack } = markAndWatch(wire, exchange.mark.tos);
-  exchange.fd = fd;
-  exchange.readBack = readBack;
-  if (exchange.local.hostname.includes(":")) watchArriving(wire);
-}
-
-/** The connection, which notes when the reply begins, and on IPv6 the mark of its first packet. */
-function watchFirst(
-  wire: Wire,
-  exchange: Exchange,
-  elapsed: () => number,
-): Pick<Wire, "read"> {
-  return {
-    async read(buffer): Promise<number | null> {
-      if (exchange.milliseconds.firstByte !== null) return await wire.read(buffer);
-      const size = await wire.read(buffer);
-      if (size !== null && size > 0) {
-        exchange.milliseconds.firstByte = elapsed();
-        if (exchange.local?.hostname.includes(":")) exchange.reply.tos = takeArrived(wire).data;
-      }
-      return size;
-    },
-  };
-}
-
-/** Takes the packets that the kernel has looped back by now. */
-function collectSent(exchange: Exchange, wire: Wire): void {
-  try {
-    if (exchange.readBack !== null) exchange.packets.push(...takeSent(wire));
-  } catch { /* what cannot be read was not observed, and the report says so */ }
-}
-
-/** Takes what the kernel still has of a connection, and closes it. */
-function finish(exchange: Exchange, wire: Wire): void {
-  // The copies outlive a reset of the connection, but not its descriptor.
-  collectSent(exchange, wire);
-  try {
-    wire.close();
-  } catch { /* a TLS handshake that failed has closed it */ }
-}
-
-/** @throws {Failure} packets left, or arrived, with another mark */
-function checkMarks(exchange: Exchange): void {
-  const { mark, packets } = exchange;
-  const left = packets.find(({ tos }) => !sameDscp(tos, mark.tos));
-  if (left !== undefined) {
-    throw new Failure(
-      Exit.leftChanged,
-      `set ${hex(mark.tos)}, left with ${
-        hex(left.tos)
-      }: something on this host, such as nftables, rewrote it`,
-    );
-  }
-  const arrived = evidence(exchange).find(({ tos }) => !sameDscp(tos, mark.tos));
-  if (arrived !== undefined) {
-    throw new Failure(
-      Exit.arrivedChanged,
-      `sent ${describe(mark)}, arrived ${describe(markOf(arrived.tos))}: the path rewrote it`,
-    );
-  }
-}
-
-/** What the far end tells of packets that were marked: of the handshake only if it was. */
-function evidence({ arrived, handshake }: Exchange): { packet: string; tos: number }[] {
-  if (arrived === null) return [];
-  const { syn, ack, data } = arrived;
-  const told = [["SYN", syn, handshake], ["ACK", ack, handshake], ["data", data, true]] as const;
-  return told.flatMap(([packet, tos, marked]) => marked && tos !== null ? [{ packet, tos }] : []);
-}
-
-/** The far end's evidence in a reply's headers, or `null` where there is none. */
-function arrivedOf({ headers }: Reply): Arrived | null {
-  const byteOf = (wanted: string): number | null => {
-    const value = headers.find((header) => header[0] === wanted)?.[1];
-    return value !== undefined && /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
-  };
-  const tos = byteOf("arrived-tos");
-  if (tos === null) return null;
-  const arrived = {
-    syn: byteOf("arrived-syn"),
-    ack: byteOf("arrived-ack"),
-    data: byteOf("arrived-data"),
-  };
-  // A server that sends the one header alone speaks of the one packet that every server can tell of.
-  const isSilent = arrived.syn === null && arrived.ack === null && arrived.data === null;
-  return isSilent ? { ...arrived, syn: tos } : arrived;
-}
-
-/** Goes on in TLS; `tell` hears of the new connection before it shakes hands. @throws {Failure} it fails, 60 or 35 */
-async function secure(
-  wire: Wire,
-  target: Target,
-  options: Options,
-  roots: string[],
-  tell: (begun: Wire) => void,
-): Promise<Wire> {
-  try {
-    if ("startTls" in wire) {
-      return await (wire as Dialed).startTls(target.host, roots, options.insecure);
-    }
-    const tls = await Deno.startTls(wire as Deno.TcpConn, { hostname: target.host });
-    tell(tls);
-    await tls.handshake();
-    return tls;
-  } catch (error) {
-    const message = reason(error as Error);
-    const why = message.replace(/^invalid peer certificate: /, "");
-    if (why !== message) {
-      throw new Failure(
-        Exit.badCertificate,
-        `the server's certificate is not valid: ${why}`,
-        "--cacert FILE trusts the certificates in FILE, -k any",
-      );
-    }
-    throw new Failure(Exit.tlsFailed, `TLS failed: ${message}`);
-  }
-}
-
-/** @throws {Failure} the file cannot be read (77), or may not (103) */
-function readCertificates(file: string): string {
-  const permission = { name: "read", path: file } as const;
-  if (Deno.permissions.querySync(permission).state !== "granted") {
-    throw new Failure(
-      Exit.cannotRun,
-      `no permission to read ${quote(file)}`,
-      `run with --allow-read or --allow-read=${printable(file)}`,
-    );
-  }
-  try {
-    const text = Deno.readTextFileSync(file);
-    if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
-  } catch (error) {
-    throw new Failure(
-      Exit.badCaFile,
-      `cannot read ${quote(file)}: ${reason(error as Error).split(":")[0]}`,
-    );
-  }
-  throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
-}
-
-interface Alarm {
-  readonly at: number;
-  readonly action: () => void;
-}
-
-const alarms = new Set<Alarm>();
-let isTicking = false;
-
-/**
- * Runs `action` once `milliseconds` have passed, or up to 100 later, unless cancelled; 0 is never.
- *
- * @returns cancels it
- */
-function after(milliseconds: number, action: () => void): () => void {
-  if (milliseconds === 0) return () => {};
-  const alarm: Alarm = { at: performance.now() + milliseconds, action };
-  alarms.add(alarm);
-  if (!isTicking) tick();
-  return () => alarms.delete(alarm);
-}
-
-/**
- * Looks at the alarms every 100 milliseconds for as long as there are any.
- *
- * The first `setTimeout` of a process costs Deno a fifth of a whole plain run, a timed wait on memory nothing to speak of.
- * But V8 keeps a wait until its time is over, also when it is woken before, so there is one and not one for each alarm.
- */
-async function tick(): Promise<void> {
-  const cell = new Int32Array(new SharedArrayBuffer(4));
-  isTicking = true;
-  while (alarms.size > 0) {
-    await Atomics.waitAsync(cell, 0, 0, 100).value;
-    const now = performance.now();
-    for (const alarm of alarms) {
-      if (alarm.at > now) continue;
-      alarms.delete(alarm);
-      alarm.action();
-    }
-  }
-  isTicking = false;
-}
-
-async function writeAll(wire: Wire, bytes: Uint8Array): Promise<void> {
-  for (let sent = 0; sent < bytes.length;) sent += await wire.write(bytes.subarray(sent));
-}
-
-/** Whether the packets left with the mark; `null` where none was seen. */
-function proved({ packets, mark }: Exchange): boolean | null {
-  return packets.length === 0 ? null : packets.every(({ tos }) => sameDscp(tos, mark.tos));
-}
-
-/** An error on an open connection, in the words of the user. */
-function connectionFailure(error: unknown): unknown {
-  if (!(error instanceof Error) || error instanceof Failure) return error;
-  if (error instanceof CannotRunError || error instanceof Deno.errors.NotCapable) return error;
-  if (error instanceof DescriptorError && error.lost) {
-    return new Failure(Exit.connectionLost, error.message);
-  }
-  if (
-    error instanceof LibcError || error instanceof MarkError || error instanceof DescriptorError
-  ) {
-    return new Failure(Exit.notMarked, `the kernel did not take the mark: ${error.message}`);
-  }
-  return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error)}`);
-}
-
-// ─── Output ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
-function toStandardOutput(bytes: Uint8Array): void {
-  try {
-    while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
-  } catch (error) {
-    if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
-    throw new Failure(
-      Exit.cannotWrite,
-      `cannot write to standard output: ${reason(error as Error)}`,
-    );
-  }
-}
-
-/** Writes to standard error; where that is closed nobody is there to be told. */
-function toStandardError(text: string): void {
-  let bytes: Uint8Array = new TextEncoder().encode(text);
-  try {
-    while (bytes.length > 0) bytes = bytes.subarray(Deno.stderr.writeSync(bytes));
-  } catch { /* see above */ }
-}
-
-/** Whether a run is for its times: then bodies are thrown away. */
-function isSeries(options: Options): boolean {
-  return options.marks.length * options.count > 1;
-}
-
-/** Where a reply goes under these options. */
-function sinkFor(options: Options): Sink {
-  const isDropped = options.json || isSeries(options);
-  return {
-    head: (line) => options.include && !isDropped ? toStandardOutput(bytesOf(line)) : undefined,
-    begin: ({ status, reason }) => {
-      if (options.fail && status >= 400) {
-        throw new Failure(
-          Exit.httpError,
-          printable(`the server answered ${status} ${reason}`.trim()),
-        );
-      }
-    },
-    body: (piece) => isDropped ? undefined : toStandardOutput(piece),
-  };
-}
-
-/** Text for a terminal: control characters and marks that turn the writing direction come out escaped. */
+/** Text for a terminal: control characters and marks of writing direction come out escaped. */
 export function printable(text: string): string {
   // Nearly all text is plain, and the classes below take long to compile.
   if (/^[ -~]*$/.test(text)) return text;
@@ -1255,138 +102,1202 @@ function plural(count: number, unit: string): string {
   return `${count} ${unit}${count === 1 ? "" : "s"}`;
 }
 
-// ─── Report ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+/** The message of a system or TLS error, without the number or the link that Deno adds. */
+function reason(error: Error): string {
+  const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$/, "");
+  return printable(bare.replace(/^[A-Z](?![A-Z])/, (c) => c.toLowerCase()));
+}
 
-/** The report's lines: what is known of an exchange, for a person. */
-function report(exchange: Exchange): string {
-  const lines: [label: string, text: string][] = [];
-  const { local, remote, fd, mark, readBack, packets, arrived, handshake, reply, milliseconds } =
-    exchange;
-  if (local !== null && remote !== null) {
-    const who = exchange.builtIn ? ", the built-in server" : "";
-    lines.push([
-      "connected",
-      `${endText(local)} → ${endText(remote)}${who}; descriptor ${fd ?? "not found"}`,
-    ]);
+// ─── Usage ──────────────────────────────────────────────────────────────────────────────────────
+
+/** A header of the request: its name, and its value or `null` to leave it out. */
+export type Header = readonly [name: string, value: string | null];
+
+/** How requests are made. */
+export interface AskOptions {
+  /** Headers of the user: a value adds or replaces, `null` removes. */
+  readonly headers: readonly Header[];
+  /** Whether the mark is set before the SYN leaves. */
+  readonly markSyn: boolean;
+  /** 4 or 6 for one address family only. */
+  readonly family: 4 | 6 | null;
+  /** What https trusts; `null` for the usual roots. */
+  readonly trust: Trust | null;
+  /** Seconds to connect in, TLS's handshake included (10); 0 is no limit. */
+  readonly connectTimeout: number;
+  /** Seconds for the whole request (30); 0 is no limit. */
+  readonly maxTime: number;
+}
+
+const ASK: AskOptions = {
+  headers: [],
+  markSyn: false,
+  family: null,
+  trust: null,
+  connectTimeout: 10,
+  maxTime: 30,
+};
+
+/** What a run without arguments does; the help describes each option. */
+export const DEFAULTS = {
+  ...ASK,
+  url: null as string | null,
+  marks: [markOf(0xb8)] as readonly Mark[],
+  count: 1,
+  interval: 0,
+  insecure: false,
+  cacert: null as string | null,
+  serve: null as { readonly hostname: string; readonly port: number } | null,
+  include: false,
+  fail: false,
+  silent: false,
+  json: false,
+  print: null as "help" | "version" | null,
+};
+
+/** What the command line asks for. */
+export type Options = Readonly<typeof DEFAULTS>;
+
+/**
+ * One option of the command line: its label in the help, where it has a value's name unless it is a
+ * switch; its help; and how a value is stored, with the option as it was given.
+ */
+type Option = readonly [label: string, help: string, store: Store];
+type Store = (o: { -readonly [K in keyof Options]: Options[K] }, v: string, given: string) => void;
+
+const OPTIONS: Record<string, readonly Option[]> = {
+  "The mark": [
+    [
+      "-d, --dscp NAME[,NAME…]",
+      `EF (the default), VOICE-ADMIT or VA, LE, DF or BE,
+CS0 to CS7, AF11 to AF43, or a number from 0 to 63;
+several take turns; all is the 64 of them`,
+      (o, v) => o.marks = orUsage(() => parseMarks(v)),
+    ],
+    [
+      "    --tos BYTE",
+      `the whole ToS byte or Traffic Class, such as 184 or
+0xB8; ECN bits 0`,
+      (o, v) => o.marks = [orUsage(() => parseTos(v))],
+    ],
+    [
+      "    --mark-syn",
+      `mark the handshake too: on a busy link an unmarked SYN
+waits in the queue`,
+      (o) => o.markSyn = true,
+    ],
+  ],
+  "The request": [
+    [
+      "-H, --header LINE",
+      `'Name: value' adds or replaces a header, 'Name:'
+removes one, 'Name;' sends it empty`,
+      (o, v) => o.headers = [...o.headers, parseHeader(v)],
+    ],
+    ["-4, --ipv4", "IPv4 addresses only", (o) => o.family = 4],
+    ["-6, --ipv6", "IPv6 addresses only", (o) => o.family = 6],
+    [
+      "    --connect-timeout S",
+      "seconds to connect in (10); 0 is no limit",
+      (o, v, given) => o.connectTimeout = parseSeconds(given, v),
+    ],
+    [
+      "-m, --max-time S",
+      "seconds for the whole request (30); 0 is no limit",
+      (o, v, given) => o.maxTime = parseSeconds(given, v),
+    ],
+    ["-k, --insecure", "https with any certificate", (o) => o.insecure = true],
+    [
+      "    --cacert FILE",
+      `https that trusts the certificates in FILE (PEM) and
+no others; needs --allow-read`,
+      (o, v) => o.cacert = v,
+    ],
+  ],
+  "The output": [
+    ["-i, --include", "status line and headers before the body", (o) => o.include = true],
+    ["-f, --fail", "exit 22 on status 400 and above, without the body", (o) => o.fail = true],
+    ["-s, --silent", "no report", (o) => o.silent = true],
+    ["    --json", "one JSON object instead of body and report", (o) => o.json = true],
+    ["-V, --version", "the version", (o) => o.print ??= "version"],
+    ["-h, --help", "this text", (o) => o.print ??= "help"],
+  ],
+  "Did the network care?": [
+    [
+      "-n, --count N",
+      `N rounds of requests, one after the other, and a table
+of their times`,
+      (o, v) => o.count = parseCount(v),
+    ],
+    [
+      "    --interval S",
+      "seconds between them (0)",
+      (o, v, given) => o.interval = parseSeconds(given, v),
+    ],
+  ],
+  "The far end": [
+    [
+      "    --serve [HOST:]PORT",
+      `answer GET and HEAD with the marks that arrived, until
+Ctrl-C; HOST is ${DEFAULT_HOST} unless given`,
+      (o, v) => o.serve = parseListen(v),
+    ],
+  ],
+};
+
+/** The text of `--help`, 80 columns wide. */
+function usage(): string {
+  const indent = " ".repeat(26);
+  const groups = Object.entries(OPTIONS).map(([title, options]) => {
+    const rows = options.map(([label, help]) => {
+      const start = `  ${label}`.padEnd(26);
+      const separator = start.length > 26 ? `\n${indent}` : "";
+      return `${start}${separator}${help.replaceAll("\n", `\n${indent}`)}\n`;
+    });
+    return `${title}\n${rows.join("")}`;
+  });
+  return `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it
+
+  deno run --allow-net --allow-ffi main.ts [options] [URL]
+
+Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself if nobody
+listens there. The reply's body goes to standard output, the report to standard
+error.
+
+${groups.join("\n")}
+Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect or
+listen, 8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write,
+28 timeout, 35 TLS failed, 52 empty reply, 56 connection lost,
+60 bad certificate, 77 bad --cacert file; 2 bad usage; 100 the kernel did not
+accept the mark, 101 packets left with another mark, 102 packets arrived with
+another mark, 103 cannot run here (not Linux, or a permission or libc missing).
+`;
+}
+
+// ─── Arguments ──────────────────────────────────────────────────────────────────────────────────
+
+/** Reads the command line. @throws {Failure} bad usage, exit 2 */
+export function parseArguments(args: readonly string[]): Options {
+  const options = { ...DEFAULTS }, urls: string[] = [], given = new Set<string>();
+  const rows = new Map<string, { name: string; hasValue: boolean; store: Store }>();
+  for (const [label, , store] of Object.values(OPTIONS).flat()) {
+    const [, short, name, value] = /^(-.)?[ ,]*(--[\w-]+)(.*)$/.exec(label)!;
+    for (const as of [short, name]) rows.set(as, { name, hasValue: value !== "", store });
   }
-  if (readBack !== null) {
-    lines.push([
-      "mark",
-      `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${
-        hex(mark.tos)
-      }; the kernel reads back ${hex(readBack)}`,
-    ]);
-    // A TLS handshake that fails takes the descriptor with it, before anything could be asked.
-    if (packets.length > 0 || reply.status > 0) {
-      lines.push(["left", leftText(proved(exchange), packets)]);
+  const words = [...args];
+  for (let word; (word = words.shift()) !== undefined;) {
+    if (word === "--") urls.push(...words.splice(0));
+    else if (!/^-./.test(word)) urls.push(word);
+    else {
+      // --name, --name=value, or letters of which the last may have its value right behind it
+      const isLong = word.startsWith("--");
+      const [, as, rest] = (isLong ? /^(--[^=]*)(?:=([^]*))?$/ : /^(-.)([^]+)?$/u).exec(word)!;
+      const row = rows.get(as);
+      if (row === undefined) throw usageError(`unknown option ${quote(as)}`);
+      const { name, hasValue, store } = row;
+      if (isLong && !hasValue && rest !== undefined) throw usageError(`${as} takes no value`);
+      if (!isLong && !hasValue && rest !== undefined) words.unshift(`-${rest}`);
+      const value = hasValue ? rest ?? words.shift() : "";
+      if (value === undefined) throw usageError(`${as} needs a value`);
+      store(options, value, as);
+      given.add(name);
     }
   }
-  if (arrived !== null) lines.push(["arrived", arrivedText(exchange, arrived)]);
-  if (reply.status > 0) {
-    const time = `${(milliseconds.total ?? 0).toFixed(1)} ms`;
-    const tos = reply.tos === null ? "" : `, its packets marked ${hex(reply.tos)}`;
-    const location = reply.headers.find(([name]) => name === "location")?.[1];
-    const isRedirect = location !== undefined && reply.status >= 300 && reply.status < 400;
-    const leads = isRedirect ? `; leads to ${printable(location)}, not followed` : "";
-    const status = printable(`${reply.status} ${reply.reason}`.trim());
-    lines.push(["reply", `${status}, ${plural(reply.bodyBytes, "byte")} in ${time}${tos}${leads}`]);
+  if (given.has("--dscp") && given.has("--tos")) {
+    throw usageError("--dscp and --tos exclude each other: give one of them");
   }
-  if (readBack !== null) {
-    lines.push([
-      "handshake",
-      handshake
-        ? "marked: the socket had the mark before its SYN"
-        : "unmarked: SYN and ACK went out before the mark could be set (--mark-syn marks them)",
-    ]);
+  if (options.serve !== null && urls.length > 0) {
+    throw usageError("--serve takes no URL: it is the far end");
   }
-  const bold = Deno.stderr.isTerminal() && !Deno.noColor
-    ? (text: string) => `\x1b[1m${text}\x1b[0m`
-    : (text: string) => text;
+  if (urls.length > 1) {
+    throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
+  }
+  return { ...options, url: urls[0] ?? null };
+}
+
+function usageError(message: string): Failure {
+  return new Failure(Exit.usage, printable(message), "--help lists the options");
+}
+
+function orUsage<T>(parse: () => T): T {
+  try {
+    return parse();
+  } catch (error) {
+    throw error instanceof RangeError ? usageError(error.message) : error;
+  }
+}
+
+function parseMarks(text: string): Mark[] {
+  if (text.toLowerCase() !== "all") return text.split(",").map(parseDscp);
+  return Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2));
+}
+
+function parseCount(text: string): number {
+  const max = 1_000_000;
+  const count = /^[1-9]\d*$/.test(text) ? Number(text) : NaN;
+  if (count <= max) return count;
+  throw usageError(`--count takes a number from 1 to ${max}, not ${quote(text)}`);
+}
+
+function parseSeconds(option: string, text: string): number {
+  // Timers hold milliseconds in 31 bits.
+  const max = 2_147_483;
+  const seconds = /^(\d+\.?\d*|\.\d+)$/.test(text) ? Number(text) : NaN;
+  if (seconds <= max) return seconds;
+  const range = `seconds from 0 to ${max}, such as 5 or 0.5`;
+  throw usageError(`${option} takes ${range}, not ${quote(text)}`);
+}
+
+function parseListen(text: string): { hostname: string; port: number } {
+  const parts = /^(?:(?:\[([^\]]+)\]|([^:]+)):)?(\d{1,5})$/.exec(text);
+  if (parts === null || Number(parts[3]) > 65535) {
+    const forms = "PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535";
+    throw usageError(`--serve takes ${forms}, not ${quote(text)}`);
+  }
+  return { hostname: parts[1] ?? parts[2] ?? DEFAULT_HOST, port: Number(parts[3]) };
+}
+
+/** Reads a header in the forms of curl's `-H`. */
+function parseHeader(text: string): Header {
+  const [, name, separator, rest] = /^([^:;]*)([:;]?)([^]*)$/.exec(text)!;
+  checkHeader(name, rest, text);
+  const value = rest.trim();
+  if (separator === ":") return [name, value === "" ? null : value];
+  if (separator === ";" && value === "") return [name, ""];
+  const forms = "'Name: value', 'Name:' to remove one or 'Name;' for an empty one";
+  throw usageError(`${quote(text)} is not a header: it must be ${forms}`);
+}
+
+/** @throws {Failure} the header would break the request */
+function checkHeader(name: string, value: string, text = `${name}: ${value}`): void {
+  // RFC 9110 sections 5.6.2 and 5.5
+  if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)) {
+    const allowed = "letters, digits or !#$%&'*+-.^_`|~, as in 'Name: value'";
+    throw usageError(`${quote(text)} is not a header: its name must be ${allowed}`);
+  }
+  if (/[\r\n\0]/.test(value)) {
+    throw usageError(`${quote(text)} is not a header: CR, LF and NUL may not be in it`);
+  }
+}
+
+// ─── Target ─────────────────────────────────────────────────────────────────────────────────────
+
+/** Where a request goes. */
+export interface Target {
+  /** The URL as it is asked for, without fragment. */
+  readonly url: string;
+  /** Whether it is https. */
+  readonly isHttps: boolean;
+  /** Host name or address, without brackets. */
+  readonly host: string;
+  /** 1 to 65535. */
+  readonly port: number;
+  /** The Host header's value (RFC 9110 section 7.2). */
+  readonly authority: string;
+  /** Path and query, percent-encoded. */
+  readonly path: string;
+}
+
+function localTarget(port: number): Target {
+  const authority = `${DEFAULT_HOST}:${port}`;
+  const url = `http://${authority}/`;
+  return { url, isHttps: false, host: DEFAULT_HOST, port, authority, path: "/" };
+}
+
+/** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
+export function parseTarget(text: string): Target {
+  const bad = (why: string) => new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`);
+  // The URL parser would drop these without a word.
+  if ([...text].some((c) => c < " " || c === "\x7f")) {
+    throw bad("control characters are not allowed");
+  }
+  const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1].toLowerCase();
+  if (scheme !== undefined && scheme !== "http" && scheme !== "https") {
+    throw bad(`the scheme must be http or https, not ${scheme}`);
+  }
+  const full = scheme === undefined ? `http://${text}` : text;
+  const url = /^https?:\/\/[^/?#]/i.test(full) ? URL.parse(full) : null;
+  if (url === null) throw bad("it should look like http://host:port/path, IPv6 in brackets");
+  if (url.username !== "" || url.password !== "") {
+    throw new Failure(
+      Exit.badUrl,
+      "user and password in the URL are not supported",
+      "send them yourself: -H 'Authorization: Basic …' with the base64 of user:password",
+    );
+  }
+  const isHttps = url.protocol === "https:";
+  const port = url.port === "" ? (isHttps ? 443 : 80) : Number(url.port);
+  if (port === 0) throw bad("nobody can listen on port 0");
+  url.hash = "";
+  const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
+  const path = `${url.pathname}${url.search}`;
+  return { url: url.href, isHttps, host, port, authority: url.host, path };
+}
+
+// ─── Ask ────────────────────────────────────────────────────────────────────────────────────────
+
+/** One request and what became of it. */
+export interface Exchange {
+  /** Where to. */
+  readonly target: Target;
+  /** The mark that is set. */
+  readonly mark: Mark;
+  /** When it began, as `performance.now()` has it. */
+  readonly started: number;
+  /** The connection; `null` if it never came to one. */
+  connection: MarkedConn | null;
+  /** The reply; `null` if no status line came. */
+  reply: Reply | null;
+  /** Milliseconds since it began; `null` for what was not reached. */
+  readonly milliseconds: { connect: number | null; firstByte: number | null; total: number | null };
+  /** What is known of the packets that left. */
+  left: Left;
+  /** What the far end reports; `null` if it reports nothing. */
+  arrived: ArrivedReport | null;
+  /** What went wrong; `null` if nothing did. */
+  failure: Failure | null;
+}
+
+/** How far a request has come, which decides what an error means. */
+type Stage = "connecting" | "securing" | "connected";
+
+/**
+ * Connects, marks, asks, reads, proves and closes. Does not throw for what happens to the request:
+ * that is the exchange's `failure`.
+ *
+ * @param limits those of a series, which has one after the other
+ */
+async function ask(
+  target: Target,
+  mark: Mark,
+  options: AskOptions,
+  sink: Sink,
+  limits: Limits = new Limits(options),
+): Promise<Exchange> {
+  const request = encodeRequest(target, options.headers);
+  const how: ConnectOptions = {
+    hostname: target.host,
+    port: target.port,
+    tos: mark.tos,
+    markSyn: options.markSyn,
+    family: options.family,
+    trust: target.isHttps ? options.trust : null,
+    requestSize: request.length,
+  };
+  await prepareConnect(how);
+  const exchange: Exchange = {
+    target,
+    mark,
+    started: performance.now(),
+    connection: null,
+    reply: null,
+    milliseconds: { connect: null, firstByte: null, total: null },
+    left: NOT_OBSERVED,
+    arrived: null,
+    failure: null,
+  };
+  const { milliseconds } = exchange;
+  const signal = limits.begin();
+  let conn: MarkedConn | null = null, stage: Stage = "connecting";
+  signal.addEventListener("abort", () => conn?.close());
+  try {
+    exchange.connection = conn = await MarkedConn.connect(how, signal);
+    milliseconds.connect = performance.now() - exchange.started;
+    stage = "securing";
+    if (target.isHttps) await conn.startTls(target.host);
+    stage = "connected";
+    limits.connected();
+    // The reply may come before all of a large request is out.
+    const writing = conn.write(request);
+    writing.catch(() => {});
+    await readReply(conn, exchange, sink, signal);
+    // A connection that is closed when its time is over may look like one that came to its end.
+    signal.throwIfAborted();
+  } catch (error) {
+    exchange.failure = signal.aborted ? signal.reason : failureOf(error, stage, how);
+  } finally {
+    milliseconds.total = performance.now() - exchange.started;
+    limits.end();
+    conn?.close();
+  }
+  if (conn !== null) exchange.left = judgeLeft(conn, mark);
+  exchange.arrived = judgeArrived(exchange);
+  exchange.failure ??= markFailure(exchange);
+  return exchange;
+}
+
+/** The bytes of the GET. */
+export function encodeRequest(target: Target, headers: readonly Header[]): Uint8Array<ArrayBuffer> {
+  const given = new Set(headers.map(([name]) => name.toLowerCase()));
+  const standard: Header[] = [
+    ["Host", target.authority],
+    ["User-Agent", `dscp-get/${VERSION}`],
+    ["Accept", "*/*"],
+    ["Connection", "close"],
+  ];
+  let text = `GET ${target.path} HTTP/1.1\r\n`;
+  for (const [name, value] of standard) {
+    if (!given.has(name.toLowerCase())) text += `${name}: ${value}\r\n`;
+  }
+  for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
+  return new TextEncoder().encode(text + "\r\n");
+}
+
+/** The time limits of requests, one after the other. */
+class Limits {
+  readonly #connectTimeout: number;
+  readonly #maxTime: number;
+  #abort = new AbortController();
+  /** When the request is over, and when its connecting is. */
+  #due = Infinity;
+  #connectDue = Infinity;
+  /** When the next alarm rings: one is enough for many requests, as it looks at what is due then. */
+  #alarm = Infinity;
+
+  constructor({ connectTimeout, maxTime }: Pick<AskOptions, "connectTimeout" | "maxTime">) {
+    this.#connectTimeout = connectTimeout;
+    this.#maxTime = maxTime;
+  }
+
+  /** Begins a request. @returns aborts, with a {@linkcode Failure}, when its time is over */
+  begin(): AbortSignal {
+    const now = performance.now();
+    this.#abort = new AbortController();
+    this.#due = this.#maxTime === 0 ? Infinity : now + this.#maxTime * 1000;
+    this.#connectDue = this.#connectTimeout === 0 ? Infinity : now + this.#connectTimeout * 1000;
+    this.#watch();
+    return this.#abort.signal;
+  }
+
+  /** Lifts the limit on connecting. */
+  connected(): void {
+    this.#connectDue = Infinity;
+    this.#watch();
+  }
+
+  /** Lifts both limits. */
+  end(): void {
+    this.#due = this.#connectDue = Infinity;
+  }
+
+  // The first setTimeout of a process takes 12 ms here, a sixth of a plain run, and this one 1 ms.
+  #watch(): void {
+    const due = Math.min(this.#due, this.#connectDue);
+    if (due >= this.#alarm) return;
+    this.#alarm = due;
+    const ring = () => {
+      if (this.#alarm !== due) return; // an earlier one was set since
+      this.#alarm = Infinity;
+      const now = performance.now();
+      if (now >= this.#due) this.#expire("the request", this.#maxTime);
+      else if (now >= this.#connectDue) this.#expire("connecting", this.#connectTimeout);
+      else this.#watch();
+    };
+    AbortSignal.timeout(Math.max(0, due - performance.now())).onabort = ring;
+  }
+
+  #expire(doing: string, seconds: number): void {
+    this.end();
+    const message = `${doing} took longer than ${plural(seconds, "second")}`;
+    this.#abort.abort(new Failure(Exit.timeout, message));
+  }
+}
+
+/** Whatever was thrown, as a failure that a person can read: the one place that translates errors. */
+function failureOf(error: unknown, stage: Stage | null = null, to?: ConnectOptions): Failure {
+  if (error instanceof Failure) return error;
+  if (!(error instanceof Error)) return new Failure(Exit.cannotRun, printable(String(error)));
+  if (error instanceof CannotRunError) {
+    const hint = isGranted({ name: "ffi" })
+      ? undefined
+      : "run with --allow-ffi, without a file name";
+    return new Failure(Exit.cannotRun, error.message, hint);
+  }
+  if (error instanceof Deno.errors.NotCapable) return permissionFailure(error, to);
+  if (error instanceof DescriptorError && error.lost) {
+    return new Failure(Exit.connectionLost, error.message);
+  }
+  if (
+    error instanceof LibcError || error instanceof MarkError || error instanceof DescriptorError
+  ) {
+    return new Failure(Exit.notMarked, `the kernel did not accept the mark: ${error.message}`);
+  }
+  if (stage === "connecting") return connectFailure(error, to!);
+  if (stage === "securing") return tlsFailure(error);
+  if (stage === null) return new Failure(Exit.cannotRun, printable(error.message));
+  return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error)}`);
+}
+
+function connectFailure(error: Error, { hostname, port, family, trust }: ConnectOptions): Failure {
+  const where = formatAddress({ hostname, port });
+  if (
+    error.message.startsWith("failed to lookup address information") || error instanceof URIError
+  ) {
+    const why = family === null ? "not found" : `has no IPv${family} address`;
+    return new Failure(Exit.hostNotFound, `host ${quote(hostname)} ${why}`);
+  }
+  if (error instanceof Deno.errors.TimedOut) {
+    return new Failure(Exit.timeout, `no answer from ${where}`);
+  }
+  const hint = error instanceof Deno.errors.ConnectionRefused && trust === null
+    ? `to start a server there: python3 -m http.server ${port}`
+    : undefined;
+  return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
+}
+
+function tlsFailure(error: Error): Failure {
+  const message = reason(error);
+  const why = message.replace(/^invalid peer certificate: /, "");
+  if (why === message) return new Failure(Exit.tlsFailed, `TLS failed: ${message}`);
+  return new Failure(
+    Exit.badCertificate,
+    `the server's certificate is not valid: ${why}`,
+    "--cacert FILE trusts the certificates in FILE, -k any",
+  );
+}
+
+/** Says which permission is missing, by asking for each. */
+function permissionFailure(error: Error, to?: ConnectOptions): Failure {
+  return (to === undefined ? null : missingPermission(to)) ??
+    new Failure(
+      Exit.cannotRun,
+      printable(error.message.split(",")[0]),
+      "run with --allow-net --allow-ffi",
+    );
+}
+
+function missingPermission(to: { hostname: string; port: number }): Failure | null {
+  const where = formatAddress(to);
+  if (!isGranted({ name: "net", host: where })) {
+    const hint = `run with --allow-net or --allow-net=${where}`;
+    return new Failure(Exit.cannotRun, `no permission to use ${where}`, hint);
+  }
+  if (isGranted({ name: "ffi" })) return null;
+  const message = "no permission to call libc, which sets the mark";
+  return new Failure(Exit.cannotRun, message, "run with --allow-ffi");
+}
+
+function isGranted(permission: Deno.PermissionDescriptor): boolean {
+  return Deno.permissions.querySync(permission).state === "granted";
+}
+
+// ─── Reply ──────────────────────────────────────────────────────────────────────────────────────
+
+/** A header or trailer of a reply. */
+export type Field = [name: string, value: string];
+
+/** A reply as far as it was read. */
+export interface Reply {
+  /** The status code, 200 to 999. */
+  status: number;
+  /** The reason phrase, a character a byte. */
+  reason: string;
+  /** Names in small letters, values a character a byte, in the order they came. */
+  headers: Field[];
+  /** The fields behind the last chunk, likewise. */
+  trailers: Field[];
+  /** The Traffic Class of its first packet; `null` on IPv4, where the kernel reports none. */
+  tos: number | null;
+  /** Bytes of the body that were read, without the framing of chunks. */
+  bodyBytes: number;
+  /** Whether the whole body was read. */
+  complete: boolean;
+}
+
+/** Where the bytes of a reply go; every method may be left out. */
+export interface Sink {
+  /** Gets status line or header with its line end, as it came, a character a byte. */
+  head?(line: string): void | Promise<void>;
+  /** Gets the reply so far, before its body; may throw to stop. */
+  begin?(reply: Reply): void;
+  /** Gets a piece of the body, which is valid until the call, or its promise, has returned. */
+  body?(piece: Uint8Array): void | Promise<void>;
+}
+
+const HEAD_LIMIT = 256 * 1024;
+// A small reply takes no more memory than it needs; large pieces cost less for each byte.
+const FIRST_READ = 16 * 1024;
+
+/** What has come on a connection and was not used yet. */
+class Reader {
+  buffer = new Uint8Array(FIRST_READ);
+  /** Where the unused bytes begin and end. */
+  from = 0;
+  to = 0;
+  readonly #source: Pick<MarkedConn, "read">;
+  readonly #signal: AbortSignal | undefined;
+  /** Up to here there is no end of a line. */
+  #searched = 0;
+  #reads = 0;
+  #turned = performance.now();
+
+  constructor(source: Pick<MarkedConn, "read">, signal?: AbortSignal) {
+    this.#source = source;
+    this.#signal = signal;
+  }
+
+  /** Reads more behind what is here. @returns false at the end @throws {Failure} no room for more */
+  async fill(what: string): Promise<boolean> {
+    this.#signal?.throwIfAborted();
+    // A peer that always has bytes ready would keep alarms and signals waiting for ever.
+    if (++this.#reads % 64 === 0 && performance.now() - this.#turned > 50) {
+      await new Promise<void>((turn) => AbortSignal.timeout(0).onabort = () => turn());
+      this.#turned = performance.now();
+    }
+    const { from, to } = this;
+    if (to - from === HEAD_LIMIT) throw badReply(`${what} are larger than 256 KiB`);
+    const unused = this.buffer.subarray(from, to);
+    if (to === FIRST_READ) this.buffer = new Uint8Array(HEAD_LIMIT);
+    this.buffer.set(unused);
+    this.#searched = Math.max(0, this.#searched - from);
+    this.from = 0;
+    this.to = to - from;
+    const size = await this.#source.read(this.buffer.subarray(this.to));
+    this.to += size ?? 0;
+    return size !== null && size > 0;
+  }
+
+  /** How long the next line is, its end included; 0 if not all of it is here. */
+  lineEnd(): number {
+    const { buffer, to } = this;
+    let at = Math.max(this.from, this.#searched);
+    while (at < to && buffer[at] !== LF) at++;
+    this.#searched = at;
+    return at < to ? at + 1 - this.from : 0;
+  }
+
+  /** The next line with its end, a character a byte; `null` if not all of it is here. */
+  line(): string | null {
+    const length = this.lineEnd();
+    return length === 0 ? null : latin1(this.take(length));
+  }
+
+  /** At most `max` of the bytes that are here, valid until the next call. */
+  take(max: number): Uint8Array {
+    const piece = this.buffer.subarray(this.from, Math.min(this.to, this.from + max));
+    this.from += piece.length;
+    return piece;
+  }
+}
+
+function badReply(message: string): Failure {
+  return new Failure(Exit.badReply, `malformed reply: ${message}`);
+}
+
+function endedEarly(message: string): Failure {
+  return new Failure(Exit.endedEarly, `the reply ended early: ${message}`);
+}
+
+/**
+ * Reads one reply, RFC 9112 sections 4 to 7, and passes its body on as it comes.
+ *
+ * @param exchange its `reply` is filled as it comes, so that a failed one is known as far as it came
+ * @param signal ends the reading, also while the sink waits
+ * @throws {Failure} malformed (8), ended early (18), empty (52)
+ */
+export async function readReply(
+  source: Pick<MarkedConn, "read" | "arrivedTos">,
+  exchange: Pick<Exchange, "reply" | "milliseconds" | "started">,
+  sink: Sink,
+  signal?: AbortSignal,
+): Promise<void> {
+  const reader = new Reader(source, signal);
+  if (!await reader.fill("the headers")) {
+    const message = "empty reply: the server closed the connection without a byte";
+    throw new Failure(Exit.emptyReply, message);
+  }
+  exchange.milliseconds.firstByte = performance.now() - exchange.started;
+  const { arrivedTos: tos } = source;
+  const stopped = Promise.withResolvers<never>();
+  stopped.promise.catch(() => {});
+  signal?.addEventListener("abort", () => stopped.reject(signal.reason));
+  const passed = async (passing: void | Promise<void>) => {
+    if (passing !== undefined) await Promise.race([passing, stopped.promise]);
+  };
+  const reply = await readHead(reader, tos, exchange, (line) => passed(sink.head?.(line)));
+  sink.begin?.(reply);
+  const pass = (piece: Uint8Array) => {
+    reply.bodyBytes += piece.length;
+    return passed(sink.body?.(piece));
+  };
+  const framing = framingOf(reply);
+  if (framing !== "chunked") await readLength(reader, framing, pass);
+  else {
+    await readChunks(reader, reply, pass);
+    await readFields(reader, reply.trailers, "trailer", (line) => passed(sink.head?.(line)));
+  }
+  reply.complete = true;
+}
+
+type Pass = (piece: Uint8Array) => Promise<void>;
+type PassLine = (line: string) => Promise<void>;
+
+/** Status line and headers of the final reply; those of interim replies (1xx) only pass by. */
+async function readHead(
+  reader: Reader,
+  tos: number | null,
+  exchange: Pick<Exchange, "reply">,
+  passLine: PassLine,
+): Promise<Reply> {
+  for (let interim = 0;; interim++) {
+    if (interim > MAX_INTERIM) throw badReply(`more than ${MAX_INTERIM} interim replies`);
+    let line;
+    while ((line = reader.line()) === null) {
+      const start = latin1(
+        reader.buffer.subarray(reader.from, Math.min(reader.to, reader.from + 60)),
+      );
+      if (!"HTTP/1.".startsWith(start.slice(0, 7))) throw notHttp(start);
+      if (!await reader.fill("the headers")) {
+        throw new Failure(
+          Exit.emptyReply,
+          "empty reply: the connection ended before its status line",
+        );
+      }
+    }
+    const reply = statusOf(line, tos);
+    if (reply.status >= 200) exchange.reply = reply;
+    await passLine(line);
+    await readFields(reader, reply.headers, "header", passLine);
+    if (reply.status >= 200) return reply;
+  }
+}
+
+const MAX_INTERIM = 100;
+
+function notHttp(line: string): Failure {
+  return badReply(`it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`);
+}
+
+function statusOf(line: string, tos: number | null): Reply {
+  const text = lineText(line);
+  // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
+  const parts = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(text);
+  if (parts === null) throw notHttp(text);
+  const status = Number(parts[1]), reason = trimmed(text.slice(parts[0].length));
+  if (reason.includes("\0")) throw badReply("the status line holds a NUL byte");
+  if (status < 100) throw badReply(`status ${parts[1]}`);
+  if (status === 101) throw badReply("101 switches to a protocol that was not asked for");
+  return { status, reason, headers: [], trailers: [], tos, bodyBytes: 0, complete: false };
+}
+
+/** Header or trailer lines up to the blank one (RFC 9112 sections 5 and 7.1.2). */
+async function readFields(
+  reader: Reader,
+  fields: Field[],
+  what: "header" | "trailer",
+  passLine: PassLine,
+): Promise<void> {
+  for (let budget = HEAD_LIMIT;;) {
+    let line;
+    while ((line = reader.line()) === null) {
+      if (!await reader.fill(`the ${what}s`)) throw endedEarly(`in the middle of the ${what}s`);
+    }
+    budget -= line.length;
+    if (budget < 0) throw badReply(`the ${what}s are larger than 256 KiB`);
+    const text = lineText(line);
+    if (text !== "" || what === "header") await passLine(line);
+    if (text === "") return;
+    if (text.includes("\0")) throw badReply(`a ${what} holds a NUL byte`);
+    const last = fields.at(-1);
+    if (/^[ \t]/.test(text) && last !== undefined) {
+      // obs-fold, RFC 9112 section 5.2
+      last[1] = trimmed(`${last[1]} ${trimmed(text)}`);
+      continue;
+    }
+    const colon = text.indexOf(":");
+    if (colon < 1) throw badReply(`${what} line ${quote(text.slice(0, 60))} has no name and colon`);
+    fields.push([trimmed(text.slice(0, colon)).toLowerCase(), trimmed(text.slice(colon + 1))]);
+  }
+}
+
+/** A line without its end; a CR elsewhere counts as a space (RFC 9112 section 2.2). */
+function lineText(line: string): string {
+  return line.replace(/\r?\n$/, "").replaceAll("\r", " ");
+}
+
+// By hand: a regular expression takes quadratic time for a line of blanks with one other at its end.
+function trimmed(text: string): string {
+  let from = 0, to = text.length;
+  while (from < to && " \t".includes(text[from])) from++;
+  while (to > from && " \t".includes(text[to - 1])) to--;
+  return text.slice(from, to);
+}
+
+/** Bytes as text, a character a byte. */
+function latin1(bytes: Uint8Array): string {
+  // As many at once as fit the stack.
+  const max = 8192;
+  if (bytes.length <= max) return String.fromCharCode(...bytes);
+  let text = "";
+  for (let at = 0; at < bytes.length; at += max) text += latin1(bytes.subarray(at, at + max));
+  return text;
+}
+
+/** The values of a header, its lines and commas taken apart; `null` if it is not there. */
+function listOf({ headers }: Reply, name: string): string[] | null {
+  const values = headers.flatMap(([other, value]) => other === name ? value.split(",") : []);
+  return values.length === 0 ? null : values.map((item) => item.trim());
+}
+
+/** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` until the close. */
+function framingOf(reply: Reply): number | "chunked" {
+  if (reply.status === 204 || reply.status === 304) return 0;
+  const codings = listOf(reply, "transfer-encoding");
+  if (codings !== null) return lengthInCodings(codings);
+  const lengths = listOf(reply, "content-length");
+  if (lengths === null) return Infinity;
+  const [length] = lengths, another = lengths.find((other) => other !== length);
+  if (another !== undefined) {
+    const both = `${quote(length.slice(0, 60))} and ${quote(another.slice(0, 60))}`;
+    throw badReply(`conflicting Content-Length ${both}`);
+  }
+  if (/^\d+$/.test(length) && Number.isSafeInteger(Number(length))) return Number(length);
+  throw badReply(`Content-Length ${quote(length.slice(0, 60))}`);
+}
+
+function lengthInCodings(given: string[]): number | "chunked" {
+  const codings = given.map((coding) => coding.toLowerCase()).filter((coding) => coding !== "");
+  if (codings.length === 1 && codings[0] === "chunked") return "chunked";
+  if (codings.every((coding) => coding === "identity")) return Infinity;
+  const names = quote(codings.join(", ").slice(0, 60));
+  throw badReply(`Transfer-Encoding ${names} was not asked for`);
+}
+
+async function readLength(reader: Reader, length: number, pass: Pass): Promise<void> {
+  for (let left = length; left > 0;) {
+    if (reader.from === reader.to && !await reader.fill("a body's bytes")) {
+      if (length === Infinity) return;
+      throw endedEarly(`${left} of ${plural(length, "byte")} are missing`);
+    }
+    const piece = reader.take(left);
+    left -= piece.length;
+    await pass(piece);
+  }
+}
+
+/** RFC 9112 section 7.1; the data of all chunks that are here is moved together and passed on. */
+async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<void> {
+  let size = 0, left = 0, isAtEnd = false, isOver = false;
+  while (!isOver) {
+    const { buffer } = reader;
+    let start = reader.from, end = start;
+    while (!isOver) {
+      if (left > 0) {
+        const count = Math.min(left, reader.to - reader.from);
+        if (count === 0) break;
+        if (end === start) start = end = reader.from;
+        if (end !== reader.from) buffer.copyWithin(end, reader.from, reader.from + count);
+        end += count;
+        reader.from += count;
+        left -= count;
+        isAtEnd = left === 0;
+      } else if (isAtEnd) {
+        const end = reader.lineEnd();
+        if (end === 0) break;
+        if (end > 2 || (end === 2 && buffer[reader.from] !== CR)) {
+          throw badReply("a chunk is longer than its size");
+        }
+        reader.from += end;
+        isAtEnd = false;
+      } else {
+        const length = reader.lineEnd();
+        if (length === 0) break;
+        // Most sizes are one digit and CRLF; text of a million of those would take a second.
+        const digit = length === 3 ? buffer[reader.from] - 0x30 : -1;
+        if (digit >= 0 && digit <= 9 && buffer[reader.from + 1] === CR) {
+          size = digit;
+          reader.from += length;
+        } else size = chunkSize(reader.line()!);
+        left = size;
+        isOver = size === 0;
+      }
+    }
+    if (end > start) await pass(buffer.subarray(start, end));
+    if (isOver || await reader.fill("a chunk's extensions")) continue;
+    const where = left > 0
+      ? `${left} of a chunk's ${plural(size, "byte")} are missing`
+      : "before the last chunk";
+    throw endedEarly(`${where}, after ${plural(reply.bodyBytes, "byte")}`);
+  }
+}
+
+const CR = 0x0d, LF = 0x0a;
+
+function chunkSize(line: string): number {
+  const text = lineText(line);
+  const digits = /^([0-9a-f]+)[ \t]*(?:;.*)?$/i.exec(text)?.[1];
+  if (digits === undefined) throw badReply(`bad chunk size ${quote(text.slice(0, 60))}`);
+  const size = parseInt(digits, 16);
+  if (Number.isSafeInteger(size)) return size;
+  throw badReply(`chunk size ${quote(digits.slice(0, 60))} is too large`);
+}
+
+// ─── Verdict ────────────────────────────────────────────────────────────────────────────────────
+
+/** What is known of the packets that left. */
+export interface Left {
+  /** Whether the packets with data left with the mark; `null` if that was not, or only partly, seen. */
+  readonly proved: boolean | null;
+  /** The packets seen, oldest first. */
+  readonly packets: readonly SentPacket[];
+  /** Bytes of data that they carried, and that were sent in all; TLS's own are among them. */
+  readonly bytes: { readonly seen: number; readonly sent: number };
+  /** The first byte seen that is not the mark's, in the packets or in a tunnel's packets. */
+  readonly wrong: number | null;
+}
+
+const NOT_OBSERVED: Left = { proved: null, packets: [], bytes: { seen: 0, sent: 0 }, wrong: null };
+
+/** Did the mark leave? */
+function judgeLeft({ sent: packets, dataSent }: MarkedConn, mark: Mark): Left {
+  const bytes = packets.flatMap(({ tos, outerTos }) => outerTos === null ? [tos] : [tos, outerTos]);
+  const wrong = bytes.find((tos) => !sameDscp(tos, mark.tos)) ?? null;
+  // A packet that was sent again is counted once.
+  const payloads = new Map(packets.map(({ sequence, payload }) => [sequence, payload]));
+  const seen = [...payloads.values()].reduce((sum, payload) => sum + payload, 0);
+  // What a tunnel device is given is not what leaves it.
+  const isCovered = packets.length > 0 && seen >= dataSent &&
+    packets.every(({ linkHeader }) => linkHeader > 0);
+  const proved = wrong !== null ? false : isCovered ? true : null;
+  return { proved, packets, bytes: { seen, sent: dataSent }, wrong };
+}
+
+/** What the far end reports, and what follows from it. */
+export interface ArrivedReport extends Arrived {
+  /** Whether the packets that were sent with the mark arrived with it; `null` if it reports none. */
+  readonly kept: boolean | null;
+  /** The first byte reported that is not the mark's. */
+  readonly wrong: number | null;
+}
+
+/** Did the mark arrive? Only packets that were marked count: the handshake's only if it was. */
+function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | null {
+  if (reply === null || connection === null) return null;
+  const byteOf = (wanted: string): number | null => {
+    const value = reply.headers.find(([name]) => name === wanted)?.[1];
+    return value !== undefined && /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
+  };
+  const tos = byteOf("arrived-tos");
+  if (tos === null) return null;
+  let [syn, ack, data] = ["arrived-syn", "arrived-ack", "arrived-data"].map(byteOf);
+  // A server that sends the one header alone means the one packet that every server can see.
+  if (syn === null && ack === null && data === null) syn = tos;
+  const marked = (connection.markedSyn ? [syn, ack, data] : [data]).filter((tos) => tos !== null);
+  const wrong = marked.find((tos) => !sameDscp(tos, mark.tos)) ?? null;
+  return { syn, ack, data, kept: marked.length === 0 ? null : wrong === null, wrong };
+}
+
+/** 101 or 102, if packets left or arrived with another mark. */
+function markFailure({ mark, left, arrived }: Exchange): Failure | null {
+  if (left.wrong !== null) {
+    const message = `set ${hex(mark.tos)}, left with ${hex(left.wrong)}: ` +
+      "something on this host, such as nftables, rewrote it";
+    return new Failure(Exit.leftChanged, message);
+  }
+  if (arrived === null || arrived.wrong === null) return null;
+  const message = `sent ${describe(mark)}, arrived ${describe(markOf(arrived.wrong))}: ` +
+    "the path rewrote it";
+  return new Failure(Exit.arrivedChanged, message);
+}
+
+// ─── Report ─────────────────────────────────────────────────────────────────────────────────────
+
+/** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
+async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
+  if (typeof bytes === "string") bytes = new TextEncoder().encode(bytes);
+  try {
+    // A parent may have made it non-blocking, where Deno does not say how much it has written.
+    isBlocking ||= (makeBlocking(1), true);
+    // What a pipe takes whole, pipe(7), waits for nobody but another writer.
+    const PIPE_BUF = 4096;
+    while (bytes.length > 0) {
+      const isSmall = bytes.length <= PIPE_BUF;
+      bytes = bytes.subarray(
+        isSmall ? Deno.stdout.writeSync(bytes) : await Deno.stdout.write(bytes),
+      );
+    }
+  } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
+    const message = `cannot write to standard output: ${reason(error as Error)}`;
+    throw new Failure(Exit.cannotWrite, message);
+  }
+}
+
+let isBlocking = false;
+
+/** Writes to standard error; if that is closed nobody is there to read it. */
+function toStandardError(text: string): void {
+  let bytes: Uint8Array = new TextEncoder().encode(text);
+  try {
+    while (bytes.length > 0) bytes = bytes.subarray(Deno.stderr.writeSync(bytes));
+  } catch { /* see above */ }
+}
+
+/** Where a reply goes under these options; a series is for its times, so its bodies are dropped. */
+function sinkFor(options: Options): Sink {
+  const isDropped = options.json || isSeries(options);
+  const bytesOf = (line: string) => Uint8Array.from(line, (c) => c.charCodeAt(0));
+  return {
+    ...options.include && !isDropped && { head: (line) => toStandardOutput(bytesOf(line)) },
+    ...options.fail && { begin: failOnError },
+    ...!isDropped && { body: toStandardOutput },
+  };
+}
+
+function failOnError({ status, reason }: Reply): void {
+  if (status < 400) return;
+  const message = printable(`the server answered ${status} ${reason}`.trim());
+  throw new Failure(Exit.httpError, message);
+}
+
+/** The report's lines: what is known of an exchange, for a person. */
+function report(exchange: Exchange, isBuiltIn: boolean): string {
+  const { connection, mark, left, arrived, reply, milliseconds } = exchange;
+  if (connection === null) return "";
+  const { localAddr, remoteAddr, fd, readBack, markedSyn } = connection;
+  const ends = `${formatAddress(localAddr)} → ${formatAddress(remoteAddr)}`;
+  const name = `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}`;
+  const lines: [label: string, text: string][] = [
+    ["connected", `${ends}${isBuiltIn ? ", the built-in server" : ""}; descriptor ${fd}`],
+    ["mark", `${name}; the kernel reads back ${hex(readBack!)}`],
+  ];
+  // A TLS handshake that fails takes the descriptor with it, before anything could be read.
+  if (left.packets.length > 0 || reply !== null) lines.push(["left", leftText(left)]);
+  if (arrived !== null) lines.push(["arrived", arrivedText(arrived)]);
+  if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
+  lines.push([
+    "handshake",
+    markedSyn
+      ? "marked: the socket had the mark before its SYN"
+      : "unmarked: SYN and ACK left before the mark could be set (--mark-syn marks them)",
+  ]);
+  const isBold = Deno.stderr.isTerminal() && !Deno.noColor;
+  const bold = (text: string) => isBold ? `\x1b[1m${text}\x1b[0m` : text;
   return lines.map(([label, text]) => `${bold(label.padEnd(11))}${text}\n`).join("");
 }
 
-function leftText(proof: boolean | null, packets: readonly SentPacket[]): string {
-  if (proof === null) {
-    return "not observed: no packet of this connection was looped back, as on devices that cannot or behind NAT on this host";
+function leftText({ proved, packets, bytes, wrong }: Left): string {
+  if (packets.length === 0) {
+    return "not observed: no packet of this connection was looped back, " +
+      "as on devices that cannot or behind NAT on this host";
   }
-  const bytes = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
-  return `${plural(packets.length, "packet")} with ${bytes}, read from the IP header: ${
-    proof ? "proved" : "NOT the mark that was set"
-  }`;
+  const marks = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
+  const seen = `${plural(packets.length, "packet")} with ${marks}, read from the IP header`;
+  const { outerTos = null, linkHeader } = packets.find(({ outerTos }) => outerTos !== null) ??
+    packets[0];
+  if (outerTos !== null) {
+    const verdict = wrong === null ? "proved" : "NOT the mark that was set";
+    return `${seen}, inside a tunnel whose packets carry ${hex(outerTos)}: ${verdict}`;
+  }
+  if (wrong !== null) return `${seen}: NOT the mark that was set`;
+  if (linkHeader === 0) return `${seen}, handed to a tunnel device: what leaves it is not observed`;
+  if (proved === null) return `${seen}: proved for ${bytes.seen} of ${bytes.sent} bytes`;
+  return `${seen}: proved`;
 }
 
-function arrivedText(exchange: Exchange, { syn, ack, data }: Arrived): string {
-  const told = Object.entries({ SYN: syn, ACK: ack, data }).filter(([, tos]) => tos !== null);
-  const bytes = told.map(([packet, tos]) => `${packet} ${hex(tos!)}`).join(", ");
-  const proof = evidence(exchange);
-  if (proof.length === 0) {
-    return `${bytes}, told by the server: only the unmarked handshake (--mark-syn would tell more)`;
+function arrivedText({ syn, ack, data, kept }: ArrivedReport): string {
+  const reported = Object.entries({ SYN: syn, ACK: ack, data }).filter(([, tos]) => tos !== null);
+  const bytes = reported.map(([packet, tos]) => `${packet} ${hex(tos!)}`).join(", ");
+  if (kept === null) {
+    return `${bytes}, reported by the server; covers only the unmarked handshake ` +
+      "(--mark-syn tests the path)";
   }
-  const kept = proof.every(({ tos }) => sameDscp(tos, exchange.mark.tos));
-  return `${bytes}, told by the server: ${
-    kept ? "the mark survived the path" : "NOT the mark that was sent"
-  }`;
+  const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
+  return `${bytes}, reported by the server: ${verdict}`;
 }
 
-/** The exchange as one line of JSON, in the form the README describes. */
-function json(exchange: Exchange | null, failure: Failure | null, round?: number): string {
-  const end = (address: Deno.NetAddr | null) =>
-    address && { address: address.hostname, port: address.port };
-  const replyOf = ({ tos, ...reply }: Reply) =>
-    reply.status > 0 ? { ...reply, ...tos !== null && { tos } } : null;
+function replyText({ status, reason, headers, tos, bodyBytes }: Reply, total: number): string {
+  const location = headers.find(([name]) => name === "location")?.[1];
+  const isRedirect = location !== undefined && status >= 300 && status < 400;
+  const size = `${plural(bodyBytes, "byte")} in ${total.toFixed(1)} ms`;
+  const marked = tos === null ? "" : `, its packets marked ${hex(tos)}`;
+  const leads = isRedirect ? `; leads to ${printable(location)}, not followed` : "";
+  return `${printable(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
+}
+
+/** The exchange as one line of JSON, in the form that the README describes. */
+function json(place: Place | null, exchange: Exchange | null, failure: Failure | null, round = 0) {
+  const { connection, mark, left, arrived, reply } = exchange ?? {};
+  const end = (address: Deno.NetAddr | undefined) =>
+    address === undefined ? null : { address: address.hostname, port: address.port };
+  const { tos, trailers, ...plain } = reply ?? {};
   const object = {
-    ...round !== undefined && { round },
+    ...round > 0 && { round },
     ...exchange && {
       url: exchange.target.url,
-      server: exchange.builtIn ? "built-in" : "remote",
-      local: end(exchange.local),
-      remote: end(exchange.remote),
-      mark: { ...exchange.mark, readBack: exchange.readBack, handshake: exchange.handshake },
-      left: { proved: proved(exchange), packets: exchange.packets },
-      arrived: exchange.arrived,
-      reply: replyOf(exchange.reply),
+      server: place?.isBuiltIn ? "built-in" : "remote",
+      local: end(connection?.localAddr),
+      remote: end(connection?.remoteAddr),
+      mark: {
+        ...mark,
+        readBack: connection?.readBack ?? null,
+        handshake: connection?.markedSyn ?? false,
+      },
+      left: {
+        proved: left!.proved,
+        packets: left!.packets.map(({ tos, length }) => ({ tos, length })),
+      },
+      arrived: arrived && { syn: arrived.syn, ack: arrived.ack, data: arrived.data },
+      reply: reply && {
+        ...plain,
+        ...trailers!.length > 0 && { trailers },
+        ...tos !== null && { tos },
+      },
       milliseconds: exchange.milliseconds,
     },
     ...failure && { error: { code: failure.code, message: failure.message } },
   };
+  const rounded = (_: string, value: unknown) =>
+    typeof value === "number" ? Number(value.toFixed(3)) : value;
   // JSON.stringify leaves DEL, C1 and direction marks as they are, and a terminal may be reading.
-  return JSON.stringify(
-    object,
-    (_, value) => typeof value === "number" ? Number(value.toFixed(3)) : value,
-  )
-    .replace(
-      /[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
-      (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
-    ) +
-    "\n";
+  return JSON.stringify(object, rounded).replace(
+    /[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
+    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  ) + "\n";
 }
 
-// ─── Table ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+// ─── Series ─────────────────────────────────────────────────────────────────────────────────────
+
+/** Whether a run is for its times. */
+function isSeries(options: Options): boolean {
+  return options.marks.length * options.count > 1;
+}
 
 /** What became of the requests with one mark. */
-class Row {
+export class Row {
+  /** The mark. */
   readonly mark: Mark;
+  /** How many requests were made. */
   requests = 0;
+  /** How many of them failed. */
   failures = 0;
-  /** The bytes that packets left with and arrived with, as far as anybody saw. */
-  readonly left = new Set<number>();
-  readonly arrived = new Set<number>();
-  /** Milliseconds of those requests whose whole reply came. */
+  /** The bytes that packets left with and arrived with, as far as they were seen. */
+  readonly left: Set<number> = new Set();
+  /** The bytes that marked packets arrived with, as far as the far end reports them. */
+  readonly arrived: Set<number> = new Set();
+  /** Milliseconds to connect, of those requests whose whole reply came. */
   readonly connect: number[] = [];
+  /** Milliseconds of those requests in all. */
   readonly total: number[] = [];
 
+  /** A row without requests. */
   constructor(mark: Mark) {
     this.mark = mark;
   }
 
-  add(exchange: Exchange, failure: Failure | null): void {
+  /** Adds a request. */
+  add({ left, arrived, reply, connection, milliseconds, failure }: Exchange): void {
     this.requests++;
     if (failure !== null) this.failures++;
-    for (const { tos } of exchange.packets) this.left.add(tos);
-    for (const { tos } of evidence(exchange)) this.arrived.add(tos);
-    if (!exchange.reply.complete) return;
-    this.connect.push(exchange.milliseconds.connect!);
-    this.total.push(exchange.milliseconds.total!);
+    for (const { tos } of left.packets) this.left.add(tos);
+    if (arrived !== null) {
+      const { syn, ack, data } = arrived;
+      const marked = connection!.markedSyn ? [syn, ack, data] : [data];
+      for (const tos of marked) if (tos !== null) this.arrived.add(tos);
+    }
+    if (!reply?.complete) return;
+    this.connect.push(milliseconds.connect!);
+    this.total.push(milliseconds.total!);
   }
 }
 
@@ -1396,64 +1307,45 @@ export function quantile(values: readonly number[], share: number): number {
   return sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? NaN;
 }
 
-const BAR = 24;
-
-/** A bar of `share` (0 to 1) of {@linkcode BAR} characters, to an eighth of one. */
-function bar(share: number): string {
-  const eighths = Math.round(share * BAR * 8);
+/** A bar of `share` (0 to 1) of 24 characters, to an eighth of one. */
+export function bar(share: number): string {
+  const eighths = Math.round(share * 24 * 8);
   return "█".repeat(eighths >> 3) + (eighths % 8 === 0 ? "" : "▏▎▍▌▋▊▉"[eighths % 8 - 1]);
 }
 
 /** The rows as a table, with a bar for each median of the total time. */
-function table(rows: readonly Row[]): string {
+export function table(rows: readonly Row[]): string {
   const longest = Math.max(
     ...rows.map(({ total }) => quantile(total, 0.5)).filter(Number.isFinite),
   );
   const bytes = (seen: Set<number>, mark: Mark) => {
     if (seen.size === 0) return "-";
-    const text = [...seen].map(hex).join(" ");
-    return [...seen].every((tos) => sameDscp(tos, mark.tos)) ? text : `${text} !`;
+    const isRight = [...seen].every((tos) => sameDscp(tos, mark.tos));
+    return `${[...seen].map(hex).join(" ")}${isRight ? "" : " !"}`;
   };
   const times = (values: number[]) =>
-    [0.5, 0.95, 1].map((share) => quantile(values, share)).map(shortTime);
-  const cells = [
-    [
-      "mark",
-      "byte",
-      "left",
-      "arrived",
-      "requests",
-      "failed",
-      "connect ms",
-      "p95",
-      "max",
-      "total ms",
-      "p95",
-      "max",
-      "",
-    ],
-    ...rows.map((row) => {
-      const median = quantile(row.total, 0.5);
-      return [
-        row.mark.name ?? String(row.mark.dscp),
-        hex(row.mark.tos),
-        bytes(row.left, row.mark),
-        bytes(row.arrived, row.mark),
-        String(row.requests),
-        String(row.failures),
-        ...times(row.connect),
-        ...times(row.total),
-        Number.isFinite(median) ? bar(median / longest) : "",
-      ];
-    }),
-  ];
-  const widths = cells[0].map((_, column) => Math.max(...cells.map((row) => row[column].length)));
-  const isText = (column: number) => column < 4 || column === widths.length - 1;
-  const line = (row: string[]) =>
-    row.map((cell, at) => isText(at) ? cell.padEnd(widths[at]) : cell.padStart(widths[at])).join(
-      "  ",
-    ).trimEnd();
-  return cells.map((row) => `${line(row)}\n`).join("");
+    [0.5, 0.95, 1].map((share) => shortTime(quantile(values, share)));
+  const header = "mark,byte,left,arrived,requests,failed,connect ms,p95,max,total ms,p95,max,";
+  const cells = [header.split(",")];
+  for (const { mark, left, arrived, requests, failures, connect, total } of rows) {
+    const median = quantile(total, 0.5);
+    cells.push([
+      mark.name ?? String(mark.dscp),
+      hex(mark.tos),
+      bytes(left, mark),
+      bytes(arrived, mark),
+      String(requests),
+      String(failures),
+      ...times(connect),
+      ...times(total),
+      Number.isFinite(median) ? bar(median / longest) : "",
+    ]);
+  }
+  const widths = cells[0].map((_, at) => Math.max(...cells.map((row) => row[at].length)));
+  const isText = (at: number) => at < 4 || at === widths.length - 1;
+  const aligned = (cell: string, at: number) =>
+    isText(at) ? cell.padEnd(widths[at]) : cell.padStart(widths[at]);
+  return cells.map((row) => `${row.map(aligned).join("  ").trimEnd()}\n`).join("");
 }
 
 /** Milliseconds in few characters: `0.42`, `17.3`, `1520`. */
@@ -1463,10 +1355,10 @@ function shortTime(milliseconds: number): string {
 }
 
 /**
- * The two-sided p-value of the Mann–Whitney U test, by its normal approximation with corrections for ties and for
- * continuity: how likely two samples of the same kind would be as far apart in rank as these.
+ * The two-sided p-value of the Mann–Whitney U test, by its normal approximation with corrections for
+ * ties and for continuity: how likely two samples of the same kind would be as far apart in rank.
  *
- * @returns 0 to 1; 1 where a sample is empty or all values are equal
+ * @returns 0 to 1; 1 if a sample is empty or all values are equal
  */
 export function mannWhitney(a: readonly number[], b: readonly number[]): number {
   const all = [
@@ -1501,311 +1393,48 @@ function normalTail(z: number): number {
   return density / fraction;
 }
 
-const SIGNIFICANT = 0.01;
-const FEWEST = 8;
+const SIGNIFICANT = 0.01, SMALLEST_RATIO = 1.05, MIN_SAMPLES = 8;
 
-/** In one sentence, whether the network cared: each mark against best effort. Empty where there is nothing to compare. */
-function verdict(rows: readonly Row[]): string {
+/** How a row's times compare with another's: `null` if no difference is to be seen. */
+export function compare(row: Row, other: Row, comparisons = 1): string | null {
+  const p = mannWhitney(row.total, other.total);
+  const [ours, theirs] = [quantile(row.total, 0.5), quantile(other.total, 0.5)];
+  const ratio = Math.max(ours / theirs, theirs / ours);
+  // Of many comparisons some would seem real by chance (Bonferroni); of many requests, some
+  // difference always is real, and too small to matter to anybody.
+  if (p >= SIGNIFICANT / comparisons || !(ratio >= SMALLEST_RATIO)) return null;
+  const word = ours < theirs ? "faster" : "slower";
+  return `${ratio.toFixed(ratio < 10 ? 2 : 0)} times ${word} (p = ${p.toPrecision(2)})`;
+}
+
+/** In one sentence, whether the network cared: each mark against best effort. */
+export function verdict(rows: readonly Row[]): string {
   const plain = rows.find(({ mark }) => mark.dscp === 0);
   const others = rows.filter(({ mark }) => mark.dscp !== 0);
   if (plain === undefined || others.length === 0) return "";
   const nameOf = ({ mark }: Row) => mark.name ?? `DSCP ${mark.dscp}`;
-  if (rows.some(({ total }) => total.length < FEWEST)) {
-    return `Against ${
-      nameOf(plain)
-    }, in median total time: no difference seen, with fewer than ${FEWEST} replies none can be.\n`;
+  const against = `Against ${nameOf(plain)}, in median total time:`;
+  if (rows.some(({ total }) => total.length < MIN_SAMPLES)) {
+    return `${against} no difference seen, with fewer than ${MIN_SAMPLES} replies none can be.\n`;
   }
   const real = others.flatMap((row) => {
-    const p = mannWhitney(row.total, plain.total);
-    // Of many comparisons some would seem real by chance (Bonferroni).
-    if (p >= SIGNIFICANT / others.length) return [];
-    const [ours, theirs] = [quantile(row.total, 0.5), quantile(plain.total, 0.5)];
-    const [ratio, word] = ours < theirs ? [theirs / ours, "faster"] : [ours / theirs, "slower"];
-    return [
-      `${nameOf(row)} is ${ratio.toFixed(ratio < 10 ? 2 : 0)} times ${word} (p = ${
-        p.toPrecision(2)
-      })`,
-    ];
+    const difference = compare(row, plain, others.length);
+    return difference === null ? [] : [`${nameOf(row)} is ${difference}`];
   });
   const same = others.length - real.length;
-  const rest = same === 0
-    ? []
-    : [`no difference seen${real.length > 0 ? ` for ${plural(same, "other")}` : ""}`];
-  return `Against ${nameOf(plain)}, in median total time: ${[...real, ...rest].join(", ")}.\n`;
-}
-
-// ─── Server ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** How much and how long the server bears with a client. */
-const SERVER = { head: 16 * 1024, headSeconds: 10, lingerSeconds: 1, connections: 1024 };
-
-/** What the server says of a connection: the built-in one to a beginner, `--serve` to a program. */
-interface Page {
-  readonly type: string;
-  text(peer: Deno.NetAddr, arrived: Arrived): string;
-}
-
-const BUILT_IN_PAGE: Page = {
-  type: "text/plain; charset=utf-8",
-  text: () =>
-    `This page comes from dscp-get's built-in server: nobody else was listening on ${DEFAULT_HOST}:${DEFAULT_PORT}.
-Give a URL to ask another server; --help tells the rest.
-`,
-};
-
-const SERVE_PAGE: Page = {
-  type: "application/json",
-  text: ({ hostname, port }, arrived) =>
-    JSON.stringify({ peer: { address: hostname, port }, ...arrived }) + "\n",
-};
-
-/** Answers every connection with what arrived on it ({@linkcode keepArrivals} comes first), until the listener is closed and the last one is done. */
-async function serve(
-  listener: Deno.TcpListener,
-  page: Page,
-  log: (line: string) => void,
-): Promise<void> {
-  const open = new Set<Promise<void>>();
-  for (;;) {
-    if (open.size >= SERVER.connections) await Promise.race(open);
-    try {
-      const conn = await listener.accept();
-      const done = answer(conn, page, log).finally(() => {
-        conn.close();
-        open.delete(done);
-      });
-      open.add(done);
-    } catch (error) {
-      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) {
-        break;
-      }
-      // A client that is gone again, or no descriptor left until another client goes.
-      await Promise.race([...open, new Promise<void>((resolve) => after(100, resolve))]);
-    }
-  }
-  await Promise.all(open);
-}
-
-/** Answers one connection; clients may do as they like, so nothing here is an error. */
-async function answer(conn: Deno.TcpConn, page: Page, log: (line: string) => void): Promise<void> {
-  try {
-    const peer = conn.remoteAddr as Deno.NetAddr;
-    const handshake = takeArrived(conn);
-    const head = await within(SERVER.headSeconds, readRequestHead(conn));
-    if (head === "") return;
-    const { method, path, status } = judge(head);
-    // The request is here, so on IPv6 the latest packet is one of its own.
-    const arrived = { ...handshake, data: takeArrived(conn).data };
-    const strongest = arrived.data ?? arrived.syn;
-    if (strongest !== null) setTos(conn, markOf(strongest).tos);
-    const body = status === 200 ? page.text(peer, arrived) : `${STATUS[status]}\n`;
-    await writeAll(conn, replyTo(method, status, body, page.type, arrived));
-    const told = Object.entries(arrived).map(([packet, tos]) => `${packet} ${byteText(tos) ?? "-"}`)
-      .join(" ");
-    log(`${endText(peer)} ${printable(`${method} ${path}`.slice(0, 200))} ${status} ${told}`);
-    // Closing with bytes of the client unread would reset the reply away.
-    await conn.closeWrite();
-    await within(SERVER.lingerSeconds, readToEnd(conn));
-  } catch { /* the client is gone */ }
-}
-
-/** What `work` gives, or `null` once the time is over. */
-async function within<T>(seconds: number, work: Promise<T>): Promise<T | null> {
-  const over = Promise.withResolvers<null>();
-  const cancel = after(seconds * 1000, () => over.resolve(null));
-  try {
-    return await Promise.race([work, over.promise]);
-  } finally {
-    cancel();
-  }
-}
-
-/** The head of a request, or as much as is allowed of it and a byte more; a character a byte. */
-async function readRequestHead(conn: Deno.TcpConn): Promise<string> {
-  const buffer = new Uint8Array(SERVER.head + 1);
-  let size = 0;
-  while (size < buffer.length) {
-    const read = await conn.read(buffer.subarray(size));
-    if (read === null) break;
-    size += read;
-    // The blank line may lie across reads.
-    if (/\n\r?\n/.test(latin1(buffer.subarray(Math.max(0, size - read - 3), size)))) break;
-  }
-  return latin1(buffer.subarray(0, size));
-}
-
-async function readToEnd(conn: Deno.TcpConn): Promise<void> {
-  const buffer = new Uint8Array(SERVER.head);
-  while (await conn.read(buffer) !== null);
-}
-
-const STATUS: Record<number, string> = {
-  200: "OK",
-  400: "Bad Request",
-  405: "Method Not Allowed",
-  408: "Request Timeout",
-  431: "Request Header Fields Too Large",
-};
-
-/** What to answer to a request's head; `null` is one that did not come in time. */
-function judge(head: string | null): { method: string; path: string; status: number } {
-  if (head === null) return { method: "-", path: "-", status: 408 };
-  const [, method, path] = /^(?:\r?\n)?([!-~]+) ([!-~]+) HTTP\/1\.\d\r?\n/.exec(head) ?? [];
-  const known = { method: method ?? "-", path: path ?? "-" };
-  if (head.length > SERVER.head) return { ...known, status: 431 };
-  if (method === undefined || !/\n\r?\n/.test(head)) return { ...known, status: 400 };
-  return { ...known, status: method === "GET" || method === "HEAD" ? 200 : 405 };
-}
-
-function replyTo(
-  method: string,
-  status: number,
-  body: string,
-  type: string,
-  arrived: Arrived,
-): Uint8Array {
-  const bytes = new TextEncoder().encode(body);
-  const headers: [string, string | null][] = [
-    ["Server", `dscp-get/${VERSION}`],
-    ["Allow", status === 405 ? "GET, HEAD" : null],
-    ["Content-Type", status === 200 ? type : "text/plain; charset=utf-8"],
-    ["Content-Length", String(bytes.length)],
-    ["Arrived-ToS", byteText(arrived.data ?? arrived.syn)],
-    ["Arrived-SYN", byteText(arrived.syn)],
-    ["Arrived-ACK", byteText(arrived.ack)],
-    ["Arrived-Data", byteText(arrived.data)],
-    ["Connection", "close"],
-  ];
-  const lines = headers.flatMap(([name, value]) => value === null ? [] : [`${name}: ${value}\r\n`]);
-  const head = new TextEncoder().encode(
-    `HTTP/1.1 ${status} ${STATUS[status]}\r\n${lines.join("")}\r\n`,
-  );
-  const reply = new Uint8Array(head.length + (method === "HEAD" ? 0 : bytes.length));
-  reply.set(head);
-  if (method !== "HEAD") reply.set(bytes, head.length);
-  return reply;
-}
-
-function byteText(byte: number | null): string | null {
-  return byte === null ? null : hex(byte);
-}
-
-/** `--serve`: the far end, until SIGINT or SIGTERM. */
-async function serveUntilSignal(options: Options): Promise<void> {
-  const { hostname, port } = options.serve!;
-  const where = endText({ transport: "tcp", hostname, port });
-  let listener: Deno.TcpListener;
-  try {
-    listener = Deno.listen({ hostname, port });
-    keepArrivals(listener);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable || error instanceof CannotRunError) throw error;
-    throw new Failure(Exit.cannotConnect, `cannot listen on ${where}: ${reason(error as Error)}`);
-  }
-  const stop = () => listener.close();
-  const signals = ["SIGINT", "SIGTERM"] as const;
-  for (const signal of signals) Deno.addSignalListener(signal, stop);
-  const log = options.silent ? () => {} : (line: string) => toStandardError(`${line}\n`);
-  log(`listening on ${endText(listener.addr)}; Ctrl-C ends it`);
-  await serve(listener, SERVE_PAGE, log);
-  for (const signal of signals) Deno.removeSignalListener(signal, stop);
-}
-
-// ─── Main ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** @throws {Failure} a permission for this address is missing, exit 103 */
-function checkPermissions(hostname: string, port: number): void {
-  const where = endText({ transport: "tcp", hostname, port });
-  if (Deno.permissions.querySync({ name: "net", host: where }).state !== "granted") {
-    throw new Failure(
-      Exit.cannotRun,
-      `no permission to use ${where}`,
-      `run with --allow-net or --allow-net=${where}`,
-    );
-  }
-  if (Deno.permissions.querySync({ name: "ffi" }).state !== "granted") {
-    throw new Failure(
-      Exit.cannotRun,
-      "no permission to call libc, which sets the mark",
-      "run with --allow-ffi",
-    );
-  }
-}
-
-function listen(port: number): Deno.TcpListener | null {
-  try {
-    return Deno.listen({ hostname: DEFAULT_HOST, port });
-  } catch (error) {
-    if (error instanceof Deno.errors.AddrInUse) return null;
-    throw error;
-  }
-}
-
-/** What a run does with its target. */
-type Work = (target: Target, builtIn: boolean) => Promise<void>;
-
-/** Works with the target that was asked for. @param hasReply whether any byte of a reply came */
-async function run(options: Options, work: Work, hasReply: () => boolean): Promise<void> {
-  if (Deno.build.os !== "linux") {
-    throw new Failure(Exit.cannotRun, `this needs Linux, and here is ${Deno.build.os}`);
-  }
-  const target = options.url === null ? DEFAULT_TARGET : parseTarget(options.url);
-  const { hostname, port } = options.serve ?? { hostname: target.host, port: target.port };
-  // On a terminal Deno would ask for what is missing, and wait for an answer.
-  if (Deno.stdin.isTerminal()) checkPermissions(hostname, port);
-  try {
-    if (options.serve !== null) return await serveUntilSignal(options);
-    // A parent may have made standard output non-blocking, and then a write may fail halfway.
-    setBlocking(1, true);
-    if (options.url === null) await askAnybody(work, hasReply);
-    else await work(target, false);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) checkPermissions(hostname, port);
-    throw error;
-  }
-}
-
-/** Asks whoever has the default port, or ourselves where nobody has it. */
-async function askAnybody(work: Work, hasReply: () => boolean, tries = 10): Promise<void> {
-  const listener = listen(DEFAULT_PORT);
-  if (listener !== null) return await askOurselves(listener, work);
-  try {
-    await work(DEFAULT_TARGET, false);
-  } catch (error) {
-    if (hasReply() || !hasVanished(error) || tries === 0) throw error;
-    // Somebody had the port and is gone: another run's built-in server, which had its answer.
-    const free = { name: "net", host: `${DEFAULT_HOST}:0` } as const;
-    if (Deno.permissions.querySync(free).state === "granted") await askOurselves(listen(0)!, work);
-    else await askAnybody(work, hasReply, tries - 1);
-  }
-}
-
-function hasVanished(error: unknown): boolean {
-  const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
-  return error instanceof Failure && codes.includes(error.code);
-}
-
-/** Works with a server in this process; it goes with us, whoever else may still be asking it. */
-async function askOurselves(listener: Deno.TcpListener, work: Work): Promise<void> {
-  try {
-    keepArrivals(listener);
-    const serving = serve(listener, BUILT_IN_PAGE, () => {});
-    await Promise.race([work(localTarget(listener.addr.port), true), serving]);
-  } finally {
-    listener.close();
-  }
+  const rest = real.length > 0 ? ` for ${plural(same, "other")}` : "";
+  return `${against} ${[...real, ...same > 0 ? [`no difference seen${rest}`] : []].join(", ")}.\n`;
 }
 
 /**
  * Several marks in turn, round after round, and the table of them.
  *
- * @throws {Failure} the first that a request met, or one that makes going on pointless
+ * @returns the first failure, or `null`; `undefined` if the first request found nobody any more
  */
-async function series(target: Target, builtIn: boolean, options: Options): Promise<void> {
+async function series(place: Place, options: Options): Promise<Failure | null | undefined> {
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
-  const asked = request(target, options.headers), sink = sinkFor(options);
-  const buffer = new Uint8Array(READ_SIZE);
+  const how = askOptions(options), limits = new Limits(how), sink = sinkFor(options);
   const isQuiet = options.json || options.silent;
   const screen = new Screen(Deno.stderr.isTerminal() && !isQuiet);
   const result = () => screen.replace(isQuiet ? "" : table(rows) + verdict(rows));
@@ -1815,57 +1444,46 @@ async function series(target: Target, builtIn: boolean, options: Options): Promi
   };
   const signals = [["SIGINT", interrupt(130)], ["SIGTERM", interrupt(143)]] as const;
   for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
-  const failures: Failure[] = [];
-  let done = 0;
+  let first: Failure | null = null, failed = 0, done = 0;
   try {
-    await warmUp(options);
+    await warmUp(options, how);
     for (let round = 1; round <= options.count; round++) {
       for (const row of rows) {
         if (done > 0 && options.interval > 0) {
-          await new Promise<void>((go) => setTimeout(go, options.interval * 1000));
+          await new Promise((go) => setTimeout(go, options.interval * 1000));
         }
-        const exchange = newExchange(target, builtIn, row.mark, options);
-        const failure = await perform(exchange, options, sink, asked, buffer).then(
-          () => null,
-          failureOf,
-        );
-        if (failure !== null) {
-          // Without a permission or libc no other request would fare better.
-          if (failure.code === Exit.cannotRun) throw failure;
-          if (failures.push(failure) > 1) failures.length = 2;
-        }
-        row.add(exchange, failure);
+        const exchange = await ask(place.target, row.mark, how, sink, limits);
+        if (done === 0 && await place.isGone(exchange)) return undefined;
+        const { failure } = exchange;
+        // Without a permission or libc no other request would fare better.
+        if (failure?.code === Exit.cannotRun) throw failure;
+        first ??= failure;
+        if (failure !== null) failed++;
+        row.add(exchange);
         done++;
-        if (options.json) {
-          toStandardOutput(new TextEncoder().encode(json(exchange, failure, round)));
-        } else {screen.offer(() =>
-            `${table(rows)}${done} of ${count} requests, Ctrl-C ends it here\n`
-          );}
+        if (options.json) await toStandardOutput(json(place, exchange, failure, round));
+        else {
+          const progress = `${done} of ${count} requests, Ctrl-C ends it here\n`;
+          screen.offer(() => table(rows) + progress);
+        }
       }
     }
   } finally {
     for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
     if (done > 0) result();
   }
-  if (failures.length > 0) {
-    const { code, message } = failures[0];
-    const failed = rows.reduce((sum, row) => sum + row.failures, 0);
-    throw new Failure(
-      code,
-      `${failed} of ${plural(count, "request")} failed; the first: ${message}`,
-    );
-  }
+  if (first === null) return null;
+  const { code, message } = first;
+  const summary = `${failed} of ${plural(count, "request")} failed; the first: ${message}`;
+  return new Failure(code, summary);
 }
 
-/** Asks ourselves once where that is allowed, or the first mark would pay for the code that all need to be made ready. */
-async function warmUp(options: Options): Promise<void> {
-  if (Deno.permissions.querySync({ name: "net", host: DEFAULT_HOST }).state !== "granted") return;
-  const how = { ...options, family: null, maxTime: 1 };
-  const once: Work = (target) =>
-    perform(newExchange(target, true, options.marks[0], how), how, NOWHERE);
-  try {
-    await askOurselves(listen(0)!, once);
-  } catch { /* what is wrong will show in the requests that count */ }
+/** Unmeasured requests to ourselves, so that no mark pays for the loading and compiling of code. */
+async function warmUp(options: Options, how: AskOptions): Promise<void> {
+  if (!isGranted({ name: "net", host: DEFAULT_HOST })) return;
+  await using place = builtInServer(Deno.listen({ hostname: DEFAULT_HOST, port: 0 }));
+  const local = { ...how, family: null, maxTime: 1 };
+  for (let at = 0; at < 16; at++) await ask(place.target, options.marks[0], local, {});
 }
 
 /** Text on standard error that on a terminal is replaced by newer text. */
@@ -1878,11 +1496,11 @@ class Screen {
     this.#isLive = isLive;
   }
 
-  /** Draws what is offered, ten times a second at most; where it cannot be replaced it is not drawn at all. */
+  /** Draws ten times a second at most; what could not be replaced later is not drawn at all. */
   offer(text: () => string): void {
     if (!this.#isLive || performance.now() - this.#drawn < 100) return;
     const lines = text().split("\n");
-    // What has scrolled off the screen cannot be replaced: the last line tells enough.
+    // What has scrolled off the screen cannot be replaced: the last line is enough then.
     const fits = lines.length < Deno.consoleSize().rows;
     this.replace(fits ? lines.join("\n") : `${lines.at(-2)}\n`);
     this.#drawn = performance.now();
@@ -1896,106 +1514,479 @@ class Screen {
   }
 }
 
+// ─── Far end ────────────────────────────────────────────────────────────────────────────────────
+
+/** How a server answers and what it says of a connection. */
+interface Service {
+  readonly type: string;
+  /** The body for a client. */
+  page(peer: Deno.NetAddr, arrived: Arrived): string;
+  /** Gets a line for each request. */
+  log?(line: string): void;
+}
+
+const BUILT_IN: Service = {
+  type: "text/plain; charset=utf-8",
+  page: () =>
+    `This page comes from dscp-get's built-in server: nobody else was listening on
+${DEFAULT_HOST}:${DEFAULT_PORT}. Give a URL to ask another server; --help lists the options.
+`,
+};
+
+/** A connection of the server: waiting for its head, or lingering after the answer. */
+interface Client {
+  readonly conn: Deno.TcpConn;
+  /** When it began to wait, as `performance.now()` has it. */
+  since: number;
+  isAnswered: boolean;
+}
+
+/** What the far end allows its clients. */
+const ALLOWED = { connections: 1024, head: 16 * 1024, headSeconds: 10, lingerSeconds: 1 };
+
+/** Answers what connects to a listener, until it is stopped. */
+class FarEnd {
+  readonly #listener: Deno.TcpListener;
+  readonly #service: Service;
+  /** Oldest first. */
+  readonly #clients = new Map<Client, Promise<void>>();
+  #headSeconds = ALLOWED.headSeconds;
+
+  constructor(listener: Deno.TcpListener, service: Service) {
+    this.#listener = listener;
+    this.#service = service;
+  }
+
+  /** Accepts clients until the listener is closed, and answers the last of them. */
+  async serve(): Promise<void> {
+    for (;;) {
+      let conn: Deno.TcpConn;
+      try {
+        conn = await this.#listener.accept();
+      } catch (error) {
+        const { BadResource, Interrupted } = Deno.errors;
+        if (error instanceof BadResource || error instanceof Interrupted) break;
+        // Another client must leave before a descriptor is free. All other errors are about a
+        // client that was gone before it was accepted.
+        const { code } = error as { code?: string };
+        if (code === "EMFILE" || code === "ENFILE") await pause(100);
+        continue;
+      }
+      if (this.#clients.size >= ALLOWED.connections) this.#makeRoom();
+      const client: Client = { conn, since: performance.now(), isAnswered: false };
+      const answered = answer(client, this.#service).finally(() => {
+        drop(client);
+        this.#clients.delete(client);
+      });
+      this.#clients.set(client, answered);
+    }
+    await Promise.all(this.#clients.values());
+  }
+
+  /** Drops the client that has waited longest without sending a whole head, or else the oldest. */
+  #makeRoom(): void {
+    const clients = [...this.#clients.keys()];
+    drop(clients.find(({ isAnswered }) => !isAnswered) ?? clients[0]);
+  }
+
+  /** Ends what takes too long; to be called a few times a second. */
+  sweep(): void {
+    const now = performance.now();
+    for (const client of this.#clients.keys()) {
+      const seconds = (now - client.since) / 1000;
+      if (client.isAnswered && seconds > ALLOWED.lingerSeconds) drop(client);
+      if (!client.isAnswered && seconds > this.#headSeconds) {
+        client.since = now;
+        client.isAnswered = true;
+        const reply = replyOf({ status: 408 }, this.#service, null);
+        client.conn.write(reply).catch(() => {}).then(() => drop(client));
+      }
+    }
+  }
+
+  /** Accepts nobody else; those who have not sent their head have another half second. */
+  stop(): void {
+    this.#listener.close();
+    this.#headSeconds = 0.5;
+    for (const client of this.#clients.keys()) client.since = performance.now();
+  }
+
+  /** Stops and does not wait for anybody who is slow. */
+  async close(): Promise<void> {
+    // Who has connected until now is accepted, and answered.
+    await pause(0);
+    this.#listener.close();
+    if (this.#clients.size > 0) {
+      await Promise.race([Promise.all(this.#clients.values()), pause(100)]);
+    }
+    for (const client of this.#clients.keys()) drop(client);
+  }
+}
+
+function drop({ conn }: Client): void {
+  try {
+    conn.close();
+  } catch { /* it is closed already */ }
+}
+
+function pause(milliseconds: number): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  AbortSignal.timeout(milliseconds).onabort = () => resolve();
+  return promise;
+}
+
+/** Answers one connection; clients may do as they like, so nothing here is an error. */
+async function answer(client: Client, service: Service): Promise<void> {
+  const { conn } = client;
+  try {
+    const peer = conn.remoteAddr as Deno.NetAddr;
+    const marked = acceptedOf(conn);
+    const handshake = marked?.arrived ?? UNKNOWN;
+    const request = await readRequest(conn);
+    if (request === null || client.isAnswered) return;
+    client.isAnswered = true;
+    client.since = performance.now();
+    // The request is here, so on IPv6 the latest packet is one of its own.
+    const arrived = marked === null ? UNKNOWN : { ...handshake, data: marked.arrivedTos };
+    const strongest = arrived.data ?? arrived.syn ?? arrived.ack;
+    if (strongest) marked?.mark(markOf(strongest).tos); // 0 is what it has
+    await writeAll(conn, replyOf(request, service, { peer, arrived }));
+    const { method = "-", path = "-", status } = request;
+    const marks = Object.entries(arrived).map(([packet, tos]) =>
+      `${packet} ${tos === null ? "-" : hex(tos)}`
+    );
+    const line = printable(`${method} ${path}`.slice(0, 200));
+    service.log?.(`${formatAddress(peer)} ${line} ${status} ${marks.join(" ")}`);
+    if (!request.hasMore) return;
+    // Closing with bytes of the client unread would reset the reply away.
+    await conn.closeWrite();
+    const buffer = new Uint8Array(ALLOWED.head);
+    while (await conn.read(buffer) !== null);
+  } catch { /* the client is gone */ }
+}
+
+const UNKNOWN: Arrived = { syn: null, ack: null, data: null };
+
+/** What the kernel knows of a connection; `null` if another one has the same ends. */
+function acceptedOf(conn: Deno.TcpConn): MarkedConn | null {
+  try {
+    return MarkedConn.accepted(conn);
+  } catch (error) {
+    if (error instanceof DescriptorError) return null;
+    throw error;
+  }
+}
+
+/** A request as far as the far end looks at it. */
+interface Request {
+  readonly status: number;
+  readonly method?: string;
+  readonly path?: string;
+  /** More is to come, or has come, than was read. */
+  readonly hasMore?: boolean;
+}
+
+const STATUS: Record<number, string> = {
+  200: "OK",
+  400: "Bad Request",
+  405: "Method Not Allowed",
+  408: "Request Timeout",
+  431: "Request Header Fields Too Large",
+};
+
+/** Reads the head of a request; `null` if the client sends nothing. */
+async function readRequest(conn: Deno.TcpConn): Promise<Request | null> {
+  const buffer = new Uint8Array(4096);
+  let text = "", end = 0;
+  while (end === 0 && text.length <= ALLOWED.head) {
+    const size = await conn.read(buffer);
+    if (size === null) break;
+    // The blank line may lie across reads.
+    const blank = /\n\r?\n/g;
+    blank.lastIndex = Math.max(0, text.length - 2);
+    text += latin1(buffer.subarray(0, size));
+    if (blank.test(text)) end = blank.lastIndex;
+    // A TLS handshake record, by somebody who means https
+    if (text.startsWith("\x16")) break;
+  }
+  if (text === "") return null;
+  const head = text.slice(0, end || text.length);
+  const [, method, path] = /^(?:\r?\n)?([!-~]+) ([!-~]+) HTTP\/1\.\d\r?\n/.exec(head) ?? [];
+  if (head.length > ALLOWED.head) return { status: 431, method, path, hasMore: true };
+  if (method === undefined || end === 0) return { status: 400, method, path, hasMore: true };
+  if (method !== "GET" && method !== "HEAD") return { status: 405, method, path, hasMore: true };
+  const hasMore = text.length > end || /^(content-length|transfer-encoding):/mi.test(head);
+  return { status: 200, method, path, hasMore };
+}
+
+function replyOf(
+  { status, method }: Request,
+  service: Service,
+  seen: { peer: Deno.NetAddr; arrived: Arrived } | null,
+): Uint8Array<ArrayBuffer> {
+  const isOk = status === 200 && seen !== null;
+  const body = isOk ? service.page(seen.peer, seen.arrived) : `${STATUS[status]}\n`;
+  const { syn = null, ack = null, data = null } = seen?.arrived ?? {};
+  const byteText = (tos: number | null) => tos === null ? null : hex(tos);
+  const headers: Header[] = [
+    ["Server", `dscp-get/${VERSION}`],
+    ["Allow", status === 405 ? "GET, HEAD" : null],
+    ["Content-Type", isOk ? service.type : "text/plain; charset=utf-8"],
+    ["Content-Length", String(new TextEncoder().encode(body).length)],
+    ["Arrived-ToS", byteText(data ?? syn ?? ack)],
+    ["Arrived-SYN", byteText(syn)],
+    ["Arrived-ACK", byteText(ack)],
+    ["Arrived-Data", byteText(data)],
+    ["Connection", "close"],
+  ];
+  let text = `HTTP/1.1 ${status} ${STATUS[status]}\r\n`;
+  for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
+  return new TextEncoder().encode(`${text}\r\n${method === "HEAD" ? "" : body}`);
+}
+
+async function writeAll(conn: Deno.Conn, bytes: Uint8Array): Promise<void> {
+  while (bytes.length > 0) bytes = bytes.subarray(await conn.write(bytes));
+}
+
+/** `--serve`: the far end, until SIGINT or SIGTERM. */
+async function serveUntilSignal(
+  { hostname, port }: { hostname: string; port: number },
+  isSilent: boolean,
+): Promise<void> {
+  let listener: Deno.TcpListener;
+  try {
+    listener = Deno.listen({ hostname, port });
+    keepArrivals(listener);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) {
+      throw missingPermission({ hostname, port }) ?? error;
+    }
+    if (error instanceof CannotRunError) throw error;
+    const where = formatAddress({ hostname, port });
+    const message = `cannot listen on ${where}: ${reason(error as Error)}`;
+    throw new Failure(Exit.cannotConnect, message);
+  }
+  const log = isSilent ? undefined : logger();
+  const farEnd = new FarEnd(listener, {
+    type: "application/json",
+    page: ({ hostname, port }, arrived) =>
+      JSON.stringify({ peer: { address: hostname, port }, ...arrived }) + "\n",
+    log,
+  });
+  const sweeping = setInterval(() => farEnd.sweep(), 200);
+  let isStopping = false;
+  const onSignal = (code: number) => () => {
+    if (isStopping) Deno.exit(code);
+    isStopping = true;
+    farEnd.stop();
+  };
+  const signals = [["SIGINT", onSignal(130)], ["SIGTERM", onSignal(143)]] as const;
+  for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
+  log?.(`listening on ${formatAddress(listener.addr)}; Ctrl-C ends it`);
+  await farEnd.serve();
+  clearInterval(sweeping);
+  for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
+}
+
+/** Writes lines to standard error without waiting for its reader: what does not fit is counted. */
+function logger(): (line: string) => void {
+  const MAX_WAITING = 64 * 1024;
+  let waiting = "", dropped = 0, isWriting = false;
+  const write = async () => {
+    isWriting = true;
+    while (waiting !== "" || dropped > 0) {
+      if (waiting === "") {
+        waiting = `… ${plural(dropped, "line")} dropped: the log's reader is too slow\n`;
+        dropped = 0;
+      }
+      let bytes: Uint8Array = new TextEncoder().encode(waiting);
+      waiting = "";
+      while (bytes.length > 0) bytes = bytes.subarray(await Deno.stderr.write(bytes));
+    }
+    isWriting = false;
+  };
+  return (line) => {
+    if (waiting.length > MAX_WAITING || dropped > 0) dropped++;
+    else waiting += `${line}\n`;
+    // If standard error is closed, nobody is there to read it.
+    if (!isWriting) write().catch(() => isWriting = false);
+  };
+}
+
+// ─── Main ───────────────────────────────────────────────────────────────────────────────────────
+
+/** Where requests go: somebody's server, or one of our own that is closed with the place. */
+interface Place extends AsyncDisposable {
+  readonly target: Target;
+  readonly isBuiltIn: boolean;
+  /** Whether the server had gone before the request came, and nobody listens there now. */
+  isGone(exchange: Exchange): Promise<boolean>;
+}
+
+/**
+ * The place that the URL names. Without a URL it is the default port's server, or our own if nobody
+ * listens there.
+ *
+ * @param isAgain a server that was there has gone: another run's built-in one, which had its answer
+ */
+function openPlace({ url }: Options, isAgain: boolean): Place {
+  if (url !== null) return serverAt(parseTarget(url), () => Promise.resolve(false));
+  const anyPort = isAgain && isGranted({ name: "net", host: `${DEFAULT_HOST}:0` });
+  const listener = listen(anyPort ? 0 : DEFAULT_PORT);
+  if (listener !== null) return builtInServer(listener);
+  return serverAt(localTarget(DEFAULT_PORT), async ({ reply, failure }) => {
+    const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
+    if (reply !== null || !codes.includes(failure?.code ?? 0)) return false;
+    // Runs that follow each other may hold the port in turn, each for some milliseconds.
+    for (let tries = 0; tries < 100; tries++) {
+      const listener = listen(DEFAULT_PORT);
+      listener?.close();
+      if (listener !== null) return true;
+      await pause(10);
+    }
+    return false;
+  });
+}
+
+function serverAt(target: Target, isGone: Place["isGone"]): Place {
+  return { target, isBuiltIn: false, isGone, [Symbol.asyncDispose]: () => Promise.resolve() };
+}
+
+/** A server in this process. */
+function builtInServer(listener: Deno.TcpListener): Place {
+  keepArrivals(listener);
+  const farEnd = new FarEnd(listener, BUILT_IN);
+  const serving = farEnd.serve();
+  return {
+    target: localTarget(listener.addr.port),
+    isBuiltIn: true,
+    isGone: () => Promise.resolve(false),
+    async [Symbol.asyncDispose]() {
+      await farEnd.close();
+      await serving;
+    },
+  };
+}
+
+function listen(port: number): Deno.TcpListener | null {
+  try {
+    return Deno.listen({ hostname: DEFAULT_HOST, port });
+  } catch (error) {
+    if (error instanceof Deno.errors.AddrInUse) return null;
+    throw error;
+  }
+}
+
+/** How the command line wants its requests made. @throws {Failure} 77 or 103, about `--cacert` */
+function askOptions(options: Options): AskOptions {
+  const { cacert, insecure } = options;
+  const caCerts = cacert === null ? [] : [readCertificates(cacert)];
+  return { ...options, trust: cacert !== null || insecure ? { caCerts, insecure } : null };
+}
+
+/** @throws {Failure} the file cannot be read (77), or may not (103) */
+function readCertificates(file: string): string {
+  if (!isGranted({ name: "read", path: file })) {
+    const hint = `run with --allow-read or --allow-read=${printable(file)}`;
+    throw new Failure(Exit.cannotRun, `no permission to read ${quote(file)}`, hint);
+  }
+  let text: string;
+  try {
+    text = Deno.readTextFileSync(file);
+  } catch (error) {
+    const why = reason(error as Error).split(":")[0];
+    throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${why}`);
+  }
+  if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
+  throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
+}
+
+/** How {@linkcode get} makes its request. */
+export interface GetOptions extends Partial<AskOptions> {
+  /** The mark: a name such as `"EF"` (the default), or a number from 0 to 63. */
+  readonly dscp?: string | number;
+}
+
 /**
  * One marked GET, for other programs.
  *
  * ```ts
  * import { get } from "./main.ts";
  * const server = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
- * const { packets } = await get(`http://127.0.0.1:${server.addr.port}/`);
- * console.log(packets[0].tos); // 184
+ * const { left } = await get(`http://127.0.0.1:${server.addr.port}/`, { dscp: "AF41" });
+ * console.log(left.proved, left.packets[0].tos); // true 136
  * await server.shutdown();
  * ```
  *
  * @param sink where the reply goes; without one it is read and thrown away
- * @throws {Failure} whatever went wrong, with its exit code
- * @throws {Deno.errors.NotCapable} a permission is missing
+ * @throws {Failure} whatever went wrong, with its exit code and the exchange as far as it came
+ * @throws {RangeError} not a DSCP
  */
 export async function get(
   url: string,
-  options: Partial<Options> = {},
-  sink: Sink = NOWHERE,
+  options: GetOptions = {},
+  sink: Sink = {},
 ): Promise<Exchange> {
-  const all = { ...DEFAULTS, ...options };
-  const exchange = newExchange(parseTarget(url), false, all.marks[0], all);
-  await perform(exchange, all, sink);
-  return exchange;
+  const { dscp = "EF", ...rest } = options;
+  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
+  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), { ...ASK, ...rest }, sink);
+  if (exchange.failure === null) return exchange;
+  exchange.failure.exchange = exchange;
+  throw exchange.failure;
 }
 
-const NOWHERE: Sink = { head() {}, begin() {}, body() {} };
-
-/** Whatever was thrown, as a failure that a person can read. */
-function failureOf(error: unknown): Failure {
-  if (error instanceof Failure) return error;
-  if (error instanceof CannotRunError) {
-    const allowed = Deno.permissions.querySync({ name: "ffi" }).state === "granted";
-    return new Failure(
-      Exit.cannotRun,
-      error.message,
-      allowed ? undefined : "run with --allow-ffi, without a file name",
-    );
+/** One request, its report or JSON. @returns `undefined` if it found nobody any more */
+async function single(place: Place, options: Options): Promise<Failure | null | undefined> {
+  const how = askOptions(options);
+  const exchange = await ask(place.target, options.marks[0], how, sinkFor(options));
+  if (await place.isGone(exchange)) return undefined;
+  const { failure } = exchange;
+  // With standard output gone there is nobody to report to.
+  if (failure?.code === Exit.cannotWrite) return failure;
+  if (options.json) await toStandardOutput(json(place, exchange, failure));
+  else if (!options.silent && failure?.code !== Exit.cannotRun) {
+    toStandardError(report(exchange, place.isBuiltIn));
   }
-  if (error instanceof Deno.errors.NotCapable) {
-    return new Failure(
-      Exit.cannotRun,
-      printable(error.message.split(",")[0]),
-      "run with --allow-net --allow-ffi",
-    );
-  }
-  return new Failure(
-    Exit.cannotRun,
-    printable(error instanceof Error ? error.message : String(error)),
-  );
+  return failure;
 }
 
 /** Runs the script. @returns the exit code */
 export async function main(args: readonly string[]): Promise<number> {
-  let options = DEFAULTS;
-  let exchange: Exchange | null = null;
-  let failure: Failure | null = null;
+  let failure: Failure | null | undefined;
   try {
-    options = parseArguments(args);
-    if (options.print !== null) {
-      toStandardOutput(
-        new TextEncoder().encode(options.print === "help" ? USAGE : `dscp-get ${VERSION}\n`),
-      );
-      return Exit.ok;
-    }
-    const once: Work = async (target, builtIn) => {
-      exchange = newExchange(target, builtIn, options.marks[0], options);
-      await perform(exchange, options, sinkFor(options));
-    };
-    const many: Work = (target, builtIn) => series(target, builtIn, options);
-    await run(
-      options,
-      isSeries(options) ? many : once,
-      () => exchange !== null && exchange.reply.status > 0,
-    );
+    const options = parseArguments(args);
+    if (options.print === "help") await toStandardOutput(usage());
+    else if (options.print === "version") await toStandardOutput(`dscp-get ${VERSION}\n`);
+    else failure = await run(options);
   } catch (error) {
     failure = failureOf(error);
-  }
-  // With standard output gone there is nobody to report to.
-  if (failure?.code === Exit.cannotWrite) exchange = null;
-  else if (
-    (options.json && !isSeries(options)) ||
-    (failure?.code === Exit.usage && args.includes("--json"))
-  ) {
-    try {
-      toStandardOutput(new TextEncoder().encode(json(exchange, failure)));
-    } catch (error) {
-      failure = failureOf(error);
+    if (args.includes("--json") && failure.code !== Exit.cannotWrite) {
+      await toStandardOutput(json(null, null, failure)).catch(() => {});
     }
-  } else if (!options.silent && exchange !== null && failure?.code !== Exit.cannotRun) {
-    toStandardError(report(exchange));
   }
-  if (failure !== null && failure.message !== "") {
-    toStandardError(
-      `dscp-get: ${failure.message}\n${
-        failure.hint === undefined ? "" : `hint: ${failure.hint}\n`
-      }`,
-    );
+  if (failure && failure.message !== "") {
+    const hint = failure.hint === undefined ? "" : `hint: ${failure.hint}\n`;
+    toStandardError(`dscp-get: ${failure.message}\n${hint}`);
   }
   return failure?.code ?? Exit.ok;
+}
+
+/** Serves, or makes one request or many. */
+async function run(options: Options): Promise<Failure | null> {
+  if (Deno.build.os !== "linux") {
+    throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
+  }
+  const target = options.url === null ? localTarget(DEFAULT_PORT) : parseTarget(options.url);
+  const where = options.serve ?? { hostname: target.host, port: target.port };
+  // On a terminal Deno would ask for what is missing, and wait for an answer.
+  const missing = Deno.stdin.isTerminal() ? missingPermission(where) : null;
+  if (missing !== null) throw missing;
+  if (options.serve !== null) return await serveUntilSignal(options.serve, options.silent), null;
+  for (let tries = 0;; tries++) {
+    await using place = openPlace(options, tries > 0);
+    const failure = isSeries(options) ? await series(place, options) : await single(place, options);
+    if (failure !== undefined) return failure;
+  }
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

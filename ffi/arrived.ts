@@ -1,14 +1,22 @@
 /**
- * What reached a socket: the byte of the SYN, of the ACK that ended the handshake, and of the latest packet.
+ * The bytes with which packets reached a socket: the SYN, the ACK that ended the handshake, and the
+ * latest packet.
  *
- * Needs no privilege. The kernel keeps the SYN's headers for those who ask (`TCP_SAVE_SYN`), tells the ToS byte of the
- * handshake's ACK (ip(7), `IP_PKTOPTIONS`), and on IPv6 the Traffic Class of the latest packet (RFC 2292 section 13). On
- * IPv4 nothing tells of later packets.
+ * Needs no privilege. The kernel keeps the SYN's headers if asked to (`TCP_SAVE_SYN`), and reports
+ * the ToS byte of the handshake's ACK (ip(7), `IP_PKTOPTIONS`); on IPv6 it reports the Traffic Class
+ * of the latest packet (RFC 2292 section 13), on IPv4 nothing about later packets.
  *
  * @module
  */
 
-import { type Connection, connectionOf, type Listening, socketOf } from "./fd.ts";
+import {
+  type ConnectedSocket,
+  type Connection,
+  connectionOf,
+  type Listening,
+  type Socket,
+  socketOf,
+} from "./fd.ts";
 import {
   getOptionBytes,
   IP_PKTOPTIONS,
@@ -22,9 +30,9 @@ import {
   TCP_SAVE_SYN,
   TCP_SAVED_SYN,
 } from "./libc.ts";
-import { AF_INET6, encode, wireAddress } from "./sockaddr.ts";
+import { AF_INET6, headerAddress } from "./sockaddr.ts";
 
-/** The bytes that arrived, 0 to 255 each; `null` where the kernel does not tell. */
+/** The bytes that arrived, 0 to 255 each; `null` for what the kernel does not report. */
 export interface Arrived {
   /** The ToS byte or Traffic Class of the SYN. */
   readonly syn: number | null;
@@ -35,7 +43,8 @@ export interface Arrived {
 }
 
 /**
- * Makes a listener keep what {@linkcode takeArrived} tells of the connections it accepts; call it before clients come.
+ * Makes a listener keep what {@linkcode readArrived} reports of the connections that it accepts; to be
+ * called before clients connect.
  *
  * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the listener is closed
@@ -48,18 +57,22 @@ export function keepArrivals(listener: Listening): void {
 }
 
 /**
- * Makes an IPv6 connection tell the Traffic Class of what it receives from now on, as `data` of
- * {@linkcode takeArrived}; on IPv4 it does nothing.
+ * Makes the kernel report the Traffic Class of what an IPv6 connection receives from now on, as
+ * `data` of {@linkcode readArrived}; on IPv4 it does nothing.
  *
  * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the connection is closed
  */
 export function watchArriving(connection: Connection): void {
-  const { fd, family } = connectionOf(connection);
+  watchClass(connectionOf(connection));
+}
+
+/** {@linkcode watchArriving} for a socket that was found just now. */
+export function watchClass({ fd, family }: Socket): void {
   if (family === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
 }
 
-// The kernel gives the SYN away once, then forgets it.
+// The kernel hands the SYN out once, then forgets it.
 const syns = new WeakMap<Connection, number | null>();
 
 /**
@@ -68,26 +81,36 @@ const syns = new WeakMap<Connection, number | null>();
  *
  * @throws {DescriptorError} the connection is closed
  */
-export function takeArrived(connection: Connection): Arrived {
-  const { fd, local } = connectionOf(connection);
+export function readArrived(connection: Connection): Arrived {
+  const socket = connectionOf(connection);
   let syn = syns.get(connection);
-  if (syn === undefined) {
-    syns.set(connection, syn = parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 512)));
-  }
-  // An IPv4-mapped connection tells what an IPv4 one does.
-  const isIPv4 = wireAddress(encode(local)).size === 4;
-  return {
-    syn,
-    ack: isIPv4 ? parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 512), IP_TOS) : null,
-    data: isIPv4 ? null : parseControl(getOptionBytes(fd, IPV6_2292PKTOPTIONS, 512), IPV6_TCLASS),
-  };
+  if (syn === undefined) syns.set(connection, syn = savedSyn(socket.fd));
+  return { syn, ack: handshakeAck(socket), data: latestClass(socket) };
+}
+
+/** The ToS byte or Traffic Class of the SYN that the kernel kept, the first time it is asked. */
+export function savedSyn(fd: number): number | null {
+  return parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 128));
+}
+
+/** The ToS byte of the ACK that ended the handshake; `null` on IPv6. */
+export function handshakeAck({ fd, local }: ConnectedSocket): number | null {
+  // An IPv4-mapped connection reports what an IPv4 one does.
+  if (headerAddress(local).size !== 4) return null;
+  return parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 256), IP_TOS);
+}
+
+/** The Traffic Class of the latest packet; `null` on IPv4. */
+export function latestClass({ fd, local }: ConnectedSocket): number | null {
+  if (headerAddress(local).size === 4) return null;
+  return parseControl(getOptionBytes(fd, IPV6_2292PKTOPTIONS, 256), IPV6_TCLASS);
 }
 
 /**
  * The ToS byte (RFC 791 section 3.1) or Traffic Class (RFC 8200 section 3) in a saved SYN, which starts with its IP
  * header.
  *
- * @returns `null` where there is no whole IP header
+ * @returns `null` if there is no whole IP header
  */
 export function parseSyn(headers: Uint8Array): number | null {
   const version = headers[0] >> 4;
@@ -101,7 +124,7 @@ export function parseSyn(headers: Uint8Array): number | null {
  *
  * @param messages control messages in a row, perhaps cut short
  * @param option the level and type of the one that is meant
- * @returns `null` where it is not among them
+ * @returns `null` if it is not among them
  */
 export function parseControl(messages: Uint8Array, option: SocketOption): number | null {
   // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; }, on the 64-bit machines that Deno runs on

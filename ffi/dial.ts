@@ -1,16 +1,17 @@
 /**
  * Connects with the mark already set, so that the SYN carries it too.
  *
- * `Deno.connect` gives no chance to set anything before its SYN is out. So the socket is libc's from beginning to end:
- * made, marked, connected, read and written through it. What has to wait does so in another thread.
+ * `Deno.connect` gives no chance to set anything before its SYN has left. So the socket is libc's
+ * from beginning to end: made, marked, connected, read and written through it.
  *
  * @module
  */
 
+import { checkTos } from "./dscp.ts";
+import type { ConnectedSocket } from "./fd.ts";
 import {
   close,
   connect,
-  connected,
   EAGAIN,
   ECONNREFUSED,
   ECONNRESET,
@@ -20,23 +21,31 @@ import {
   getOption,
   getpeername,
   getsockname,
+  if_nametoindex,
   LibcError,
-  receivable,
-  receive,
+  MSG_DONTWAIT,
+  MSG_EOR,
+  MSG_NOSIGNAL,
+  recv,
   send,
-  sendInThread,
-  setBlocking,
-  shutdown,
   SO_ERROR,
+  socket,
   strerror,
-  tcpSocket,
 } from "./libc.ts";
-import { checkTos } from "./dscp.ts";
 import { MarkError, markSocket } from "./mark.ts";
-import { AF_INET, AF_INET6, decode, encode, endText, familyOf, SOCKADDR_SIZE } from "./sockaddr.ts";
-import type { Secured } from "./secure.ts";
+import { thePoller } from "./poll.ts";
+import {
+  AF_INET,
+  AF_INET6,
+  decode,
+  encode,
+  familyOf,
+  formatAddress,
+  SOCKADDR_SIZE,
+} from "./sockaddr.ts";
+import type { DialedTlsConn, Trust } from "./secure.ts";
 
-/** Where to, and with which mark. */
+/** Where to connect, and with which mark. */
 export interface DialOptions {
   /** Host name or IP address, without brackets. */
   readonly hostname: string;
@@ -46,12 +55,13 @@ export interface DialOptions {
   readonly tos: number | null;
   /** 4 or 6 for one address family only. */
   readonly family?: 4 | 6 | null;
-  /** Gives up when it aborts. */
+  /** Abandons the attempt when it aborts. */
   readonly signal?: AbortSignal;
 }
 
 /**
- * The addresses of a host by the system's own resolver, IPv6 first; a literal address is its own.
+ * The addresses of a host by the system's own resolver, the families in turn, IPv6 first (RFC 8305
+ * section 4); a literal address is its own.
  *
  * @param family 4 or 6 for one address family only
  * @throws {Error} there is none; the message begins as that of `Deno.connect`
@@ -62,232 +72,264 @@ export async function resolve(
   signal?: AbortSignal,
 ): Promise<string[]> {
   const literal = familyOf(hostname);
-  const looked = literal !== null
-    ? [{ address: hostname, family: literal }]
-    : await lookedUp(hostname, signal);
-  const wanted = looked.filter((entry) => family === null || entry.family === family);
+  const found = literal === null
+    ? await lookUp(hostname, signal)
+    : [{ address: hostname, family: literal }];
+  const wanted = found.filter((entry) => family === null || entry.family === family);
   if (wanted.length === 0) throw new Error("failed to lookup address information: no such address");
-  return wanted.sort((a, b) => b.family - a.family).map(({ address }) => address);
+  const [six, four] = [6, 4].map((family) => wanted.filter((entry) => entry.family === family));
+  const inTurn = Array.from(wanted, (_, at) => [six[at], four[at]]).flat();
+  return inTurn.flatMap((entry) => entry === undefined ? [] : [entry.address]);
 }
 
-async function lookedUp(
+async function lookUp(
   hostname: string,
   signal: AbortSignal | undefined,
 ): Promise<{ address: string; family: number }[]> {
   const { lookup } = await import("node:dns/promises");
-  return await Promise.race([lookup(hostname, { all: true }).catch(() => []), aborted(signal)]);
-}
-
-function aborted(signal: AbortSignal | undefined): Promise<never> {
-  return new Promise((_, reject) => {
+  const aborted = new Promise<never>((_, reject) => {
     if (signal?.aborted) reject(signal.reason);
     signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
+  return await Promise.race([lookup(hostname, { all: true }).catch(() => []), aborted]);
 }
 
 /**
- * Opens a connection whose every packet carries the mark: SYN, handshake, data and FIN. Addresses are tried one after
- * the other.
+ * Happy Eyeballs, RFC 8305 section 5: tries the next address when one fails or has not connected
+ * within 250 ms. The first connection wins; the other attempts are abandoned.
+ *
+ * @throws whatever the last address failed with, or the signal's reason
+ */
+export async function connectToFirst<T extends { close(): void }>(
+  addresses: readonly string[],
+  connect: (address: string, signal: AbortSignal) => Promise<T>,
+  signal?: AbortSignal,
+): Promise<T> {
+  const others = new AbortController();
+  const either = signal === undefined ? others.signal : AbortSignal.any([signal, others.signal]);
+  const attempts = new Map<number, Promise<Attempt<T>>>();
+  let failure: unknown;
+  try {
+    for (let next = 0; next < addresses.length || attempts.size > 0;) {
+      if (next < addresses.length) {
+        const at = next++;
+        const attempt = connect(addresses[at], either)
+          .then((conn) => ({ at, conn }), (error) => ({ at, error }));
+        attempts.set(at, attempt);
+      }
+      const patience = next < addresses.length ? [elapsed(250)] : [];
+      const ended = await Promise.race([...attempts.values(), ...patience]);
+      if (ended === undefined) continue;
+      attempts.delete(ended.at);
+      if (ended.conn !== undefined) return ended.conn;
+      failure = ended.error;
+      // No other address would fare better.
+      if (failure instanceof LibcError || failure instanceof MarkError) break;
+      signal?.throwIfAborted();
+    }
+    throw failure;
+  } finally {
+    others.abort();
+    for (const attempt of attempts.values()) attempt.then(({ conn }) => conn?.close());
+  }
+}
+
+/** What became of one attempt. */
+interface Attempt<T> {
+  readonly at: number;
+  readonly conn?: T;
+  readonly error?: unknown;
+}
+
+function elapsed(milliseconds: number): Promise<undefined> {
+  const { promise, resolve } = Promise.withResolvers<undefined>();
+  AbortSignal.timeout(milliseconds).onabort = () => resolve(undefined);
+  return promise;
+}
+
+/**
+ * Opens a connection whose every packet carries the mark: SYN, handshake, data and FIN. Of several
+ * addresses, the first to connect wins (RFC 8305).
  *
  * ```ts
  * import { dial } from "./mod.ts";
  * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
- * const conn = await dial({ hostname: "127.0.0.1", port: (listener.addr as Deno.NetAddr).port, tos: 0xB8 });
+ * const { port } = listener.addr as Deno.NetAddr;
+ * const conn = await dial({ hostname: "127.0.0.1", port, tos: 0xB8 });
  * await conn.write(new TextEncoder().encode("hello"));
  * conn.close();
  * listener.close();
  * ```
  *
- * @throws {Deno.errors.NotCapable} `--allow-net` does not allow the host and port, or `--allow-ffi` is missing
- * @throws {RangeError} not a byte to be set
- * @throws {LibcError | MarkError} the kernel does not take the mark
- * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} no such host, or the last address's reason
+ * @throws {Deno.errors.NotCapable} `--allow-net` does not allow the host and port, or `--allow-ffi`
+ * is missing
+ * @throws {RangeError} not a byte that can be set
+ * @throws {LibcError | MarkError} the kernel does not accept the mark
+ * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} no such host, or the reason
+ * of the last address
  */
-export async function dial(options: DialOptions): Promise<Dialed> {
+export async function dial(options: DialOptions): Promise<DialedConn> {
   const { hostname, port, tos, family = null, signal } = options;
   if (tos !== null) checkTos(tos);
+  signal?.throwIfAborted();
   checkPermission(hostname, port, "granted");
-  let failure: unknown;
-  for (const address of await resolve(hostname, family, signal)) {
-    // As in Deno.connect: what the name allows, --deny-net may still deny for the address.
-    checkPermission(address, port, "not denied");
-    try {
-      return await dialAddress({ transport: "tcp", hostname: address, port }, tos, signal);
-    } catch (error) {
-      signal?.throwIfAborted();
-      if (error instanceof LibcError || error instanceof MarkError) throw error;
-      failure = error;
-    }
-  }
-  throw failure;
-}
-
-// libc asks nobody, so Deno is asked before it.
-function checkPermission(hostname: string, port: number, need: "granted" | "not denied"): void {
-  const host = endText({ transport: "tcp", hostname, port });
-  const { state } = Deno.permissions.querySync({ name: "net", host });
-  if (state === "granted" || (state === "prompt" && need === "not denied")) return;
-  throw new Deno.errors.NotCapable(
-    `Requires net access to "${host}", run again with the --allow-net flag`,
+  const addresses = await resolve(hostname, family, signal);
+  return await connectToFirst(
+    addresses,
+    (address, signal) => dialAddress(address, port, tos, signal),
+    signal,
   );
 }
 
+/** @throws {Deno.errors.NotCapable} libc asks nobody, so Deno is asked before it */
+function checkPermission(hostname: string, port: number, need: "granted" | "not denied"): void {
+  const host = formatAddress({ hostname, port });
+  const { state } = Deno.permissions.querySync({ name: "net", host });
+  if (state === "granted" || (state === "prompt" && need === "not denied")) return;
+  const message = `Requires net access to "${host}", run again with the --allow-net flag`;
+  throw new Deno.errors.NotCapable(message);
+}
+
 async function dialAddress(
-  to: Deno.NetAddr,
+  hostname: string,
+  port: number,
   tos: number | null,
-  signal?: AbortSignal,
-): Promise<Dialed> {
-  const family = to.hostname.includes(":") ? AF_INET6 : AF_INET;
-  const fd = openSocket(family);
-  const giveUp = () => shutdown(fd);
+  signal: AbortSignal,
+): Promise<DialedConn> {
+  // As in Deno.connect: --deny-net may deny an address of a name that is allowed.
+  checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
+  const to = encode({ transport: "tcp", hostname, port }, scopeOf(hostname));
+  const family = hostname.includes(":") ? AF_INET6 : AF_INET;
+  const fd = orSystemError(socket(family));
+  const poller = thePoller();
+  const abandon = () => poller.remove(fd);
+  signal.addEventListener("abort", abandon, { once: true });
   try {
     if (tos !== null) markSocket({ fd, family }, tos);
-    signal?.addEventListener("abort", giveUp, { once: true });
-    const result = connect(fd, encode(to));
-    if (result === EINPROGRESS) await connected(fd);
-    signal?.throwIfAborted();
-    const failed = result === EINPROGRESS ? getOption(fd, SO_ERROR) : result;
-    if (failed !== 0) throw systemError(failed);
+    const result = connect(fd, to);
+    // Not before connect(2), as a socket that is not connecting reports a hang-up at once.
+    poller.add(fd);
     const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
-    if (!getsockname(fd, local) || !getpeername(fd, remote)) {
-      throw new Deno.errors.ConnectionReset("Connection reset");
+    if (result !== -EINPROGRESS) orSystemError(result);
+    while (getpeername(fd, remote) < 0) {
+      signal.throwIfAborted();
+      await poller.next(fd);
+      signal.throwIfAborted();
+      orSystemError(-getOption(fd, SO_ERROR));
     }
-    setBlocking(fd, true);
-    return new Dialed(fd, decode(local), decode(remote));
+    orSystemError(getsockname(fd, local));
+    return new DialedConn({ fd, family, local, remote });
   } catch (error) {
+    poller.remove(fd);
     close(fd);
     throw error;
   } finally {
-    signal?.removeEventListener("abort", giveUp);
+    signal.removeEventListener("abort", abandon);
   }
 }
 
-function openSocket(family: number): number {
-  try {
-    return tcpSocket(family);
-  } catch (error) {
-    // Not a matter of marking, but of connecting: no descriptor is free, or IPv6 is off.
-    throw error instanceof LibcError ? systemError(error.errno) : error;
-  }
+/** The interface index of a link-local address such as `fe80::1%eth0` (RFC 4007 section 11). */
+function scopeOf(hostname: string): number {
+  const zone = hostname.split("%")[1];
+  if (zone === undefined) return 0;
+  return /^\d+$/.test(zone) ? Number(zone) : if_nametoindex(zone);
 }
 
-/** An error as Deno's own connections throw it. */
+/** Returns the result of a call. @throws {Error} it is a negated errno: the error that Deno throws */
+function orSystemError(result: number): number {
+  if (result < 0) throw systemError(-result);
+  return result;
+}
+
 function systemError(errno: number): Error {
-  const message = `${strerror(errno)} (os error ${errno})`;
-  switch (errno) {
-    case ECONNREFUSED:
-      return new Deno.errors.ConnectionRefused(message);
-    case ECONNRESET:
-      return new Deno.errors.ConnectionReset(message);
-    case EPIPE:
-      return new Deno.errors.BrokenPipe(message);
-    case ETIMEDOUT:
-      return new Deno.errors.TimedOut(message);
-    default:
-      return new Error(message);
-  }
+  const { BrokenPipe, ConnectionRefused, ConnectionReset, TimedOut } = Deno.errors;
+  const classes = new Map<number, new (message: string) => Error>([
+    [ECONNREFUSED, ConnectionRefused],
+    [ECONNRESET, ConnectionReset],
+    [EPIPE, BrokenPipe],
+    [ETIMEDOUT, TimedOut],
+  ]);
+  return new (classes.get(errno) ?? Error)(`${strerror(errno)} (os error ${errno})`);
 }
 
 /** A connection made by {@linkcode dial}; reads and writes as `Deno.Conn` does. */
-export class Dialed {
+export class DialedConn {
   /** This end. */
   readonly localAddr: Deno.NetAddr;
   /** The other end. */
   readonly remoteAddr: Deno.NetAddr;
-  readonly #fd: number;
-  /** How many calls wait in other threads. */
-  #waiting = 0;
+  /** The socket, until it is closed. */
+  readonly socket: ConnectedSocket;
   #isClosed = false;
-  /** Whoever has the descriptor instead of us. */
-  #heir: { close(): void } | null = null;
+  /** The TLS connection that has taken the descriptor over. */
+  #tls: DialedTlsConn | null = null;
 
-  /** For {@linkcode dial}. @param fd a connected socket that blocks */
-  constructor(fd: number, localAddr: Deno.NetAddr, remoteAddr: Deno.NetAddr) {
-    this.#fd = fd;
-    this.localAddr = localAddr;
-    this.remoteAddr = remoteAddr;
+  /** For {@linkcode dial}. @param socket a connected socket that the poller watches */
+  constructor(socket: ConnectedSocket) {
+    this.socket = socket;
+    this.localAddr = decode(socket.local);
+    this.remoteAddr = decode(socket.remote);
   }
 
   /**
-   * Reads what has come into `buffer`.
+   * Reads available bytes into `buffer`.
    *
    * @returns the number of bytes, or `null` at the end
-   * @throws {Deno.errors.BadResource} it is closed, or is being closed meanwhile
+   * @throws {Deno.errors.BadResource} it is closed, or is closed meanwhile
+   * @throws {Deno.errors.ConnectionReset} the other end has reset it
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     if (buffer.length === 0) return 0;
-    for (let hasFailed = false;;) {
-      const size = receive(this.#open(), buffer);
-      if (size > 0) return size;
-      // After an error that was told elsewhere the connection seems to have ended well.
-      if (size === 0 && hasFailed) throw systemError(ECONNRESET);
-      if (size === 0) return null;
-      if (size !== -EAGAIN) throw systemError(-size);
-      hasFailed = !await this.#wait(receivable(this.#fd));
-    }
+    const size = await this.#try(() => recv(this.socket.fd, buffer, MSG_DONTWAIT));
+    return size === 0 ? null : size;
   }
 
   /**
-   * Writes some of `bytes`.
+   * Writes some of `bytes`, in packets of their own.
    *
-   * @returns how many of them
-   * @throws {Deno.errors.BadResource} it is closed, or is being closed meanwhile
+   * @returns the number of bytes written
+   * @throws {Deno.errors.BadResource} it is closed, or is closed meanwhile
+   * @throws {Deno.errors.BrokenPipe | Deno.errors.ConnectionReset} the connection is lost
    */
   async write(bytes: Uint8Array): Promise<number> {
+    const flags = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR;
+    return await this.#try(() => send(this.socket.fd, bytes, flags));
+  }
+
+  async #try(call: () => number): Promise<number> {
     for (;;) {
-      const size = send(this.#open(), bytes);
-      if (size >= 0) return size;
-      if (size !== -EAGAIN) throw systemError(-size);
-      const sent = await this.#wait(sendInThread(this.#fd, bytes));
-      if (sent >= 0) return sent;
+      if (this.#isClosed || this.#tls !== null) {
+        throw new Deno.errors.BadResource("the connection is closed");
+      }
+      const result = call();
+      if (result !== -EAGAIN) return orSystemError(result);
+      await thePoller().next(this.socket.fd);
     }
   }
 
-  /** Closes it; what it waits for ends. */
+  /** Closes it; reads and writes that wait end. */
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    if (this.#heir !== null) this.#heir.close();
-    else if (this.#waiting === 0) close(this.#fd);
-    // Closed under a call that waits, the number might be another socket's when that call looks at it again.
-    else shutdown(this.#fd);
-  }
-
-  #open(): number {
-    if (this.#isClosed || this.#heir !== null) {
-      throw new Deno.errors.BadResource("the connection is closed");
-    }
-    return this.#fd;
-  }
-
-  async #wait<T>(call: Promise<T>): Promise<T> {
-    this.#waiting++;
-    try {
-      return await call;
-    } finally {
-      if (--this.#waiting === 0 && this.#isClosed) close(this.#fd);
-    }
+    if (this.#tls !== null) return this.#tls.close();
+    thePoller().remove(this.socket.fd);
+    close(this.socket.fd);
   }
 
   /**
-   * Goes on in TLS over the same descriptor, whose mark stays; closing either connection closes both.
+   * Continues in TLS over the same descriptor, whose mark stays; closing either connection closes
+   * both.
    *
-   * @param hostname whom the certificate must be for; SNI where it is a name
-   * @param caCerts the roots to trust and no others, in PEM; none for the usual ones
-   * @param insecure takes any certificate
-   * @throws {Deno.errors.InvalidData} the handshake failed; the message begins as that of `Deno.startTls`
+   * @param hostname whom the certificate must be for; SNI if it is a name
+   * @param trust `null` for the usual roots
+   * @throws {Deno.errors.InvalidData} the handshake failed; the message begins as Deno's own
    */
-  async startTls(
-    hostname: string,
-    caCerts: readonly string[],
-    insecure: boolean,
-  ): Promise<Secured> {
+  async startTls(hostname: string, trust: Trust | null): Promise<DialedTlsConn> {
     const { adopt } = await import("./secure.ts");
-    const fd = this.#open();
-    setBlocking(fd, false);
-    const secured = adopt(fd, this, { hostname, caCerts, insecure });
-    this.#heir = secured;
-    await secured.handshake();
-    return secured;
+    if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
+    thePoller().remove(this.socket.fd);
+    this.#tls = adopt(this, hostname, trust);
+    await this.#tls.handshake();
+    return this.#tls;
   }
 }

@@ -1,15 +1,15 @@
 /**
  * Code points: names ↔ numbers ↔ the byte in the IP header. Pure, no system calls.
  *
- * The byte is called ToS in IPv4 and Traffic Class in IPv6; its upper six bits are the DSCP, its lower two are ECN
- * (RFC 2474 section 3, RFC 3168 section 5).
+ * The byte is called ToS in IPv4 and Traffic Class in IPv6; its upper six bits are the DSCP, its
+ * lower two are ECN (RFC 2474 section 3, RFC 3168 section 5).
  *
  * @module
  */
 
 /** A code point, with the byte that carries it and the name it was asked for. */
 export interface Mark {
-  /** The name in capitals, such as `EF`, or `null` where the code point has none. */
+  /** The name in capitals, such as `EF`, or `null` if the code point has none. */
   readonly name: string | null;
   /** The code point, 0 to 63 (RFC 2474 section 3). */
   readonly dscp: number;
@@ -20,8 +20,8 @@ export interface Mark {
 /** The two ECN bits of the byte; on TCP they belong to the kernel (RFC 3168 section 5). */
 export const ECN_BITS = 0b11;
 
-// RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Where two names share a
-// code point, the first is the one that `nameOf` gives.
+// RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Of two names
+// for one code point, `nameOf` gives the first.
 const NAMES: ReadonlyMap<string, number> = new Map([
   ...[0, 1, 2, 3, 4, 5, 6, 7].map((n) => [`CS${n}`, n << 3] as const),
   ...[1, 2, 3, 4].flatMap((n) =>
@@ -35,15 +35,15 @@ const NAMES: ReadonlyMap<string, number> = new Map([
   ["BE", 0],
 ]);
 
-/** What {@linkcode parseDscp} takes, in words for a person. */
-export const DSCP_ALLOWED =
-  "EF, VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF13, AF21 to AF23, AF31 to AF33, AF41 to AF43, or a number from 0 to 63";
+/** What {@linkcode parseDscp} accepts, in words for a person. */
+export const DSCP_ALLOWED = "EF, VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF13, " +
+  "AF21 to AF23, AF31 to AF33, AF41 to AF43, or a number from 0 to 63";
 
-/** What {@linkcode parseTos} takes, in words for a person. */
+/** What {@linkcode parseTos} accepts, in words for a person. */
 export const TOS_ALLOWED =
   "a number from 0 to 255, decimal or 0x hex, whose two lowest bits (ECN) are 0";
 
-/** The name of a code point (0 to 63), or `null` where no RFC gives one. */
+/** The name of a code point (0 to 63), or `null` if no RFC gives one. */
 export function nameOf(dscp: number): string | null {
   for (const [name, value] of NAMES) if (value === dscp) return name;
   return null;
@@ -120,7 +120,7 @@ export function hex(byte: number): string {
   return `0x${byte.toString(16).toUpperCase().padStart(2, "0")}`;
 }
 
-/** A mark in words: `EF (0xB8)`, or `DSCP 13 (0x34)` where it has no name. */
+/** A mark in words: `EF (0xB8)`, or `DSCP 13 (0x34)` if it has no name. */
 export function describe(mark: Mark): string {
   return `${mark.name ?? `DSCP ${mark.dscp}`} (${hex(mark.tos)})`;
 }

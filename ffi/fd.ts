@@ -1,25 +1,29 @@
 /**
  * The descriptor behind a `Deno.Conn` or `Deno.Listener`.
  *
- * Deno does not tell it, so the process's descriptors are walked until one has the same ends. Within a network
- * namespace the two ends name exactly one TCP connection; a descriptor with only one of them is never taken.
+ * Deno does not expose it, so this module compares the ends of the process's sockets until one has
+ * both. Within a network namespace the two ends name exactly one TCP connection, unless sockets are
+ * bound to interfaces; a descriptor with only one of the ends is never taken.
  *
  * @module
  */
 
 import {
-  descriptorTableSize,
+  getdtablesize,
   getOption,
   getpeername,
   getsockname,
+  getsockopt,
+  IPPROTO_TCP,
   lowestFreeDescriptor,
   openDescriptors,
   SO_ACCEPTCONN,
+  SO_BINDTOIFINDEX,
+  SO_PROTOCOL,
   SO_REUSEPORT,
-  SO_TYPE,
   socketCookie,
 } from "./libc.ts";
-import { encode, endText, isAt, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { decode, encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
 export interface Connection {
@@ -56,28 +60,26 @@ export interface Socket {
   readonly fd: number;
   /** `AF_INET` or `AF_INET6`. */
   readonly family: number;
-  /** The number that tells whether the descriptor still is that socket: also after a reset, when it has no peer. */
-  readonly cookie: number | null;
 }
 
 /** A connected socket of this process. */
 export interface ConnectedSocket extends Socket {
-  /** This end. */
-  readonly local: Deno.NetAddr;
-  /** The other end. */
-  readonly remote: Deno.NetAddr;
+  /** This end, as a `sockaddr` in the connection's own family. */
+  readonly local: Uint8Array<ArrayBuffer>;
+  /** The other end, likewise. */
+  readonly remote: Uint8Array<ArrayBuffer>;
 }
 
-// Where sockets were found, so that they need not be searched for again.
-const connections = new WeakMap<Connection, ConnectedSocket>();
-const listeners = new WeakMap<Listening, Socket>();
+// A reset connection has no peer to be found by, but its packets can still be read. The cookie shows
+// whether a descriptor still is the socket that was found.
+const connections = new WeakMap<Connection, { socket: ConnectedSocket; cookie: bigint | null }>();
 
 /**
- * The file descriptor behind a TCP connection or listener, for use at once: after an `await` the socket may be closed
- * and the number given to another, so ask again.
+ * The file descriptor behind a TCP connection or listener, for use at once: after an `await` the
+ * socket may be closed and the number given to another, so ask again.
  *
- * The search starts at the newest descriptor, so for a connection made just now its cost does not depend on how many
- * are open.
+ * The search starts at the newest descriptor, so for a connection made just now its cost does not
+ * depend on how many are open.
  *
  * ```ts
  * import { fdOf } from "./mod.ts";
@@ -86,7 +88,7 @@ const listeners = new WeakMap<Listening, Socket>();
  * listener.close();
  * ```
  *
- * @throws {DescriptorError} no descriptor has both ends, or two listeners share the address (`reusePort`)
+ * @throws {DescriptorError} no descriptor has both ends, or more than one has
  * @throws {TypeError} the socket is not TCP
  * @throws {CannotRunError} not Linux, or no libc
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
@@ -95,91 +97,98 @@ export function fdOf(socket: Connection | Listening): number {
   return socketOf(socket).fd;
 }
 
-/** What {@linkcode fdOf} finds; the same errors. */
+/** The socket behind a connection or listener; the errors of {@linkcode fdOf}. */
 export function socketOf(socket: Connection | Listening): Socket {
-  if (!("addr" in socket)) return connectionOf(socket);
-  const known = listeners.get(socket);
-  if (known !== undefined && isStill(known)) return known;
-  const listener = findListener(tcp(socket.addr));
-  listeners.set(socket, listener);
-  return listener;
+  return "addr" in socket ? findListener(socket) : connectionOf(socket);
 }
 
-/** What {@linkcode fdOf} finds of a connection, with its ends; the same errors. */
+/** The socket behind a connection, also after a reset if it was found before. */
 export function connectionOf(connection: Connection): ConnectedSocket {
   const known = connections.get(connection);
-  if (known !== undefined && isStill(known)) return known;
-  const local = tcp(connection.localAddr), remote = tcp(connection.remoteAddr);
-  const { fd, family, cookie } = findConnection(local, remote);
-  const socket = { fd, family, cookie, local, remote };
-  connections.set(connection, socket);
+  if (known !== undefined && known.cookie !== null) {
+    if (socketCookie(known.socket.fd) === known.cookie) return known.socket;
+  }
+  const socket = findConnection(connection);
+  connections.set(connection, { socket, cookie: socketCookie(socket.fd) });
   return socket;
 }
 
-function isStill({ fd, cookie }: Socket): boolean {
-  return cookie !== null && cookie === socketCookie(fd);
-}
-
-function findConnection(local: Deno.NetAddr, remote: Deno.NetAddr): Socket {
-  const here = encode(local), there = encode(remote);
-  const hasLocal = (fd: number) => getsockname(fd, found) && isAt(found, here) && isStream(fd);
-  const fd = search((fd) => hasLocal(fd) && getpeername(fd, found) && isAt(found, there));
-  if (fd !== null) return { fd, family: found[0], cookie: socketCookie(fd) };
-  const ends = `${endText(local)} to ${endText(remote)}`;
+/** Searches for a connection's socket; the errors of {@linkcode fdOf}. */
+export function findConnection(connection: Connection): ConnectedSocket {
+  const local = encode(tcp(connection.localAddr)), remote = encode(tcp(connection.remoteAddr));
+  const matches = (fd: number) => isAt(fd, local) && hasPeer(fd, remote);
+  const fd = search(matches);
+  if (fd !== null) {
+    const found = { fd, family: address[0], local, remote };
+    // Two interfaces, or VRFs, may each have a connection with these ends: fe80::1 is on every link.
+    if (isBound(fd)) refuseTwins(fd, matches, `connect ${endsOf(local, remote)}`);
+    return found;
+  }
+  const ends = endsOf(local, remote);
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) =>
-    hasLocal(fd) && !getpeername(fd, found) && getOption(fd, SO_ACCEPTCONN) === 0;
-  if (search(isReset) !== null) {
-    throw new DescriptorError(`the connection from ${ends} was reset`, true);
-  }
-  throw new DescriptorError(`no open descriptor connects ${ends}`);
+    isAt(fd, local) && getpeername(fd, address) < 0 && getOption(fd, SO_ACCEPTCONN) === 0;
+  if (search(isReset) === null) throw new DescriptorError(`no open descriptor connects ${ends}`);
+  throw new DescriptorError(`the connection from ${ends} was reset`, true);
 }
 
-function findListener(local: Deno.NetAddr): Socket {
-  const here = encode(local);
-  const isIt = (fd: number) =>
-    getsockname(fd, found) && isAt(found, here) && isStream(fd) &&
-    getOption(fd, SO_ACCEPTCONN) === 1;
-  const fd = search(isIt);
-  if (fd === null) throw new DescriptorError(`no open descriptor listens on ${endText(local)}`);
-  const listener = { fd, family: found[0], cookie: socketCookie(fd) };
-  // With SO_REUSEPORT several listeners may have one address, and nothing here tells which of them is meant.
-  if (getOption(fd, SO_REUSEPORT) !== 0) {
-    for (const other of openDescriptors(0, descriptorTableSize())) {
-      if (other === fd || !isIt(other)) continue;
-      throw new DescriptorError(
-        `descriptors ${fd} and ${other} both listen on ${endText(local)}: which is meant?`,
-      );
-    }
-  }
+function endsOf(local: Uint8Array, remote: Uint8Array): string {
+  return `${formatAddress(decode(local))} to ${formatAddress(decode(remote))}`;
+}
+
+/** Whether a socket is bound to one interface; before Linux 5.1 nobody can tell, so it may be. */
+function isBound(fd: number): boolean {
+  return getsockopt(fd, SO_BINDTOIFINDEX, index) < 0 || index[0] !== 0;
+}
+
+function findListener({ addr }: Listening): Socket {
+  const local = encode(tcp(addr));
+  const matches = (fd: number) => isAt(fd, local) && getOption(fd, SO_ACCEPTCONN) === 1;
+  const fd = search(matches);
+  const where = formatAddress(tcp(addr));
+  if (fd === null) throw new DescriptorError(`no open descriptor listens on ${where}`);
+  const listener = { fd, family: address[0] };
+  // With SO_REUSEPORT several listeners may have one address, and nothing here distinguishes them.
+  if (getOption(fd, SO_REUSEPORT) !== 0) refuseTwins(fd, matches, `listen on ${where}`);
   return listener;
 }
 
-// What the kernel told last: right after a search, one of the ends of what it found.
-const found = new Uint8Array(SOCKADDR_SIZE);
-
-// A UDP socket may have the ports and addresses of a TCP one: they are numbered apart.
-function isStream(fd: number): boolean {
-  const SOCK_STREAM = 1;
-  return getOption(fd, SO_TYPE) === SOCK_STREAM;
+/** @throws {DescriptorError} another descriptor matches as well, so nobody knows which is meant */
+function refuseTwins(fd: number, matches: (fd: number) => boolean, what: string): void {
+  for (const other of openDescriptors(0, getdtablesize())) {
+    if (other === fd || !matches(other)) continue;
+    throw new DescriptorError(`descriptors ${fd} and ${other} both ${what}: which is meant?`);
+  }
 }
 
-/** The first descriptor that passes, or `null`. */
-function search(isIt: (fd: number) => boolean): number | null {
-  // One connection after the other gets the same number again.
-  if (isIt(lastFound)) return lastFound;
-  for (const fd of newestFirst()) if (isIt(fd)) return lastFound = fd;
-  return null;
+const index = new Int32Array(1);
+// The address that the kernel returned last: after a search, an end of the socket that was found.
+const address = new Uint8Array(SOCKADDR_SIZE);
+
+/** Whether a descriptor is a TCP socket with this end. A UDP socket may have the same one. */
+function isAt(fd: number, local: Uint8Array): boolean {
+  return getsockname(fd, address) === 0 && sameEnd(address, local) &&
+    getOption(fd, SO_PROTOCOL) === IPPROTO_TCP;
 }
 
+function hasPeer(fd: number, remote: Uint8Array): boolean {
+  return getpeername(fd, address) === 0 && sameEnd(address, remote);
+}
+
+// Connections that follow each other get the same descriptor again.
 let lastFound = 0;
 
-// The kernel hands out the lowest free descriptor, so what was opened last sits under the lowest free one. Descriptors
-// above it are there when an older one was closed since.
-function* newestFirst(): Generator<number> {
+/** The first descriptor that matches, or `null`. */
+function search(matches: (fd: number) => boolean): number | null {
+  if (matches(lastFound)) return lastFound;
+  // The kernel hands out the lowest free descriptor, so the newest socket is right under the lowest
+  // free one. Others are above it if an older descriptor was closed since.
   const free = lowestFreeDescriptor();
-  for (let fd = free - 1; fd >= 0; fd--) yield fd;
-  yield* openDescriptors(free + 1, descriptorTableSize());
+  for (let fd = free - 1; fd >= 0; fd--) if (matches(fd)) return lastFound = fd;
+  for (const fd of openDescriptors(free + 1, getdtablesize())) {
+    if (matches(fd)) return lastFound = fd;
+  }
+  return null;
 }
 
 function tcp(address: Deno.Addr): Deno.NetAddr {

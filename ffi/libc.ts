@@ -1,45 +1,46 @@
 /**
- * The libc functions used, each with its C types; `errno` becomes a {@linkcode LibcError}.
+ * The libc functions that this project calls, each with its C prototype, and one error convention.
  *
- * This is the only module that calls `Deno.dlopen`, and it does so when a function is first called, not on import.
- * Opening costs more the more symbols it has, so they come in groups: one that every run needs and others that few do.
+ * A function here that has a system call's own name returns what the call returns, or the error
+ * number negated, as the kernel itself does; {@linkcode unwrap} makes a {@linkcode LibcError} of it.
+ * The other functions throw that error themselves.
+ *
+ * This is the only module that calls `Deno.dlopen`, and it does so at the first call, not on import.
  *
  * @module
  */
 
-/** The work cannot be done on this system at all: not Linux, or libc cannot be opened. */
+/** The work cannot be done on this system: it is not Linux, or libc cannot be opened. */
 export class CannotRunError extends Error {
   /** `CannotRunError`. */
   override name = "CannotRunError";
 }
 
-/** A libc call returned -1. */
+/** A libc call failed. */
 export class LibcError extends Error {
   /** `LibcError`. */
   override name = "LibcError";
 
   /**
-   * The error of one call.
+   * Describes the failure of one call.
    *
-   * @param call the call in the words of its man page, such as `setsockopt(IP_TOS)`
-   * @param errno the error number, see errno(3)
+   * @param call the call as its man page writes it, such as `setsockopt(IP_TOS)`
+   * @param errno the error number, errno(3)
    */
   constructor(readonly call: string, readonly errno: number) {
     super(`${call}: ${strerror(errno)} (errno ${errno})`);
   }
 }
 
-/** Error numbers that the code tells apart, as on x86_64 and aarch64; errno(3). */
+/** Error numbers that the code distinguishes, the same on x86_64 and aarch64; errno(3). */
 export const EAGAIN = 11,
-  ENFILE = 23,
-  EMFILE = 24,
   EPIPE = 32,
   ECONNRESET = 104,
   ETIMEDOUT = 110,
   ECONNREFUSED = 111,
   EINPROGRESS = 115;
 
-/** A socket option: the numbers the kernel knows it by, and its name for messages. */
+/** A socket option: its numbers, and its name for messages. */
 export interface SocketOption {
   /** The protocol level, such as 0 for `IPPROTO_IP`. */
   readonly level: number;
@@ -49,469 +50,334 @@ export interface SocketOption {
   readonly name: string;
 }
 
-const LIBC = "libc.so.6";
-
-const SOL_SOCKET = 1;
-
 /** Protocol numbers, which are also the levels of their options; protocols(5). */
 export const IPPROTO_IP = 0, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41;
 
-/** socket(7) */
-export const SO_TYPE: SocketOption = { level: SOL_SOCKET, option: 3, name: "SO_TYPE" };
-/** socket(7) */
-export const SO_ERROR: SocketOption = { level: SOL_SOCKET, option: 4, name: "SO_ERROR" };
-/** socket(7) */
-export const SO_REUSEPORT: SocketOption = { level: SOL_SOCKET, option: 15, name: "SO_REUSEPORT" };
-/** socket(7) */
-export const SO_ACCEPTCONN: SocketOption = { level: SOL_SOCKET, option: 30, name: "SO_ACCEPTCONN" };
-/** Documentation/networking/timestamping.rst in the kernel's sources */
-export const SO_TIMESTAMPING: SocketOption = {
-  level: SOL_SOCKET,
-  option: 37,
-  name: "SO_TIMESTAMPING",
-};
-/** ip(7) */
-export const IP_TOS: SocketOption = { level: IPPROTO_IP, option: 1, name: "IP_TOS" };
-/** ipv6(7), RFC 3542 section 6.5 */
-export const IPV6_TCLASS: SocketOption = { level: IPPROTO_IPV6, option: 67, name: "IPV6_TCLASS" };
+const SOL_SOCKET = 1;
+const at = (level: number, option: number, name: string): SocketOption => ({ level, option, name });
 
-/** ip(7) */
-export const IP_PKTOPTIONS: SocketOption = { level: IPPROTO_IP, option: 9, name: "IP_PKTOPTIONS" };
-/** ip(7) */
-export const IP_RECVTOS: SocketOption = { level: IPPROTO_IP, option: 13, name: "IP_RECVTOS" };
-/** RFC 2292 section 13; Linux keeps it for TCP beside the newer ones */
-export const IPV6_2292PKTOPTIONS: SocketOption = {
-  level: IPPROTO_IPV6,
-  option: 6,
-  name: "IPV6_2292PKTOPTIONS",
-};
-/** RFC 3542 section 6.5 */
-export const IPV6_RECVTCLASS: SocketOption = {
-  level: IPPROTO_IPV6,
-  option: 66,
-  name: "IPV6_RECVTCLASS",
-};
-/** include/uapi/linux/tcp.h in the kernel's sources */
-export const TCP_SAVE_SYN: SocketOption = { level: IPPROTO_TCP, option: 27, name: "TCP_SAVE_SYN" };
-/** include/uapi/linux/tcp.h in the kernel's sources */
-export const TCP_SAVED_SYN: SocketOption = {
-  level: IPPROTO_TCP,
-  option: 28,
-  name: "TCP_SAVED_SYN",
-};
+/** Options of any socket: socket(7); the kernel's Documentation/networking/timestamping.rst. */
+export const SO_ERROR = at(SOL_SOCKET, 4, "SO_ERROR"),
+  SO_DONTROUTE = at(SOL_SOCKET, 5, "SO_DONTROUTE"),
+  SO_REUSEPORT = at(SOL_SOCKET, 15, "SO_REUSEPORT"),
+  SO_ACCEPTCONN = at(SOL_SOCKET, 30, "SO_ACCEPTCONN"),
+  SO_TIMESTAMPING = at(SOL_SOCKET, 37, "SO_TIMESTAMPING"),
+  SO_PROTOCOL = at(SOL_SOCKET, 38, "SO_PROTOCOL"),
+  SO_COOKIE = at(SOL_SOCKET, 57, "SO_COOKIE"),
+  SO_BINDTOIFINDEX = at(SOL_SOCKET, 62, "SO_BINDTOIFINDEX");
 
-const RECV = {
-  parameters: [
-    "i32", // int sockfd
-    "buffer", // void *buf
-    "usize", // size_t len
-    "i32", // int flags
-  ],
-  result: "isize",
-} as const;
+/** Options of IP sockets: ip(7); ipv6(7), RFC 3542 section 6.5, RFC 2292 section 13. */
+export const IP_TOS = at(IPPROTO_IP, 1, "IP_TOS"),
+  IP_PKTOPTIONS = at(IPPROTO_IP, 9, "IP_PKTOPTIONS"),
+  IP_RECVTOS = at(IPPROTO_IP, 13, "IP_RECVTOS"),
+  IPV6_2292PKTOPTIONS = at(IPPROTO_IPV6, 6, "IPV6_2292PKTOPTIONS"),
+  IPV6_RECVTCLASS = at(IPPROTO_IPV6, 66, "IPV6_RECVTCLASS"),
+  IPV6_TCLASS = at(IPPROTO_IPV6, 67, "IPV6_TCLASS");
 
-const SEND = {
-  parameters: [
-    "i32", // int sockfd
-    "buffer", // const void *buf
-    "usize", // size_t len
-    "i32", // int flags
-  ],
-  result: "isize",
-} as const;
+/** Options of TCP sockets: tcp(7), include/uapi/linux/tcp.h in the kernel's sources. */
+export const TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
+  TCP_INFO = at(IPPROTO_TCP, 11, "TCP_INFO"),
+  TCP_SAVE_SYN = at(IPPROTO_TCP, 27, "TCP_SAVE_SYN"),
+  TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");
 
-const POLL = {
-  parameters: [
-    "buffer", // struct pollfd *fds
-    "u64", // nfds_t nfds
-    "i32", // int timeout
-  ],
-  result: "i32",
-} as const;
+/** Flags of recv(2) and send(2). */
+export const MSG_DONTWAIT = 0x40, MSG_EOR = 0x80, MSG_ERRQUEUE = 0x2000, MSG_NOSIGNAL = 0x4000;
 
-const always = group({
-  getsockname: {
-    parameters: [
-      "i32", // int sockfd
-      "buffer", // struct sockaddr *addr
-      "buffer", // socklen_t *addrlen
-    ],
-    result: "i32",
-  },
-  getpeername: {
-    parameters: [
-      "i32", // int sockfd
-      "buffer", // struct sockaddr *addr
-      "buffer", // socklen_t *addrlen
-    ],
-    result: "i32",
-  },
-  getsockopt: {
-    parameters: [
-      "i32", // int sockfd
-      "i32", // int level
-      "i32", // int optname
-      "buffer", // void *optval
-      "buffer", // socklen_t *optlen
-    ],
-    result: "i32",
-  },
-  setsockopt: {
-    parameters: [
-      "i32", // int sockfd
-      "i32", // int level
-      "i32", // int optname
-      "buffer", // const void *optval
-      "u32", // socklen_t optlen
-    ],
-    result: "i32",
-  },
-  recv: RECV,
+const LIBC = "libc.so.6";
+
+// ─── The tables ─────────────────────────────────────────────────────────────────────────────────
+
+/** Functions of a library by their names. */
+export type Table = Readonly<Record<string, Deno.ForeignFunction>>;
+/** How they are called. */
+export type Functions<T extends Table> = { [N in keyof T]: Deno.UnsafeFnPointer<T[N]>["call"] };
+
+/** What every run calls. */
+const core = table({
+  // int getsockname(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
+  getsockname: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
+  // int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
+  getpeername: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
+  // int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen);
+  getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
+  // int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen);
+  setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
+  // ssize_t recv(int sockfd, void *buf, size_t len, int flags);
+  recv: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
+  // int fcntl(int fd, int cmd, ...); on Linux, a variadic int is passed as any other
+  fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int close(int fd);
+  close: { parameters: ["i32"], result: "i32" },
+  // int *__errno_location(void);
   __errno_location: { parameters: [], result: "pointer" },
 });
 
-const searching = group({
-  eventfd: {
-    parameters: [
-      "u32", // unsigned int initval
-      "i32", // int flags
-    ],
-    result: "i32",
-  },
-  close: {
-    parameters: [
-      "i32", // int fd
-    ],
-    result: "i32",
-  },
+/** What dialing, large processes and errors call. */
+const rare = table({
+  // int socket(int domain, int type, int protocol);
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
+  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // ssize_t send(int sockfd, const void *buf, size_t len, int flags);
+  send: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
+  // int epoll_create1(int flags);
+  epoll_create1: { parameters: ["i32"], result: "i32" },
+  // int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event);
+  epoll_ctl: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
+  // int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout);
+  epoll_wait: { parameters: ["i32", "buffer", "i32", "i32"], result: "i32", nonblocking: true },
+  // int eventfd(unsigned int initval, int flags);
+  eventfd: { parameters: ["u32", "i32"], result: "i32" },
+  // int eventfd_write(int fd, eventfd_t value);
+  eventfd_write: { parameters: ["i32", "u64"], result: "i32" },
+  // int poll(struct pollfd *fds, nfds_t nfds, int timeout);
+  poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
+  // int getdtablesize(void);
   getdtablesize: { parameters: [], result: "i32" },
+  // unsigned int if_nametoindex(const char *ifname);
+  if_nametoindex: { parameters: ["buffer"], result: "u32" },
+  // char *strerror(int errnum);
+  strerror: { parameters: ["i32"], result: "pointer" },
 });
 
-const polling = group({ poll: POLL });
-
-const dialing = group({
-  socket: {
-    parameters: [
-      "i32", // int domain
-      "i32", // int type
-      "i32", // int protocol
-    ],
-    result: "i32",
-  },
-  connect: {
-    parameters: [
-      "i32", // int sockfd
-      "buffer", // const struct sockaddr *addr
-      "u32", // socklen_t addrlen
-    ],
-    result: "i32",
-  },
-  shutdown: {
-    parameters: [
-      "i32", // int sockfd
-      "i32", // int how
-    ],
-    result: "i32",
-  },
-  send: SEND,
-  pollInThread: { ...POLL, name: "poll", nonblocking: true },
-  recvInThread: { ...RECV, name: "recv", nonblocking: true },
-  sendInThread: { ...SEND, name: "send", nonblocking: true },
-});
-
-const flagging = group({
-  fcntl: {
-    // int fd, int cmd, ... /* arg */: on Linux, an int after the dots is passed as one before them
-    parameters: ["i32", "i32", "i32"],
-    result: "i32",
-  },
-});
-
-const explaining = group({
-  strerror: {
-    parameters: [
-      "i32", // int errnum
-    ],
-    result: "pointer",
-  },
-});
+const MANY = 100;
 
 /**
- * Opens a library, for Linux only.
+ * Functions that are opened together, when one of them is first called.
  *
- * @throws {CannotRunError} not Linux, or no such library
+ * Deno compiles a trampoline for each symbol that is opened as a function, which takes 3 ms for these
+ * tables, 4 % of a plain run. So they are opened as addresses at first; a process that calls them
+ * many times gets the trampolines, which save 2.5 µs a call and a tenth of the time of a series.
+ */
+function table<const T extends Table>(functions: T): () => Functions<T> {
+  let opened: Functions<T> | undefined, uses = 0;
+  return () => {
+    if (++uses === MANY) opened = open(LIBC, functions, true);
+    return opened ??= open(LIBC, functions);
+  };
+}
+
+/**
+ * Opens functions of a library, as addresses or compiled.
+ *
+ * @throws {CannotRunError} not Linux, or no such library or function
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
-export function open<S extends Deno.ForeignLibraryInterface>(
-  file: string,
-  symbols: S,
-): Deno.DynamicLibrary<S> {
+export function open<T extends Table>(
+  library: string,
+  functions: T,
+  isCompiled = false,
+): Functions<T> {
   if (Deno.build.os !== "linux") {
     throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
   }
   try {
-    return Deno.dlopen(file, symbols);
+    if (isCompiled) return Deno.dlopen(library, functions).symbols as unknown as Functions<T>;
+    const statics: Record<string, { type: "pointer" }> = {};
+    for (const name in functions) statics[name] = { type: "pointer" };
+    const { symbols } = Deno.dlopen(library, statics);
+    const callable: Record<string, unknown> = {};
+    for (const name in functions) {
+      // The "value" of a symbol that is a pointer is the symbol's address.
+      const address = symbols[name] as Deno.PointerObject<Deno.ForeignFunction>;
+      const pointer = new Deno.UnsafeFnPointer(address, functions[name] as Deno.ForeignFunction);
+      callable[name] = pointer.call.bind(pointer);
+    }
+    return callable as Functions<T>;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
-    throw new CannotRunError(`cannot open ${file}, the GNU C library`, { cause: error });
+    throw new CannotRunError(`cannot open ${library}, the GNU C library`, { cause: error });
   }
 }
 
-/**
- * Functions that are opened together, when one of them is first asked for.
- *
- * Opened as functions, each of them gets machine code of its own from Deno, which takes longer than all the calls of a
- * short run. So they are opened as mere addresses and called through these, which costs a microsecond a call.
- */
-function group<const S extends Record<string, Deno.ForeignFunction>>(
-  functions: S,
-): () => Deno.StaticForeignLibraryInterface<S> {
-  type Functions = Deno.StaticForeignLibraryInterface<S>;
-  let opened: Functions | undefined;
-  return () => opened ??= throughAddresses(functions) as Functions;
-}
-
-/** Opens functions of libc as addresses. */
-function throughAddresses(
-  functions: Record<string, Deno.ForeignFunction>,
-): Record<string, unknown> {
-  const statics: Record<string, Deno.ForeignStatic> = {};
-  for (const name in functions) {
-    statics[name] = { name: functions[name].name ?? name, type: "pointer" };
-  }
-  const { symbols } = open(LIBC, statics);
-  const callable: Record<string, unknown> = {};
-  for (const name in functions) {
-    // The "value" of a symbol that is a pointer is where the symbol is.
-    const pointer = new Deno.UnsafeFnPointer(
-      symbols[name] as Deno.PointerObject<Deno.ForeignFunction>,
-      functions[name],
-    );
-    callable[name] = pointer.call.bind(pointer);
-  }
-  return callable;
-}
-
-/** This thread's errno, once libc is open. */
 let errno: Deno.UnsafePointerView | undefined;
 
-/**
- * Makes a call that returns -1 for an error. errno is looked up before it, as looking it up may change it.
- *
- * @returns what the call returns, or the error number negated
- */
-function attempt(call: () => number): number {
-  errno ??= new Deno.UnsafePointerView(always().__errno_location()!);
-  const result = call();
-  return result >= 0 ? result : -errno.getInt32();
+/** The result of a call, or the negated errno in place of −1. Must be the first call after it. */
+function orErrno(result: number | bigint): number {
+  if (result >= 0) return Number(result);
+  errno ??= new Deno.UnsafePointerView(core().__errno_location()!);
+  return -errno.getInt32();
 }
 
-/** {@linkcode attempt} for a call that should not fail. @throws {LibcError} it did */
-function check(name: string, call: () => number): number {
-  const result = attempt(call);
-  if (result < 0) throw new LibcError(name, -result);
+/** Returns the result of a call. @throws {LibcError} it is a negated error number */
+export function unwrap(call: string, result: number): number {
+  if (result < 0) throw new LibcError(call, -result);
   return result;
 }
 
 /** The words for an error number, strerror(3). */
 export function strerror(number: number): string {
-  const text = explaining().strerror(number);
+  const text = rare().strerror(number);
   return text === null ? "unknown error" : new Deno.UnsafePointerView(text).getCString();
 }
 
-type Buffer = Uint8Array<ArrayBuffer>;
+// ─── Sockets ────────────────────────────────────────────────────────────────────────────────────
+
+type Bytes = Uint8Array<ArrayBuffer>;
 
 // Reused by every call: the functions below are synchronous, so no two are ever inside one.
-const length = new Uint32Array(1);
-const int = new Int32Array(1);
-const cookie = new Uint32Array(2);
+const length = new Uint32Array(1), int = new Int32Array(1), cookie = new BigUint64Array(1);
 
-/** getsockname(2) into `address`; false where `fd` is no socket. */
-export function getsockname(fd: number, address: Uint8Array<ArrayBuffer>): boolean {
+/** getsockname(2) into `address`. */
+export function getsockname(fd: number, address: Bytes): number {
   length[0] = address.length;
-  return always().getsockname(fd, address, length) === 0;
+  return orErrno(core().getsockname(fd, address, length));
 }
 
-/** getpeername(2) into `address`; false where `fd` is no connected socket. */
-export function getpeername(fd: number, address: Uint8Array<ArrayBuffer>): boolean {
+/** getpeername(2) into `address`. */
+export function getpeername(fd: number, address: Bytes): number {
   length[0] = address.length;
-  return always().getpeername(fd, address, length) === 0;
+  return orErrno(core().getpeername(fd, address, length));
 }
 
-/** getsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
+/** getsockopt(2) into `value`. @returns how many bytes the option has, at most as many as fit */
+export function getsockopt(
+  fd: number,
+  { level, option }: SocketOption,
+  value: BufferSource & { byteLength: number },
+): number {
+  length[0] = value.byteLength;
+  const result = orErrno(core().getsockopt(fd, level, option, value, length));
+  return result < 0 ? result : length[0];
+}
+
+/** getsockopt(2) of an `int`. @throws {LibcError} the kernel refuses */
 export function getOption(fd: number, option: SocketOption): number {
-  length[0] = int.byteLength;
-  const result = attempt(() => always().getsockopt(fd, option.level, option.option, int, length));
+  const result = getsockopt(fd, option, int);
   if (result < 0) throw new LibcError(`getsockopt(${option.name})`, -result);
   return int[0];
 }
 
-/** getsockopt(2) of an option that is a structure. @returns its bytes, none where the kernel refuses */
-export function getOptionBytes(
-  fd: number,
-  option: SocketOption,
-  room: number,
-): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(room);
-  length[0] = room;
-  const result = always().getsockopt(fd, option.level, option.option, bytes, length);
-  return bytes.subarray(0, result === 0 ? Math.min(length[0], room) : 0);
-}
-
-/**
- * The number that the kernel gives a socket for good, never to another (`SO_COOKIE`, socket(7)); `null` where `fd` is no
- * open socket or the kernel is older than Linux 4.12.
- */
-export function socketCookie(fd: number): number | null {
-  const SO_COOKIE = 57;
-  length[0] = cookie.byteLength;
-  return always().getsockopt(fd, SOL_SOCKET, SO_COOKIE, cookie, length) === 0
-    ? cookie[1] * 2 ** 32 + cookie[0]
-    : null;
-}
-
-/** setsockopt(2) of an option that is an `int`. @throws {LibcError} the kernel refuses */
-export function setOption(fd: number, option: SocketOption, value: number): void {
+/** setsockopt(2) of an `int`. @throws {LibcError} the kernel refuses */
+export function setOption(fd: number, { level, option, name }: SocketOption, value: number): void {
   int[0] = value;
-  const result = attempt(() =>
-    always().setsockopt(fd, option.level, option.option, int, int.byteLength)
-  );
-  if (result < 0) throw new LibcError(`setsockopt(${option.name})`, -result);
+  const result = orErrno(core().setsockopt(fd, level, option, int, int.byteLength));
+  if (result < 0) throw new LibcError(`setsockopt(${name})`, -result);
+}
+
+/** getsockopt(2) of a structure. @returns its bytes; none if the kernel refuses */
+export function getOptionBytes(fd: number, option: SocketOption, size: number): Bytes {
+  const bytes = new Uint8Array(size);
+  return bytes.subarray(0, Math.max(0, getsockopt(fd, option, bytes)));
 }
 
 /**
- * One message from the socket's error queue, recv(2) with `MSG_ERRQUEUE | MSG_DONTWAIT`.
- *
- * @returns the number of bytes, at most `buffer.length`; `null` where there is none to be had
+ * The number that the kernel gives to one socket and never to another (`SO_COOKIE`, socket(7));
+ * `null` if `fd` is no open socket, or before Linux 4.12.
  */
-export function receiveError(fd: number, buffer: Uint8Array<ArrayBuffer>): number | null {
-  const size = always().recv(fd, buffer, BigInt(buffer.length), MSG_ERRQUEUE | MSG_DONTWAIT);
-  return size < 0 ? null : Number(size);
+export function socketCookie(fd: number): bigint | null {
+  return getsockopt(fd, SO_COOKIE, cookie) < 0 ? null : cookie[0];
+}
+
+/** recv(2) into `buffer`. */
+export function recv(fd: number, buffer: Uint8Array, flags: number): number {
+  return orErrno(core().recv(fd, buffer as Bytes, BigInt(buffer.length), flags));
+}
+
+/** send(2). */
+export function send(fd: number, bytes: Uint8Array, flags: number): number {
+  return orErrno(rare().send(fd, bytes as Bytes, BigInt(bytes.length), flags));
+}
+
+/** A TCP socket of an address family, non-blocking and closed on exec, socket(2). */
+export function socket(family: number): number {
+  const SOCK_STREAM = 1, SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
+  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  return orErrno(rare().socket(family, type, IPPROTO_TCP));
+}
+
+/** connect(2); a non-blocking socket usually returns `-EINPROGRESS`. */
+export function connect(fd: number, address: Bytes): number {
+  return orErrno(rare().connect(fd, address, address.length));
+}
+
+/** The index of a network interface by its name, if_nametoindex(3); 0 if there is none. */
+export function if_nametoindex(name: string): number {
+  return rare().if_nametoindex(new TextEncoder().encode(`${name}\0`));
+}
+
+// ─── Descriptors ────────────────────────────────────────────────────────────────────────────────
+
+/** close(2). */
+export function close(fd: number): number {
+  return orErrno(core().close(fd));
 }
 
 /**
- * The lowest descriptor that is free, or the size of the table where none is: it is taken with eventfd(2), which needs
- * no descriptor to copy from, and given back.
- *
- * @throws {LibcError} the kernel refuses for another reason than a full table
+ * The lowest free descriptor: the one that a copy of descriptor 0 gets (fcntl(2),
+ * `F_DUPFD_CLOEXEC`), which is closed again. The size of the table if none is free.
  */
 export function lowestFreeDescriptor(): number {
-  const EFD_CLOEXEC = 0x80000;
-  const fd = attempt(() => searching().eventfd(0, EFD_CLOEXEC));
-  if (fd === -EMFILE || fd === -ENFILE) return descriptorTableSize();
-  if (fd < 0) throw new LibcError("eventfd", -fd);
+  const F_DUPFD_CLOEXEC = 1030, EFD_CLOEXEC = 0x80000;
+  let fd = orErrno(core().fcntl(0, F_DUPFD_CLOEXEC, 0));
+  // Descriptor 0 may be closed; an eventfd needs none to copy.
+  if (fd < 0) fd = orErrno(rare().eventfd(0, EFD_CLOEXEC));
+  if (fd < 0) return getdtablesize();
   close(fd);
   return fd;
 }
 
-/** One more than the highest descriptor this process may open, getdtablesize(3). */
-export function descriptorTableSize(): number {
-  return searching().getdtablesize();
+/** One more than the highest descriptor that this process may open, getdtablesize(3). */
+export function getdtablesize(): number {
+  return rare().getdtablesize();
 }
 
-/** The open descriptors among `from` to `to - 1`, in one poll(2), which marks those that are not open. */
+/** The open descriptors from `from` to `to - 1`: poll(2) marks those that are not open. */
 export function* openDescriptors(from: number, to: number): Generator<number> {
   const POLLNVAL = 0x20, AT_ONCE = 65536;
   for (let first = from; first < to; first += AT_ONCE) {
     const count = Math.min(AT_ONCE, to - first);
     // struct pollfd { int fd; short events; short revents; }
-    const table = new Int32Array(2 * count);
-    for (let i = 0; i < count; i++) table[2 * i] = first + i;
-    check("poll", () => polling().poll(table, BigInt(count), 0));
-    const shorts = new Int16Array(table.buffer);
+    const polled = new Int32Array(2 * count);
+    for (let i = 0; i < count; i++) polled[2 * i] = first + i;
+    unwrap("poll", orErrno(rare().poll(polled, BigInt(count), 0)));
+    const shorts = new Int16Array(polled.buffer);
     for (let i = 0; i < count; i++) if ((shorts[4 * i + 3] & POLLNVAL) === 0) yield first + i;
   }
 }
 
-/** close(2). @throws {LibcError} the descriptor is not open */
-export function close(fd: number): void {
-  check("close", () => searching().close(fd));
-}
-
-/** A TCP socket of an address family, non-blocking and closed on exec, socket(2). @throws {LibcError} the kernel refuses */
-export function tcpSocket(family: number): number {
-  const SOCK_STREAM = 1, SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
-  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-  return check("socket", () => dialing().socket(family, type, IPPROTO_TCP));
-}
-
-/** connect(2). @returns 0, or the error number: `EINPROGRESS` where it goes on by itself */
-export function connect(fd: number, address: Uint8Array<ArrayBuffer>): number {
-  return -attempt(() => dialing().connect(fd, address, address.length));
-}
-
-// What calls in other threads read or write: nobody else may hold it, and what nobody holds is given to others.
-const lent = new Set<Buffer | Int32Array<ArrayBuffer>>();
-
-async function lending<B extends Buffer | Int32Array<ArrayBuffer>, T>(
-  buffer: B,
-  call: (buffer: B) => Promise<T>,
-): Promise<T> {
-  lent.add(buffer);
-  try {
-    return await call(buffer);
-  } finally {
-    lent.delete(buffer);
-  }
-}
-
-/** Waits in another thread, with poll(2), until a connection is made or has failed. */
-export async function connected(fd: number): Promise<void> {
-  const POLLOUT = 4;
-  // struct pollfd { int fd; short events; short revents; }
-  await lending(new Int32Array([fd, POLLOUT]), (table) => dialing().pollInThread(table, 1n, -1));
-}
-
-const MSG_PEEK = 0x2, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, MSG_ERRQUEUE = 0x2000;
-
-/** What has come on a connection, recv(2). @returns bytes, 0 at the end; or the error number negated, `EAGAIN` for none */
-export function receive(fd: number, buffer: Uint8Array): number {
-  return attempt(() =>
-    Number(always().recv(fd, buffer as Buffer, BigInt(buffer.length), MSG_DONTWAIT))
-  );
-}
-
 /**
- * Waits in another thread, with recv(2), until a connection that blocks has something to read, or has ended. poll(2) would
- * not wait while there are looped packets to be taken.
- *
- * @returns false where the call failed: the connection's error went to that thread and is not told again
- */
-export async function receivable(fd: number): Promise<boolean> {
-  return await lending(
-    new Uint8Array(1),
-    (byte) => dialing().recvInThread(fd, byte, 1n, MSG_PEEK),
-  ) >= 0;
-}
-
-/** Sends as much as there is room for, send(2). @returns bytes, or the error number negated, `EAGAIN` for no room */
-export function send(fd: number, bytes: Uint8Array): number {
-  return attempt(() =>
-    Number(dialing().send(fd, bytes as Buffer, BigInt(bytes.length), MSG_DONTWAIT | MSG_NOSIGNAL))
-  );
-}
-
-/** Sends all of it from another thread on a connection that blocks, send(2). @returns bytes, or -1 for an error */
-export async function sendInThread(fd: number, bytes: Uint8Array): Promise<number> {
-  const send = (buffer: Buffer) =>
-    dialing().sendInThread(fd, buffer, BigInt(buffer.length), MSG_NOSIGNAL);
-  return Number(await lending(bytes as Buffer, send));
-}
-
-/** Ends a connection, or an attempt at one, in both directions, shutdown(2); whoever waits for it wakes up. */
-export function shutdown(fd: number): void {
-  const SHUT_RDWR = 2;
-  dialing().shutdown(fd, SHUT_RDWR);
-}
-
-/**
- * Makes calls on a descriptor wait, or fail with `EAGAIN` instead, fcntl(2).
+ * Makes writes to a descriptor wait for room instead of failing, fcntl(2).
  *
  * @throws {LibcError} the descriptor is not open
  */
-export function setBlocking(fd: number, blocks: boolean): void {
+export function makeBlocking(fd: number): void {
   const F_GETFL = 3, F_SETFL = 4, O_NONBLOCK = 0x800;
-  const flags = check("fcntl(F_GETFL)", () => flagging().fcntl(fd, F_GETFL, 0));
-  const wanted = blocks ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
-  if (wanted !== flags) check("fcntl(F_SETFL)", () => flagging().fcntl(fd, F_SETFL, wanted));
+  const flags = unwrap("fcntl(F_GETFL)", orErrno(core().fcntl(fd, F_GETFL, 0)));
+  if ((flags & O_NONBLOCK) === 0) return;
+  unwrap("fcntl(F_SETFL)", orErrno(core().fcntl(fd, F_SETFL, flags & ~O_NONBLOCK)));
+}
+
+// ─── Waiting ────────────────────────────────────────────────────────────────────────────────────
+
+/** An epoll instance, closed on exec, epoll_create1(2). */
+export function epoll_create1(): number {
+  const EPOLL_CLOEXEC = 0x80000;
+  return orErrno(rare().epoll_create1(EPOLL_CLOEXEC));
+}
+
+/** epoll_ctl(2). */
+export function epoll_ctl(epoll: number, operation: number, fd: number, event: Bytes): number {
+  return orErrno(rare().epoll_ctl(epoll, operation, fd, event));
+}
+
+/**
+ * epoll_wait(2) without a time limit, in another thread.
+ *
+ * @param events must stay referenced until the call returns: the thread writes to it
+ * @returns how many events; 0 or less after an error, whose number stays in that thread
+ */
+export function epoll_wait(epoll: number, events: Bytes, most: number): Promise<number> {
+  return rare().epoll_wait(epoll, events, most, -1);
+}
+
+/** A counter to wake an epoll instance with, closed on exec, eventfd(2). */
+export function eventfd(): number {
+  const EFD_CLOEXEC = 0x80000, EFD_NONBLOCK = 0x800;
+  return orErrno(rare().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+}
+
+/** Adds 1 to an eventfd's counter, eventfd_write(3). */
+export function eventfd_write(fd: number): number {
+  return orErrno(rare().eventfd_write(fd, 1n));
 }

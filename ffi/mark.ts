@@ -9,7 +9,7 @@ import { type Connection, type Listening, type Socket, socketOf } from "./fd.ts"
 import { getOption, IP_TOS, IPV6_TCLASS, setOption, type SocketOption } from "./libc.ts";
 import { AF_INET6 } from "./sockaddr.ts";
 
-/** The kernel took the call, but not the mark: another byte reads back. */
+/** The kernel accepted the call, but not the mark: another byte reads back. */
 export class MarkError extends Error {
   /** `MarkError`. */
   override name = "MarkError";
@@ -23,17 +23,17 @@ export class MarkError extends Error {
    */
   constructor(option: string, readonly set: number, readonly readBack: number) {
     super(
-      `setsockopt(${option}, ${hex(set)}) was taken, but getsockopt(${option}) reads back ${
-        hex(readBack)
-      } (errno 0)`,
+      `setsockopt(${option}, ${hex(set)}) was accepted, ` +
+        `but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)`,
     );
   }
 }
 
 /**
- * Sets the byte that the connection's packets carry from now on: `IP_TOS` on an IPv4 socket; on an IPv6 one
- * `IPV6_TCLASS` for IPv6 peers and `IP_TOS` for IPv4-mapped ones. Then reads it back, which proves only that the
- * kernel took it: see {@linkcode takeSent} for what left. On a listener the byte passes to the sockets it accepts.
+ * Sets the byte that the connection's packets carry from now on: `IP_TOS` on an IPv4 socket; on an
+ * IPv6 one `IPV6_TCLASS` for IPv6 peers and `IP_TOS` for IPv4-mapped ones. Then reads it back, which
+ * proves only that the kernel accepted it: see {@linkcode drainSent} for what left. On a listener,
+ * the sockets that it accepts inherit the byte.
  *
  * ```ts
  * import { setTos } from "./mod.ts";
@@ -63,7 +63,6 @@ export function setTos(socket: Connection | Listening, tos: number): number {
  */
 export function getTos(socket: Connection | Listening): number {
   const { fd, family } = socketOf(socket);
-  // Both hold the same byte once setTos was here; before that, IP_TOS is what the older half of the world uses.
   return getOption(fd, optionsOf(family)[0]);
 }
 
@@ -77,7 +76,7 @@ export function markSocket({ fd, family }: Pick<Socket, "fd" | "family">, tos: n
   return tos;
 }
 
-// An AF_INET6 socket whose peer is IPv4-mapped sends IPv4 packets and obeys IP_TOS alone, so it gets both.
+// An AF_INET6 socket with an IPv4-mapped peer sends IPv4 packets and obeys IP_TOS alone: set both.
 function optionsOf(family: number): readonly SocketOption[] {
   return family === AF_INET6 ? IPV6_OPTIONS : IPV4_OPTIONS;
 }

@@ -1,42 +1,38 @@
 /**
- * TLS over a descriptor that libc has made: it goes to Deno's event loop through `node:net`, and on through `node:tls`.
+ * TLS over a descriptor that libc has made: `node:net` hands it to Deno's event loop, and `node:tls`
+ * speaks TLS over it.
  *
  * @module
  */
 
 import { Socket } from "node:net";
 import { connect, type TLSSocket } from "node:tls";
-import type { Connection } from "./fd.ts";
+import type { DialedConn } from "./dial.ts";
 import { getpeername } from "./libc.ts";
 import { familyOf, SOCKADDR_SIZE } from "./sockaddr.ts";
 
-/** Whom to trust as the other end of a TLS connection. */
+/** Which certificates a TLS connection trusts. */
 export interface Trust {
-  /** Whom the certificate must be for; SNI where it is a name. */
-  readonly hostname: string;
   /** The roots to trust and no others, in PEM; none for the usual ones. */
   readonly caCerts: readonly string[];
-  /** Takes any certificate. */
+  /** Accepts any certificate. */
   readonly insecure: boolean;
 }
 
-/** Takes over a connected socket that does not block, and begins its TLS. @param ends of the connection */
-export function adopt(
-  fd: number,
-  ends: Connection,
-  { hostname, caCerts, insecure }: Trust,
-): Secured {
-  // Half open, or the end of the reply would close the descriptor while it may still be asked what it sent.
+/** Takes over a connected socket of libc, and begins its TLS handshake. */
+export function adopt(dialed: DialedConn, hostname: string, trust: Trust | null): DialedTlsConn {
+  const { fd } = dialed.socket;
+  // Half open, or the end of the reply would close the descriptor before its packets are read.
   const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true });
-  const name = familyOf(hostname) !== null
-    ? { host: hostname }
-    : { host: hostname, servername: hostname };
-  const ca = caCerts.length === 0 ? {} : { ca: [...caCerts] };
-  return new Secured(connect({ socket, ...name, ...ca, rejectUnauthorized: !insecure }), fd, ends);
+  const servername = familyOf(hostname) === null ? { servername: hostname } : {};
+  const ca = trust === null || trust.caCerts.length === 0 ? {} : { ca: [...trust.caCerts] };
+  const rejectUnauthorized = !trust?.insecure;
+  const tls = connect({ socket, host: hostname, ...servername, ...ca, rejectUnauthorized });
+  return new DialedTlsConn(tls, dialed);
 }
 
 /** A TLS connection over a descriptor of libc; reads and writes as `Deno.TlsConn` does. */
-export class Secured {
+export class DialedTlsConn {
   /** This end. */
   readonly localAddr: Deno.Addr;
   /** The other end. */
@@ -50,22 +46,20 @@ export class Secured {
   #wake: () => void = () => {};
 
   /** For {@linkcode adopt}. */
-  constructor(socket: TLSSocket, fd: number, { localAddr, remoteAddr }: Connection) {
+  constructor(socket: TLSSocket, dialed: DialedConn) {
     this.#socket = socket;
-    this.#fd = fd;
-    this.localAddr = localAddr;
-    this.remoteAddr = remoteAddr;
-    // It is never paused: the end of a stream that comes while it is gets lost in Deno 2.9. So what comes is kept here
-    // until it is read, which for a reader that takes each chunk at once is one chunk.
-    socket.on("data", (chunk: Uint8Array) => this.#take(chunk));
+    this.#fd = dialed.socket.fd;
+    this.localAddr = dialed.localAddr;
+    this.remoteAddr = dialed.remoteAddr;
+    // The socket is never paused: Deno 2.9 loses the end of a stream that comes while it is. So the
+    // chunks are kept here until they are read.
+    socket.on("data", (chunk: Uint8Array) => {
+      this.#chunks.push(chunk);
+      this.#wake();
+    });
     socket.on("end", () => this.#end(null));
     socket.on("close", () => this.#end(null));
     socket.on("error", (error: Error) => this.#end(error));
-  }
-
-  #take(chunk: Uint8Array): void {
-    this.#chunks.push(chunk);
-    this.#wake();
   }
 
   #end(failure: Error | null): void {
@@ -74,7 +68,7 @@ export class Secured {
     this.#wake();
   }
 
-  /** Waits for the end of the handshake. @throws {Deno.errors.InvalidData} it failed; begins as that of `Deno.startTls` */
+  /** Waits for the handshake. @throws {Deno.errors.InvalidData} it failed, in Deno's own words */
   async handshake(): Promise<void> {
     await new Promise<void>((resolve, reject) => {
       const fail = (message: string) => reject(new Deno.errors.InvalidData(message));
@@ -88,10 +82,10 @@ export class Secured {
   }
 
   /**
-   * Reads what has come into `buffer`.
+   * Reads available bytes into `buffer`.
    *
-   * @returns the number of bytes, or `null` at the end; an end without TLS's own goodbye is not told from one with it
-   * @throws {Deno.errors.BadResource} it is closed, or is being closed meanwhile
+   * @returns the number of bytes, or `null` at the end, with or without close_notify
+   * @throws {Deno.errors.BadResource} it is closed, or is closed meanwhile
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     while (this.#chunks.length === 0) {
@@ -101,8 +95,7 @@ export class Secured {
         throw new Deno.errors.ConnectionReset("Connection reset by peer");
       }
       if (this.#isEnded) return null;
-      const woken = new Promise<void>((resolve) => this.#wake = resolve);
-      await woken;
+      await new Promise<void>((resolve) => this.#wake = resolve);
     }
     const [chunk] = this.#chunks;
     const size = Math.min(buffer.length, chunk.length);
@@ -112,22 +105,21 @@ export class Secured {
     return size;
   }
 
-  // Deno 2.9's node:tls tells a reset as an end, but a socket that was reset has no peer any more.
+  // Deno 2.9's node:tls reports a reset as an end, but a socket that was reset has no peer any more.
   #isReset(): boolean {
-    return !getpeername(this.#fd, new Uint8Array(SOCKADDR_SIZE));
+    return getpeername(this.#fd, new Uint8Array(SOCKADDR_SIZE)) < 0;
   }
 
   /** Writes all of `bytes`. @returns how many they are */
   write(bytes: Uint8Array): Promise<number> {
     return new Promise((resolve, reject) => {
-      this.#socket.write(
-        bytes,
-        (error) => error ? reject(denoError(error)) : resolve(bytes.length),
-      );
+      const done = (error?: Error | null) =>
+        error ? reject(denoError(error)) : resolve(bytes.length);
+      this.#socket.write(bytes, done);
     });
   }
 
-  /** Closes it; what it waits for ends. */
+  /** Closes it; reads and writes that wait end. */
   close(): void {
     this.#isClosed = true;
     this.#socket.destroy();

@@ -1,30 +1,46 @@
 /**
- * The IP headers of the packets that a connection has sent: proof, without root, of what left this host.
+ * The IP headers of the packets that a connection has sent: proof, without root, of what left this
+ * host.
  *
- * With `SO_TIMESTAMPING` and without `SOF_TIMESTAMPING_OPT_TSONLY` the kernel puts a copy of each packet that it
- * hands to the driver into the socket's error queue, after netfilter and with all headers. See
- * Documentation/networking/timestamping.rst in the kernel's sources.
+ * With `SO_TIMESTAMPING` and without `SOF_TIMESTAMPING_OPT_TSONLY` the kernel puts a copy of each
+ * packet that it hands to the driver on the socket's error queue, after netfilter and with all
+ * headers: Documentation/networking/timestamping.rst in the kernel's sources.
  *
  * @module
  */
 
-import { checkTos } from "./dscp.ts";
-import { type Connection, connectionOf, fdOf } from "./fd.ts";
-import { IPPROTO_TCP, receiveError, setOption, SO_TIMESTAMPING } from "./libc.ts";
-import { markSocket } from "./mark.ts";
-import { encode, sameBytes, wireAddress } from "./sockaddr.ts";
+import { type ConnectedSocket, type Connection, connectionOf, fdOf } from "./fd.ts";
+import {
+  getOptionBytes,
+  IPPROTO_TCP,
+  MSG_DONTWAIT,
+  MSG_ERRQUEUE,
+  recv,
+  setOption,
+  SO_TIMESTAMPING,
+  TCP_INFO,
+} from "./libc.ts";
+import { headerAddress, sameBytes } from "./sockaddr.ts";
 
-/** A packet that left, as its IP header tells. */
+/** A packet that left, as its IP header shows. */
 export interface SentPacket {
   /** The ToS byte or Traffic Class, 0 to 255; its ECN bits are TCP's own. */
   readonly tos: number;
-  /** Bytes of the whole IP packet; 0 where the kernel leaves that to the network card (segments over 64 KiB). */
+  /** Bytes of the IP packet; 0 if the kernel leaves that to the network card (over 64 KiB). */
   readonly length: number;
+  /** Bytes of data that it carries; 0 if `length` is. */
+  readonly payload: number;
+  /** Its TCP sequence number (RFC 9293 section 3.1): a retransmission has the same one again. */
+  readonly sequence: number;
+  /** The byte of the outer IP header if the packet left inside a tunnel such as VXLAN. */
+  readonly outerTos: number | null;
+  /** Bytes in front of the outermost IP header; 0 on a tunnel device, which takes bare IP packets. */
+  readonly linkHeader: number;
 }
 
 /**
- * Makes the kernel keep a copy of each packet the connection sends from now on: one for each write, of the packet
- * that holds its last byte.
+ * Makes the kernel keep copies of the packets that the connection sends from now on: one for each
+ * write, of the packet that holds the write's last byte. SYN, FIN and bare ACKs are not copied.
  *
  * Needs no privilege, but sysctl `net.core.tstamp_allow_data` = 1 (the default).
  *
@@ -32,106 +48,123 @@ export interface SentPacket {
  * @throws {DescriptorError} the connection is closed
  */
 export function watchSent(connection: Connection): void {
-  watch(fdOf(connection));
+  watchSocket(fdOf(connection));
 }
 
-function watch(fd: number): void {
+/** {@linkcode watchSent} for a socket that was found just now. */
+export function watchSocket(fd: number): void {
   const SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1, SOF_TIMESTAMPING_SOFTWARE = 1 << 4;
   setOption(fd, SO_TIMESTAMPING, SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE);
 }
 
 /**
- * {@linkcode fdOf}, {@linkcode setTos} and {@linkcode watchSent} in one, for who does all three: the socket is looked for
- * once.
+ * The packets that left since {@linkcode watchSent} or the last call, oldest first. None means "not
+ * observed", which neither proves nor disproves anything: some drivers loop nothing back.
  *
- * @returns its descriptor, and the byte read back
- * @throws what these three throw
- */
-export function markAndWatch(
-  connection: Connection,
-  tos: number,
-): { fd: number; readBack: number } {
-  checkTos(tos);
-  const socket = connectionOf(connection);
-  const readBack = markSocket(socket, tos);
-  watch(socket.fd);
-  return { fd: socket.fd, readBack };
-}
-
-/**
- * The packets that left since {@linkcode watchSent} or the last call, oldest first. Empty means "not observed", which
- * is neither proof nor disproof: some drivers loop nothing back.
- *
- * Once the first byte of a reply is here, so are the copies of what asked for it.
+ * Once the first byte of a reply has arrived, so have the copies of the packets that asked for it.
  *
  * @throws {DescriptorError} the connection is closed
  */
-export function takeSent(connection: Connection): SentPacket[] {
-  const { fd, local, remote } = connectionOf(connection);
+export function drainSent(connection: Connection): SentPacket[] {
+  return drainSocket(connectionOf(connection));
+}
+
+/** {@linkcode drainSent} for a socket that was found, until packets with `most` bytes are there. */
+export function drainSocket(
+  { fd, local, remote }: ConnectedSocket,
+  most: number = Infinity,
+): SentPacket[] {
   const packets: SentPacket[] = [];
-  for (let size; (size = receiveError(fd, copy)) !== null;) {
-    const packet = parseLooped(copy, encode(local), encode(remote), size);
-    if (packet !== null) packets.push(packet);
+  for (let seen = 0; seen < most;) {
+    const size = recv(fd, copy, MSG_ERRQUEUE | MSG_DONTWAIT);
+    if (size < 0) break;
+    const packet = parseLooped(copy.subarray(0, size), local, remote);
+    if (packet === null) continue;
+    packets.push(packet);
+    seen += packet.payload;
   }
   return packets;
 }
 
-// Room for a link-layer header and an IP header with options; the kernel cuts off the rest.
-const copy = new Uint8Array(128);
+// Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
+const copy = new Uint8Array(256);
+
+/** Bytes of data that a TCP connection has sent, each counted once; 0 before Linux 4.19. */
+export function dataSent(fd: number): number {
+  // struct tcp_info: tcpi_bytes_sent and tcpi_bytes_retrans, include/uapi/linux/tcp.h
+  const info = getOptionBytes(fd, TCP_INFO, 216);
+  if (info.length < 216) return 0;
+  const view = new DataView(info.buffer);
+  return Number(view.getBigUint64(200, true) - view.getBigUint64(208, true));
+}
 
 /**
- * Finds the IP header in a looped packet, which starts with whatever link-layer header the device has: it is where
- * version, protocol, and an address with its port are the connection's own. One end is enough, as NAT on this host may
- * have changed the other, and an end is not found in the wrong place by chance.
+ * Finds the connection's IP header in a looped packet, which starts with the link-layer header of
+ * its device, and perhaps with the headers of a tunnel. The header is where version, protocol, and
+ * an address with its port are the connection's own. One end is enough, as NAT on this host may have
+ * changed the other.
  *
  * @param packet the bytes from the error queue, perhaps cut short
  * @param local this end as a `sockaddr`, in the connection's own family
  * @param remote the other end, likewise
- * @param length how many bytes of `packet` count
- * @returns `null` where there is no such header: then nothing was observed
+ * @returns `null` if there is no such header: then nothing was observed
  */
 export function parseLooped(
   packet: Uint8Array,
   local: Uint8Array,
   remote: Uint8Array,
-  length = packet.length,
 ): SentPacket | null {
-  const { size } = wireAddress(local);
-  for (let at = 0; at < length; at++) {
-    const ports = portsAt(packet, at, size);
-    if (ports === null || ports + 4 > length) continue;
+  const { at: atLocal, size } = headerAddress(local), { at: atRemote } = headerAddress(remote);
+  const isIPv4 = size === 4;
+  for (let at = 0; at < packet.length; at++) {
+    // RFC 791 section 3.1, RFC 8200 section 3; TCP from a plain socket has no extension headers
+    if (packet[at] >> 4 !== (isIPv4 ? 4 : 6)) continue;
+    if (packet[at + (isIPv4 ? 9 : 6)] !== IPPROTO_TCP) continue;
+    const tcp = at + (isIPv4 ? (packet[at] & 0x0f) * 4 : 40);
+    if (tcp < at + 20 || tcp + 4 > packet.length) continue;
     // Source and destination, addresses and ports, stand side by side in both versions.
-    const addresses = at + (size === 4 ? 12 : 8);
-    const isOurs = isEnd(packet, addresses, ports, local);
-    if (isOurs || isEnd(packet, addresses + size, ports + 2, remote)) {
-      return headerAt(packet, at, size);
-    }
+    const source = at + (isIPv4 ? 12 : 8);
+    const isFromUs = sameBytes(packet, tcp, local, 2, 2) &&
+      sameBytes(packet, source, local, atLocal, size);
+    const isToThem = sameBytes(packet, tcp + 2, remote, 2, 2) &&
+      sameBytes(packet, source + size, remote, atRemote, size);
+    if (isFromUs || isToThem) return packetAt(packet, at, tcp);
   }
   return null;
 }
 
-/** Where the TCP ports are if an IP header is at `at`, with addresses of `size` bytes; `null` where none is. */
-function portsAt(packet: Uint8Array, at: number, size: 4 | 16): number | null {
-  const isIPv4 = size === 4;
-  const version = packet[at] >> 4, protocol = packet[at + (isIPv4 ? 9 : 6)];
-  // RFC 791 section 3.1, RFC 8200 section 3; TCP from a plain socket has no extension headers
-  const ports = at + (isIPv4 ? (packet[at] & 0x0f) * 4 : 40);
-  return version === (isIPv4 ? 4 : 6) && protocol === IPPROTO_TCP && ports >= at + 20
-    ? ports
-    : null;
-}
-
-/** Whether the address and the port at these places are those of `end`. */
-function isEnd(packet: Uint8Array, address: number, port: number, end: Uint8Array): boolean {
-  const { at, size } = wireAddress(end);
-  return sameBytes(packet, port, end, 2, 2) && sameBytes(packet, address, end, at, size);
-}
-
-function headerAt(packet: Uint8Array, at: number, size: 4 | 16): SentPacket {
-  if (size === 4) return { tos: packet[at + 1], length: packet[at + 2] << 8 | packet[at + 3] };
-  const payload = packet[at + 4] << 8 | packet[at + 5];
+function packetAt(packet: Uint8Array, at: number, tcp: number): SentPacket {
+  const view = new DataView(packet.buffer, packet.byteOffset, packet.length);
+  const word = (at: number) => at + 2 <= packet.length ? view.getUint16(at) : 0;
+  const isIPv4 = packet[at] >> 4 === 4;
+  const rest = isIPv4 ? word(at + 2) : word(at + 4);
+  const length = isIPv4 || rest === 0 ? rest : 40 + rest;
+  // RFC 9293 section 3.1: the upper half of byte 12 is the header's length in words.
+  const headers = tcp - at + (packet[tcp + 12] >> 4) * 4;
+  const outer = outerHeader(packet, at);
   return {
-    tos: (packet[at] & 0x0f) << 4 | packet[at + 1] >> 4,
-    length: payload === 0 ? 0 : 40 + payload,
+    tos: byteAt(packet, at),
+    length,
+    payload: Math.max(0, length - headers),
+    sequence: tcp + 8 <= packet.length ? view.getUint32(tcp + 4) : 0,
+    outerTos: outer === at ? null : byteAt(packet, outer),
+    linkHeader: outer,
   };
+}
+
+/** Where the outermost IP header is: behind an Ethernet header with its VLAN tags, or at `inner`. */
+function outerHeader(packet: Uint8Array, inner: number): number {
+  const ETHERNET = 12, IPV4 = 0x0800, IPV6 = 0x86dd, VLAN = 0x8100, SERVICE_VLAN = 0x88a8;
+  for (let at = ETHERNET; at + 2 < inner; at += 4) {
+    const type = packet[at] << 8 | packet[at + 1];
+    if (type === IPV4 || type === IPV6) return at + 2;
+    if (type !== VLAN && type !== SERVICE_VLAN) break;
+  }
+  return inner;
+}
+
+/** The ToS byte or Traffic Class of the IP header at `at`. */
+function byteAt(packet: Uint8Array, at: number): number {
+  if (packet[at] >> 4 === 4) return packet[at + 1];
+  return (packet[at] & 0x0f) << 4 | packet[at + 1] >> 4;
 }

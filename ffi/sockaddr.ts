@@ -12,90 +12,70 @@ export const AF_INET6 = 10;
 /** Bytes of the larger of the two structures, `sockaddr_in6`. */
 export const SOCKADDR_SIZE = 28;
 
-const IPV4 = /^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}$/;
-
 /** 4 or 6 for a literal address without brackets, `null` for a name. */
 export function familyOf(hostname: string): 4 | 6 | null {
   if (hostname.includes(":")) return 6;
-  return IPV4.test(hostname) ? 4 : null;
+  return /^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}$/.test(hostname) ? 4 : null;
 }
 
 /**
- * The structure for an address and port, as the kernel wants it; a scope (`%eth0`) is ignored.
+ * The structure for an address and port, as the kernel reads it.
  *
+ * @param scope the interface index of a link-local address, `sin6_scope_id`
  * @throws {TypeError} the hostname is not an IP address
  */
-export function encode({ hostname, port }: Deno.NetAddr): Uint8Array<ArrayBuffer> {
+export function encode({ hostname, port }: Deno.NetAddr, scope = 0): Uint8Array<ArrayBuffer> {
   const isIPv6 = hostname.includes(":");
   const sockaddr = new Uint8Array(isIPv6 ? SOCKADDR_SIZE : 16);
   // The family is in the machine's own order, and every machine that Deno runs on is little-endian.
   sockaddr[0] = isIPv6 ? AF_INET6 : AF_INET;
   sockaddr[2] = port >> 8;
   sockaddr[3] = port & 0xff;
-  if (isIPv6) sockaddr.set(ipv6Bytes(hostname), 8);
-  else putIPv4(sockaddr, hostname);
+  if (isIPv6) {
+    sockaddr.set(ipv6Bytes(hostname), 8);
+    sockaddr[24] = scope & 0xff;
+    sockaddr[25] = scope >> 8;
+  } else if (familyOf(hostname) === 4) sockaddr.set(hostname.split(".").map(Number), 4);
+  else throw new TypeError(`${JSON.stringify(hostname)} is not an IP address`);
   return sockaddr;
 }
 
-function putIPv4(sockaddr: Uint8Array, text: string): void {
-  const DOT = 0x2e - 0x30;
-  let at = 4;
-  for (let i = 0; i < text.length; i++) {
-    const digit = text.charCodeAt(i) - 0x30;
-    if (digit === DOT) at++;
-    else if (digit >= 0 && digit <= 9) sockaddr[at] = sockaddr[at] * 10 + digit;
-    else throw notAnAddress(text);
-  }
-  if (at !== 7) throw notAnAddress(text);
-}
-
 function ipv6Bytes(text: string): number[] {
-  // The URL parser knows every way of writing an IPv6 address and gives the shortest, without dots.
+  // The URL parser reads every way of writing an IPv6 address, and writes it without dots.
   const canonical = URL.parse(`http://[${text.replace(/%.*/, "")}]/`)?.hostname;
-  if (canonical === undefined) throw notAnAddress(text);
-  const [head, tail] = canonical.slice(1, -1).split("::").map((half) =>
-    half === "" ? [] : half.split(":")
-  );
-  const zeros = tail === undefined ? [] : Array(8 - head.length - tail.length).fill("0");
-  const groups = [...head, ...zeros, ...(tail ?? [])].map((group) => parseInt(group, 16));
+  if (canonical === undefined) throw new TypeError(`${JSON.stringify(text)} is not an IP address`);
+  const halves = canonical.slice(1, -1).split("::");
+  const [head, tail = []] = halves.map((half) => half === "" ? [] : half.split(":"));
+  const zeros = halves.length === 1 ? [] : Array(8 - head.length - tail.length).fill("0");
+  const groups = [...head, ...zeros, ...tail].map((group) => parseInt(group, 16));
   return groups.flatMap((group) => [group >> 8, group & 0xff]);
-}
-
-function notAnAddress(text: string): TypeError {
-  return new TypeError(`${JSON.stringify(text)} is not an IP address`);
 }
 
 /** The address and port in a structure, written as Deno writes them. @throws {TypeError} not IP */
 export function decode(sockaddr: Uint8Array): Deno.NetAddr {
-  const { at, size } = wireAddress(sockaddr);
+  const { at, size } = headerAddress(sockaddr);
   const port = sockaddr[2] << 8 | sockaddr[3];
   const bytes = sockaddr.subarray(at, at + size);
   if (size === 4) {
     const hostname = `${sockaddr[0] === AF_INET ? "" : "::ffff:"}${bytes.join(".")}`;
     return { transport: "tcp", hostname, port };
   }
-  const groups = Array.from(
-    { length: 8 },
-    (_, i) => (bytes[2 * i] << 8 | bytes[2 * i + 1]).toString(16),
-  );
+  const groups = Array.from({ length: 8 }, (_, i) => bytes[2 * i] << 8 | bytes[2 * i + 1]);
   // The URL parser shortens it as RFC 5952 asks.
-  return {
-    transport: "tcp",
-    hostname: new URL(`http://[${groups.join(":")}]/`).hostname.slice(1, -1),
-    port,
-  };
+  const { hostname } = new URL(`http://[${groups.map((group) => group.toString(16)).join(":")}]/`);
+  return { transport: "tcp", hostname: hostname.slice(1, -1), port };
 }
 
 /**
- * Whether two structures are of the same address and port. `127.0.0.1` and `::ffff:127.0.0.1` are the same to the kernel,
- * which keeps one table of TCP connections for both.
+ * Whether two structures have the same address and port. `127.0.0.1` and `::ffff:127.0.0.1` are the
+ * same to the kernel, which keeps one table of TCP connections for both.
  */
-export function isAt(sockaddr: Uint8Array, other: Uint8Array): boolean {
-  // The port first: it alone tells most sockets apart.
-  if (!sameBytes(sockaddr, 2, other, 2, 2)) return false;
-  const at = addressAt(sockaddr), atOther = addressAt(other);
-  if (at === 0 || (at === 8) !== (atOther === 8)) return false;
-  return sameBytes(sockaddr, at, other, atOther, at === 8 ? 16 : 4);
+export function sameEnd(a: Uint8Array, b: Uint8Array): boolean {
+  // The port first: it alone distinguishes most sockets.
+  if (a[2] !== b[2] || a[3] !== b[3]) return false;
+  const atA = addressAt(a), atB = addressAt(b);
+  const size = atA === 8 ? 16 : 4;
+  return atA > 0 && atB > 0 && (atB === 8) === (atA === 8) && sameBytes(a, atA, b, atB, size);
 }
 
 /** Whether two runs of `size` bytes are the same. */
@@ -111,12 +91,14 @@ export function sameBytes(
 }
 
 /**
- * Where in `sockaddr` the address is as an IP header has it: 4 bytes for IPv4, also where the socket is IPv4-mapped, else
- * 16.
+ * Where in `sockaddr` the address is as an IP header has it: 4 bytes for IPv4, IPv4-mapped
+ * addresses included, else 16.
  *
  * @throws {TypeError} not IP
  */
-export function wireAddress(sockaddr: Uint8Array): { readonly at: number; readonly size: 4 | 16 } {
+export function headerAddress(
+  sockaddr: Uint8Array,
+): { readonly at: number; readonly size: 4 | 16 } {
   const at = addressAt(sockaddr);
   if (at === 0) throw new TypeError(`address family ${sockaddr[0]} is not IP`);
   return { at, size: at === 8 ? 16 : 4 };
@@ -131,9 +113,7 @@ function addressAt(sockaddr: Uint8Array): number {
   return 20;
 }
 
-/** An address and port in a form for people: `127.0.0.1:8086`, `[::1]:8086`. */
-export function endText(end: Deno.NetAddr): string {
-  return end.hostname.includes(":")
-    ? `[${end.hostname}]:${end.port}`
-    : `${end.hostname}:${end.port}`;
+/** An address and port as people write them: `127.0.0.1:8086`, `[::1]:8086`. */
+export function formatAddress({ hostname, port }: Pick<Deno.NetAddr, "hostname" | "port">): string {
+  return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
 }

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { Exit, Failure, parseArguments, parseTarget, request } from "../main.ts";
+import { encodeRequest, Exit, Failure, parseArguments, parseTarget } from "../main.ts";
 import { dscpGet } from "./support/processes.ts";
 import { OK, replying } from "./support/servers.ts";
 
@@ -110,7 +110,7 @@ Deno.test("a URL is read as curl reads it, and goes out percent-encoded without 
   const target = parseTarget("localhost:8086/a b/ü?q=ä&x=<y>#fragment");
   assert.deepEqual(target, {
     url: "http://localhost:8086/a%20b/%C3%BC?q=%C3%A4&x=%3Cy%3E",
-    secure: false,
+    isHttps: false,
     host: "localhost",
     port: 8086,
     authority: "localhost:8086",
@@ -128,7 +128,7 @@ Deno.test("a URL is read as curl reads it, and goes out percent-encoded without 
 
 Deno.test("the request has Host, User-Agent, Accept and Connection, and -H changes them as curl's does", async () => {
   const text = (url: string, headers: [string, string | null][]): string =>
-    new TextDecoder().decode(request(parseTarget(url), headers));
+    new TextDecoder().decode(encodeRequest(parseTarget(url), headers));
   const lines = text("http://[::1]:8086/x", []).split("\r\n");
   assert.deepEqual(lines.slice(0, 2), ["GET /x HTTP/1.1", "Host: [::1]:8086"]);
   assert.match(lines[2], /^User-Agent: dscp-get\/\d/);

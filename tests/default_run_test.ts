@@ -20,7 +20,7 @@ testWith(
     assert.match(lines[2], /^left {7}1 packet with 0xB8, read from the IP header: proved$/);
     assert.match(
       lines[3],
-      /^arrived {4}SYN 0x00, ACK 0x00, told by the server: only the unmarked handshake/,
+      /^arrived {4}SYN 0x00, ACK 0x00, reported by the server; covers only the unmarked handshake/,
     );
     assert.match(lines[4], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
     assert.match(lines[5], /^handshake {2}unmarked/);

@@ -5,8 +5,8 @@ import {
   fdOf,
   getTos,
   keepArrivals,
+  readArrived,
   setTos,
-  takeArrived,
 } from "../ffi/mod.ts";
 import { socketOf } from "../ffi/fd.ts";
 import { AF_INET6 } from "../ffi/sockaddr.ts";
@@ -181,7 +181,7 @@ Deno.test("while other tasks open and close connections, each mark lands on its 
     const byte = new Uint8Array(1);
     // On IPv6 the kernel tells the byte of the latest packet, which brought this.
     await conn.read(byte);
-    seen.set(portOf(conn.remoteAddr), takeArrived(conn).data);
+    seen.set(portOf(conn.remoteAddr), readArrived(conn).data);
     await conn.write(byte);
     await conn.read(byte);
   };

@@ -125,7 +125,7 @@ testWith(
     const open = async () => {
       const dialed = await dial({ hostname: "127.0.0.1", port, tos: 0xb8 });
       const [secured, other] = await Promise.all([
-        dialed.startTls("localhost", [ca], false),
+        dialed.startTls("localhost", { caCerts: [ca], insecure: false }),
         listener.accept().then(async (conn) => (await conn.handshake(), conn)),
       ]);
       return { secured, other };

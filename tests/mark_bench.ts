@@ -5,7 +5,7 @@
  * @module
  */
 
-import { setTos, takeSent, watchSent } from "../ffi/mod.ts";
+import { drainSent, setTos, watchSent } from "../ffi/mod.ts";
 
 const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
 const open: Deno.Listener[] = [];
@@ -45,5 +45,5 @@ const sent = (conn: Deno.TcpConn) => {
   return conn.write(new Uint8Array(100));
 };
 onFresh("proof alone, drain and parse", 20, sent, (conn) => {
-  if (takeSent(conn).length !== 1) throw new Error("no packet");
+  if (drainSent(conn).length !== 1) throw new Error("no packet");
 });

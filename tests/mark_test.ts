@@ -17,7 +17,7 @@ testWith(
     assert.equal(code, Exit.notMarked, stderr);
     assert.match(
       stderr,
-      /^dscp-get: the kernel did not take the mark: setsockopt\(IP_TOS\): Operation not permitted \(errno 1\)$/m,
+      /^dscp-get: the kernel did not accept the mark: setsockopt\(IP_TOS\): Operation not permitted \(errno 1\)$/m,
     );
   },
 );
@@ -33,6 +33,6 @@ testWith(["strace"], "a mark that reads back as another is 100 and names both", 
   assert.equal(code, Exit.notMarked, stderr);
   assert.match(
     stderr,
-    /setsockopt\(IP_TOS, 0xB8\) was taken, but getsockopt\(IP_TOS\) reads back 0x20 \(errno 0\)$/m,
+    /setsockopt\(IP_TOS, 0xB8\) was accepted, but getsockopt\(IP_TOS\) reads back 0x20 \(errno 0\)$/m,
   );
 });

@@ -205,7 +205,7 @@ Deno.test("a thousand requests in one process, good and failing, leave as many d
   });
   let failures = 0;
   const once = () =>
-    get(server.url).then(({ packets }) => assert.equal(packets[0].tos, 0xb8), () => failures++);
+    get(server.url).then(({ left }) => assert.equal(left.packets[0].tos, 0xb8), () => failures++);
   await once();
   const before = openDescriptors();
   for (let at = 0; at < 999; at++) await once();

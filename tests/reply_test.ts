@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { Exit } from "../main.ts";
+import { Exit, type Reply } from "../main.ts";
 import { dscpGet, type Outcome } from "./support/processes.ts";
 import { latin1, replying } from "./support/servers.ts";
 
@@ -60,14 +60,14 @@ Deno.test("every split of a reply gives the same body", async () => {
         Promise.resolve(
           pieces.length === 0 ? null : (buffer.set(pieces[0]), pieces.shift()!.length),
         ),
+      arrivedTos: null,
     };
-    const into = { status: 0, reason: "", headers: [], tos: null, bodyBytes: 0, complete: false };
+    const milliseconds = { connect: null, firstByte: null, total: null };
+    const into = { reply: null as Reply | null, milliseconds, started: 0 };
     await readReply(source, into, {
-      head() {},
-      begin() {},
       body: (piece) => void (body += new TextDecoder().decode(piece)),
     });
-    assert.deepEqual([body, into.complete], ["abcde", true], `split at ${at}`);
+    assert.deepEqual([body, into.reply?.complete], ["abcde", true], `split at ${at}`);
   }
 });
 

@@ -30,7 +30,7 @@ Deno.test("a series tells what a server did wrong in the words of a single reque
     const [code, doing] of [
       [8, "SSH-2.0\r\n"],
       [18, half],
-      [18, "HTTP/1.1 2"],
+      [52, "HTTP/1.1 2"],
       [52, ""],
       [56, null],
     ] as const

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { open } from "../../ffi/libc.ts";
+import { connect } from "../../ffi/libc.ts";
 import { fdOf } from "../../ffi/mod.ts";
 import { Background, command, succeed } from "./processes.ts";
 
@@ -103,11 +103,7 @@ export function replyingOn(hostname: string, ...pieces: (string | Uint8Array)[])
 /** Resets a connection. connect(2) with AF_UNSPEC sends RST; close(2) would send FIN. */
 export function reset(conn: Deno.Conn): void {
   const AF_UNSPEC = 0;
-  const libc = open("libc.so.6", {
-    connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
-  });
-  libc.symbols.connect(fdOf(conn), new Uint16Array([AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0]), 16);
-  libc.close();
+  connect(fdOf(conn), new Uint8Array(16).fill(AF_UNSPEC));
 }
 
 /** Returns a port on which no process listens. */

@@ -1,0 +1,241 @@
+/**
+ * One connection with its mark and its proof. Deno may have opened the socket, or libc, or TLS over
+ * either.
+ *
+ * @module
+ */
+
+import { type Arrived, handshakeAck, latestClass, savedSyn, watchClass } from "./arrived.ts";
+import type { DialedConn } from "./dial.ts";
+import { checkTos } from "./dscp.ts";
+import { type ConnectedSocket, findConnection } from "./fd.ts";
+import { getOption, LibcError, setOption, SO_DONTROUTE, socketCookie, TCP_MAXSEG } from "./libc.ts";
+import { markSocket } from "./mark.ts";
+import type { Trust } from "./secure.ts";
+import { dataSent, drainSocket, type SentPacket, watchSocket } from "./sent.ts";
+
+export type { Trust } from "./secure.ts";
+
+/** Where to connect, how to mark the connection, and what it is for. */
+export interface ConnectOptions {
+  /** Host name or IP address, without brackets. */
+  readonly hostname: string;
+  /** 1 to 65535. */
+  readonly port: number;
+  /** The ToS byte or Traffic Class, 0 to 252, ECN bits zero. */
+  readonly tos: number;
+  /** Sets the mark before the SYN leaves. */
+  readonly markSyn: boolean;
+  /** 4 or 6 for one address family only. */
+  readonly family: 4 | 6 | null;
+  /** What TLS over it will trust; `null` for what Deno trusts. */
+  readonly trust: Trust | null;
+  /** Bytes of the largest write. */
+  readonly requestSize: number;
+}
+
+// Room that a send buffer has at the start, tcp(7): a larger write may have to wait for more.
+const LARGE = 16 * 1024;
+// What every path carries in one packet, RFC 9293 section 3.7.1.
+const SMALLEST_SEGMENT = 536;
+
+/**
+ * Whether it takes a socket of libc instead of one of Deno: to mark the SYN, to trust other roots,
+ * and for a write that may wait. As soon as there are copies of packets on the error queue, Deno
+ * takes the write side for closed, and a write that waits would spin.
+ */
+function needsDial({ markSyn, trust, requestSize }: ConnectOptions): boolean {
+  return markSyn || trust !== null || requestSize > LARGE;
+}
+
+/** Loads what {@linkcode MarkedConn.connect} needs, so that its time is the network's alone. */
+export async function prepareConnect(options: ConnectOptions): Promise<void> {
+  if (needsDial(options) || options.family !== null) await import("./dial.ts");
+}
+
+/** A TCP connection with its mark, and the proof of what it has sent. */
+export class MarkedConn implements Disposable {
+  /** This end. */
+  readonly localAddr: Deno.NetAddr;
+  /** The other end. */
+  readonly remoteAddr: Deno.NetAddr;
+  /** The descriptor: this connection's until it is closed. */
+  readonly fd: number;
+  /** Whether the mark was set before the SYN left. */
+  readonly markedSyn: boolean;
+  /** The byte that the kernel read back, once the connection is marked. */
+  readBack: number | null = null;
+  /** Bytes of data sent, TLS's own included, each counted once; known when it is closed. */
+  dataSent = 0;
+  #stream: Pick<Deno.Conn, "read" | "write" | "close">;
+  readonly #socket: ConnectedSocket;
+  readonly #options: ConnectOptions | null;
+  readonly #packets: SentPacket[] = [];
+  #syn: number | null | undefined;
+  /** Shows, once TLS has the descriptor and may have closed it, whether it is still ours. */
+  #cookie: bigint | null | undefined;
+  #isWatched = false;
+  #isClosed = false;
+
+  private constructor(stream: Deno.TcpConn | DialedConn, options: ConnectOptions | null) {
+    this.#stream = stream;
+    this.#options = options;
+    this.#socket = "socket" in stream ? stream.socket : findConnection(stream);
+    this.fd = this.#socket.fd;
+    this.localAddr = stream.localAddr as Deno.NetAddr;
+    this.remoteAddr = stream.remoteAddr as Deno.NetAddr;
+    this.markedSyn = options?.markSyn ?? false;
+  }
+
+  /**
+   * Connects and marks.
+   *
+   * @param signal abandons the attempt when it aborts
+   * @throws {LibcError | MarkError} the kernel does not accept the mark
+   * @throws {DescriptorError} the connection was reset, or its descriptor cannot be found
+   * @throws {Error} whatever `Deno.connect` throws
+   */
+  static async connect(options: ConnectOptions, signal?: AbortSignal): Promise<MarkedConn> {
+    const { hostname, port, tos, markSyn, family } = options;
+    let stream: Deno.TcpConn | DialedConn;
+    if (needsDial(options)) {
+      const { dial } = await import("./dial.ts");
+      stream = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
+    } else if (family !== null) {
+      const { connectToFirst, resolve } = await import("./dial.ts");
+      const addresses = await resolve(hostname, family, signal);
+      const connect = (address: string, signal: AbortSignal) =>
+        Deno.connect({ hostname: address, port, signal });
+      stream = await connectToFirst(addresses, connect, signal);
+    } else stream = await Deno.connect({ hostname, port, signal });
+    try {
+      const conn = new MarkedConn(stream, options);
+      // A new byte drops the socket's cached route, the 0 that it starts with does not, and this
+      // option always does. Otherwise requests with DF would be faster, measured 1.01 times.
+      setOption(conn.fd, SO_DONTROUTE, 0);
+      conn.mark(tos);
+      return conn;
+    } catch (error) {
+      stream.close();
+      throw error;
+    }
+  }
+
+  /**
+   * Takes over a connection that was accepted just now.
+   *
+   * @throws {DescriptorError} its descriptor cannot be found, or two have its ends
+   */
+  static accepted(conn: Deno.TcpConn): MarkedConn {
+    return new MarkedConn(conn, null);
+  }
+
+  /**
+   * Sets the byte that packets carry from now on, and reads it back.
+   *
+   * @param tos 0 to 252, ECN bits zero
+   * @throws {RangeError | LibcError | MarkError} no such byte, or the kernel does not accept it
+   */
+  mark(tos: number): void {
+    checkTos(tos);
+    this.readBack = markSocket(this.#socket, tos);
+  }
+
+  /**
+   * Continues in TLS over the same socket.
+   *
+   * @throws {Deno.errors.InvalidData | Error} the handshake failed
+   */
+  async startTls(hostname: string): Promise<void> {
+    const { trust, requestSize } = this.#options!;
+    if (requestSize <= LARGE) this.#watch();
+    this.#cookie = socketCookie(this.fd);
+    const stream = this.#stream;
+    if ("socket" in stream) {
+      this.#stream = await (stream as DialedConn).startTls(hostname, trust);
+      return;
+    }
+    const tls = await Deno.startTls(stream as Deno.TcpConn, { hostname });
+    this.#stream = tls;
+    // A close that came meanwhile has closed what was not TLS yet.
+    if (this.#isClosed) tls.close();
+    await tls.handshake();
+  }
+
+  /** Has the kernel keep copies of what is sent, and report the class of what arrives. */
+  #watch(): void {
+    if (this.#isWatched || this.#options === null) return;
+    try {
+      watchSocket(this.fd);
+      watchClass(this.#socket);
+      this.#isWatched = true;
+    } catch (error) {
+      // The mark is set; what left is "not observed".
+      if (!(error instanceof LibcError)) throw error;
+    }
+  }
+
+  /** Reads available bytes into `buffer`. @returns how many, or `null` at the end */
+  read(buffer: Uint8Array): Promise<number | null> {
+    return this.#stream.read(buffer);
+  }
+
+  /** Writes all of `bytes`, each segment by itself: the kernel copies one packet for each write. */
+  async write(bytes: Uint8Array): Promise<void> {
+    if (this.#cookie !== undefined && bytes.length > LARGE) {
+      // Deno waits for room here, and would spin if there were copies: only the end is watched.
+      await this.#writeAll(bytes.subarray(0, -LARGE / 2), bytes.length);
+      bytes = bytes.subarray(-LARGE / 2);
+    }
+    this.#watch();
+    const isSplit = this.#isWatched && bytes.length > SMALLEST_SEGMENT;
+    await this.#writeAll(bytes, isSplit ? getOption(this.fd, TCP_MAXSEG) : bytes.length);
+  }
+
+  async #writeAll(bytes: Uint8Array, atOnce: number): Promise<void> {
+    for (let at = 0; at < bytes.length;) {
+      const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
+      this.dataSent += size;
+      at += size;
+    }
+  }
+
+  /** The packets sent so far, oldest first, as the kernel looped them back. */
+  get sent(): readonly SentPacket[] {
+    const isOurs = this.#cookie === undefined || this.#cookie === socketCookie(this.fd);
+    if (this.#isWatched && !this.#isClosed && isOurs) {
+      // TLS's own bytes are known to the kernel alone.
+      if (this.#cookie !== undefined) this.dataSent = dataSent(this.fd);
+      const seen = this.#packets.reduce((sum, { payload }) => sum + payload, 0);
+      this.#packets.push(...drainSocket(this.#socket, this.dataSent - seen));
+    }
+    return this.#packets;
+  }
+
+  /** The Traffic Class of the latest packet that arrived; `null` on IPv4, which reports none. */
+  get arrivedTos(): number | null {
+    return latestClass(this.#socket);
+  }
+
+  /** What arrived, if the listener keeps it (`keepArrivals`). */
+  get arrived(): Arrived {
+    if (this.#syn === undefined) this.#syn = savedSyn(this.fd);
+    return { syn: this.#syn, ack: handshakeAck(this.#socket), data: this.arrivedTos };
+  }
+
+  /** Collects the last copies and closes the socket; reads and writes that wait end. */
+  close(): void {
+    if (this.#isClosed) return;
+    // The copies outlive a reset of the connection, but not its descriptor.
+    this.sent;
+    this.#isClosed = true;
+    try {
+      this.#stream.close();
+    } catch { /* a TLS handshake that failed has closed it */ }
+  }
+
+  /** {@linkcode close} */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
