@@ -16,7 +16,7 @@
  */
 
 import { prepareConnect } from "./ffi/conn.ts";
-import { makeBlocking } from "./ffi/libc.ts";
+import { prepareOutput } from "./ffi/libc.ts";
 import {
   type Arrived,
   CannotRunError,
@@ -1105,25 +1105,30 @@ function markFailure({ mark, left, arrived }: Exchange): Failure | null {
 /** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
 async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
   if (typeof bytes === "string") bytes = new TextEncoder().encode(bytes);
+  // What a pipe takes whole or not at all, pipe(7): it can be written again if it did not fit.
+  const PIPE_BUF = 4096;
   try {
-    // A parent may have made it non-blocking, where Deno does not say how much it has written.
-    isBlocking ||= (makeBlocking(1), true);
-    // What a pipe takes whole, pipe(7), waits for nobody but another writer.
-    const PIPE_BUF = 4096;
-    while (bytes.length > 0) {
-      const isSmall = bytes.length <= PIPE_BUF;
-      bytes = bytes.subarray(
-        isSmall ? Deno.stdout.writeSync(bytes) : await Deno.stdout.write(bytes),
-      );
-    }
+    if (bytes.length > PIPE_BUF && !isPrepared) prepareStandardOutput();
+    while (bytes.length > PIPE_BUF) bytes = bytes.subarray(await Deno.stdout.write(bytes));
+    while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
   } catch (error) {
+    // A parent may have made it non-blocking.
+    if (error instanceof Deno.errors.WouldBlock && !isPrepared) {
+      prepareStandardOutput();
+      return await toStandardOutput(bytes);
+    }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
     const message = `cannot write to standard output: ${reason(error as Error)}`;
     throw new Failure(Exit.cannotWrite, message);
   }
 }
 
-let isBlocking = false;
+let isPrepared = false;
+
+function prepareStandardOutput(): void {
+  prepareOutput(1);
+  isPrepared = true;
+}
 
 /** Writes to standard error; if that is closed nobody is there to read it. */
 function toStandardError(text: string): void {
