@@ -1126,7 +1126,8 @@ async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
 let isPrepared = false;
 
 function prepareStandardOutput(): void {
-  prepareOutput(1);
+  // The help must not need a permission.
+  if (isGranted({ name: "ffi" })) prepareOutput(1);
   isPrepared = true;
 }
 
