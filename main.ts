@@ -169,7 +169,7 @@ const OPTIONS: Record<string, readonly Option[]> = {
   "The mark": [
     [
       "-d, --dscp NAME[,NAME…]",
-      `EF (the default), VOICE-ADMIT or VA, LE, DF or BE,
+      `EF (the default), VA or VOICE-ADMIT, LE, DF or BE,
 CS0 to CS7, AF11 to AF43, or a number from 0 to 63;
 several take turns; all is the 64 of them`,
       (o, v) => o.marks = orUsage(() => parseMarks(v)),

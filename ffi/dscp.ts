@@ -7,9 +7,9 @@
  * @module
  */
 
-/** A code point, with the byte that carries it and the name it was asked for. */
+/** A code point, with the byte that carries it and its name. */
 export interface Mark {
-  /** The name in capitals, such as `EF`, or `null` if the code point has none. */
+  /** The name in capitals, such as `EF`, or `null` if the code point has none: `DF` for 0, `VA` for 44. */
   readonly name: string | null;
   /** The code point, 0 to 63 (RFC 2474 section 3). */
   readonly dscp: number;
@@ -23,20 +23,20 @@ export const ECN_BITS = 0b11;
 // RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Of two names
 // for one code point, `nameOf` gives the first.
 const NAMES: ReadonlyMap<string, number> = new Map([
+  ["DF", 0],
+  ["EF", 46],
+  ["VA", 44],
+  ["LE", 1],
   ...[0, 1, 2, 3, 4, 5, 6, 7].map((n) => [`CS${n}`, n << 3] as const),
   ...[1, 2, 3, 4].flatMap((n) =>
     [1, 2, 3].map((drop) => [`AF${n}${drop}`, n << 3 | drop << 1] as const)
   ),
-  ["EF", 46],
   ["VOICE-ADMIT", 44],
-  ["VA", 44],
-  ["LE", 1],
-  ["DF", 0],
   ["BE", 0],
 ]);
 
 /** What {@linkcode parseDscp} accepts, in words for a person. */
-export const DSCP_ALLOWED = "EF, VOICE-ADMIT or VA, LE, DF or BE, CS0 to CS7, AF11 to AF13, " +
+export const DSCP_ALLOWED = "EF, VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF13, " +
   "AF21 to AF23, AF31 to AF33, AF41 to AF43, or a number from 0 to 63";
 
 /** What {@linkcode parseTos} accepts, in words for a person. */
@@ -66,9 +66,8 @@ export function markOf(tos: number): Mark {
  * @throws {RangeError} the text is neither; the message lists what is allowed
  */
 export function parseDscp(text: string): Mark {
-  const name = text.toUpperCase();
-  const named = NAMES.get(name);
-  if (named !== undefined) return { name, dscp: named, tos: named << 2 };
+  const named = NAMES.get(text.toUpperCase());
+  if (named !== undefined) return markOf(named << 2);
   const dscp = /^(0|[1-9]\d?)$/.test(text) ? Number(text) : NaN;
   if (!(dscp <= 63)) {
     throw new RangeError(`${quote(text)} is not a DSCP; allowed are ${DSCP_ALLOWED}`);
@@ -79,7 +78,7 @@ export function parseDscp(text: string): Mark {
 /**
  * Reads a whole ToS byte or Traffic Class: decimal or 0x hex, 0 to 255, ECN bits zero.
  *
- * @throws {RangeError} the text is no such number, or sets ECN bits, which on TCP the kernel keeps to itself
+ * @throws {RangeError} the text is no such number, or sets ECN bits, which on TCP are the kernel's
  */
 export function parseTos(text: string): Mark {
   const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d{0,2})$/i.test(text) ? Number(text) : NaN;
@@ -100,17 +99,12 @@ export function checkTos(tos: number): void {
     throw new RangeError(`${tos} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
   }
   if ((tos & ECN_BITS) !== 0) {
-    throw new RangeError(
-      `ToS ${
-        hex(tos)
-      } sets ECN bits (the two lowest), which TCP owns: the kernel would drop them; allowed is ${
-        hex(tos & ~ECN_BITS)
-      }`,
-    );
+    const why = "ECN bits (the two lowest), which TCP owns: the kernel would drop them";
+    throw new RangeError(`ToS ${hex(tos)} sets ${why}; allowed is ${hex(tos & ~ECN_BITS)}`);
   }
 }
 
-/** Whether two bytes carry the same DSCP; TCP may set ECN bits of its own in packets (RFC 3168 section 6.1). */
+/** Whether two bytes carry the same DSCP; TCP may set ECN bits of its own (RFC 3168 section 6.1). */
 export function sameDscp(a: number, b: number): boolean {
   return a >> 2 === b >> 2;
 }

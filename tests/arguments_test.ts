@@ -18,7 +18,7 @@ Deno.test("bad marks are usage errors that list what is allowed", async () => {
     await refused(
       ["-d", value],
       2,
-      /allowed are EF, VOICE-ADMIT or VA, LE.*CS0 to CS7, AF11.*0 to 63/,
+      /allowed are EF, VA or VOICE-ADMIT, LE.*CS0 to CS7, AF11.*0 to 63/,
     );
   }
   for (const value of ["256", "-1", "1.5", "", "0x100"]) {

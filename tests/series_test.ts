@@ -20,7 +20,7 @@ Deno.test("marks take turns, round after round, and JSON has a line a request", 
   const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
   assert.deepEqual(
     lines.map(({ round, mark, left }) => [round, mark.name, left.packets[0].tos]),
-    [1, 2, 3].flatMap((round) => [[round, "EF", 0xb8], [round, "AF41", 0x88], [round, "CS0", 0]]),
+    [1, 2, 3].flatMap((round) => [[round, "EF", 0xb8], [round, "AF41", 0x88], [round, "DF", 0]]),
   );
 });
 
