@@ -108,6 +108,13 @@ function reason(error: Error): string {
   return printable(bare.replace(/^[A-Z](?![A-Z])/, (c) => c.toLowerCase()));
 }
 
+/** Waits; the first setTimeout of a process takes 12 ms, a sixth of a plain run, and this 1 ms. */
+function pause(milliseconds: number): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  AbortSignal.timeout(milliseconds).onabort = () => resolve();
+  return promise;
+}
+
 // ─── Usage ──────────────────────────────────────────────────────────────────────────────────────
 
 /** A header of the request: its name, and its value or `null` to leave it out. */
@@ -580,7 +587,6 @@ class Limits {
     this.#due = this.#connectDue = Infinity;
   }
 
-  // The first setTimeout of a process takes 12 ms here, a sixth of a plain run, and this one 1 ms.
   #watch(): void {
     const due = Math.min(this.#due, this.#connectDue);
     if (due >= this.#alarm) return;
@@ -597,9 +603,14 @@ class Limits {
   }
 
   #expire(doing: string, seconds: number): void {
-    this.end();
     const message = `${doing} took longer than ${plural(seconds, "second")}`;
-    this.#abort.abort(new Failure(Exit.timeout, message));
+    this.stop(new Failure(Exit.timeout, message));
+  }
+
+  /** Ends the request that is under way. */
+  stop(failure: Failure): void {
+    this.end();
+    this.#abort.abort(failure);
   }
 }
 
@@ -741,7 +752,7 @@ class Reader {
     this.#signal?.throwIfAborted();
     // A peer that always has bytes ready would keep alarms and signals waiting for ever.
     if (++this.#reads % 64 === 0 && performance.now() - this.#turned > 50) {
-      await new Promise<void>((turn) => AbortSignal.timeout(0).onabort = () => turn());
+      await pause(0);
       this.#turned = performance.now();
     }
     const { from, to } = this;
@@ -1253,9 +1264,14 @@ function json(place: Place | null, exchange: Exchange | null, failure: Failure |
     },
     ...failure && { error: { code: failure.code, message: failure.message } },
   };
+  return jsonLine(object);
+}
+
+/** A line of JSON: fractions to six digits; what would act on a terminal is escaped. */
+function jsonLine(object: unknown): string {
   const rounded = (_: string, value: unknown) =>
-    typeof value === "number" ? Number(value.toFixed(3)) : value;
-  // JSON.stringify leaves DEL, C1 and direction marks as they are, and a terminal may be reading.
+    typeof value === "number" && value % 1 !== 0 ? Number(value.toPrecision(6)) : value;
+  // JSON.stringify leaves DEL, C1 and direction marks as they are.
   return JSON.stringify(object, rounded).replace(
     /[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g,
     (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
@@ -1275,9 +1291,11 @@ export class Row {
   readonly mark: Mark;
   /** How many requests were made. */
   requests = 0;
-  /** How many of them failed. */
-  failures = 0;
-  /** The bytes that packets left with and arrived with, as far as they were seen. */
+  /** How many of them failed, a wrong mark aside. */
+  failed = 0;
+  /** How many of them left or arrived with another mark. */
+  wrong = 0;
+  /** The bytes that packets left with, as far as they were seen. */
   readonly left: Set<number> = new Set();
   /** The bytes that marked packets arrived with, as far as the far end reports them. */
   readonly arrived: Set<number> = new Set();
@@ -1294,7 +1312,8 @@ export class Row {
   /** Adds a request. */
   add({ left, arrived, reply, connection, milliseconds, failure }: Exchange): void {
     this.requests++;
-    if (failure !== null) this.failures++;
+    if (left.wrong !== null || (arrived !== null && arrived.wrong !== null)) this.wrong++;
+    else if (failure !== null) this.failed++;
     for (const { tos } of left.packets) this.left.add(tos);
     if (arrived !== null) {
       const { syn, ack, data } = arrived;
@@ -1313,45 +1332,56 @@ export function quantile(values: readonly number[], share: number): number {
   return sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)] ?? NaN;
 }
 
-/** A bar of `share` (0 to 1) of 24 characters, to an eighth of one. */
-export function bar(share: number): string {
-  const eighths = Math.round(share * 24 * 8);
+/** A bar of `share` (0 to 1) of `width` characters, to an eighth of one. */
+export function bar(share: number, width: number): string {
+  const eighths = Math.round(share * width * 8);
   return "█".repeat(eighths >> 3) + (eighths % 8 === 0 ? "" : "▏▎▍▌▋▊▉"[eighths % 8 - 1]);
 }
 
-/** The rows as a table, with a bar for each median of the total time. */
-export function table(rows: readonly Row[]): string {
-  const longest = Math.max(
-    ...rows.map(({ total }) => quantile(total, 0.5)).filter(Number.isFinite),
-  );
+/** The rows as a table of at most `width` columns; a bar shows each median if there is room. */
+export function table(rows: readonly Row[], width = 80): string {
   const bytes = (seen: Set<number>, mark: Mark) => {
     if (seen.size === 0) return "-";
     const isRight = [...seen].every((tos) => sameDscp(tos, mark.tos));
     return `${[...seen].map(hex).join(" ")}${isRight ? "" : " !"}`;
   };
-  const times = (values: number[]) =>
-    [0.5, 0.95, 1].map((share) => shortTime(quantile(values, share)));
-  const header = "mark,byte,left,arrived,requests,failed,connect ms,p95,max,total ms,p95,max,";
-  const cells = [header.split(",")];
-  for (const { mark, left, arrived, requests, failures, connect, total } of rows) {
-    const median = quantile(total, 0.5);
-    cells.push([
-      mark.name ?? String(mark.dscp),
-      hex(mark.tos),
-      bytes(left, mark),
-      bytes(arrived, mark),
-      String(requests),
-      String(failures),
-      ...times(connect),
-      ...times(total),
-      Number.isFinite(median) ? bar(median / longest) : "",
-    ]);
+  const time = (values: number[], share: number) => shortTime(quantile(values, share));
+  type Column = [title: string, under: string, cells: string[], isText?: boolean];
+  const columns: Column[] = [
+    ["", "mark", rows.map(({ mark }) => nameOf(mark)), true],
+    ["", "left", rows.map(({ left, mark }) => bytes(left, mark)), true],
+    ["", "arrived", rows.map(({ arrived, mark }) => bytes(arrived, mark)), true],
+    ["", "requests", rows.map(({ requests }) => String(requests))],
+    ["", "failed", rows.map(({ failed }) => String(failed))],
+    ["wrong", "mark", rows.map(({ wrong }) => String(wrong))],
+    ["connect ms", "median", rows.map(({ connect }) => time(connect, 0.5))],
+    ["total ms", "median", rows.map(({ total }) => time(total, 0.5))],
+    ["", "p95", rows.map(({ total }) => time(total, 0.95))],
+    ["", "max", rows.map(({ total }) => time(total, 1))],
+  ];
+  const widthOf = ([title, under, cells]: Column) =>
+    Math.max(...[title, under, ...cells].map(({ length }) => length));
+  const used = () => columns.reduce((sum, column) => sum + widthOf(column) + 1, 0);
+  // On a narrow terminal the time to connect goes first.
+  if (used() > width + 1) columns.splice(6, 1);
+  const room = Math.min(24, width - used());
+  if (room >= "of median".length) {
+    const medians = rows.map(({ total }) => quantile(total, 0.5));
+    const longest = Math.max(...medians.filter(Number.isFinite));
+    const bars = medians.map((median) => bar(median / longest || 0, room));
+    columns.push(["bar:", "of median", bars, true]);
   }
-  const widths = cells[0].map((_, at) => Math.max(...cells.map((row) => row[at].length)));
-  const isText = (at: number) => at < 4 || at === widths.length - 1;
-  const aligned = (cell: string, at: number) =>
-    isText(at) ? cell.padEnd(widths[at]) : cell.padStart(widths[at]);
-  return cells.map((row) => `${row.map(aligned).join("  ").trimEnd()}\n`).join("");
+  const line = (cellOf: (column: Column) => string) =>
+    columns.map((column) => {
+      const cell = cellOf(column);
+      return column[3] ? cell.padEnd(widthOf(column)) : cell.padStart(widthOf(column));
+    }).join(" ").trimEnd().slice(0, width) + "\n";
+  const body = rows.map((_, row) => line(([, , cells]) => cells[row]));
+  return line(([title]) => title) + line(([, under]) => under) + body.join("");
+}
+
+function nameOf({ name, dscp }: Mark): string {
+  return name ?? String(dscp);
 }
 
 /** Milliseconds in few characters: `0.42`, `17.3`, `1520`. */
@@ -1401,35 +1431,99 @@ function normalTail(z: number): number {
 
 const SIGNIFICANT = 0.01, SMALLEST_RATIO = 1.05, MIN_SAMPLES = 8;
 
-/** How a row's times compare with another's: `null` if no difference is to be seen. */
-export function compare(row: Row, other: Row, comparisons = 1): string | null {
-  const p = mannWhitney(row.total, other.total);
-  const [ours, theirs] = [quantile(row.total, 0.5), quantile(other.total, 0.5)];
-  const ratio = Math.max(ours / theirs, theirs / ours);
-  // Of many comparisons some would seem real by chance (Bonferroni); of many requests, some
-  // difference always is real, and too small to matter to anybody.
-  if (p >= SIGNIFICANT / comparisons || !(ratio >= SMALLEST_RATIO)) return null;
-  const word = ours < theirs ? "faster" : "slower";
-  return `${ratio.toFixed(ratio < 10 ? 2 : 0)} times ${word} (p = ${p.toPrecision(2)})`;
+/** How the times with one mark compare with those of another. */
+export interface Comparison {
+  /** The mark compared with. */
+  readonly against: Mark;
+  /** Its median total time divided by ours: above 1 is faster; `NaN` without replies. */
+  readonly ratio: number;
+  /** The p-value of the rank test, 0 to 1. */
+  readonly p: number;
+  /** Whether there is a difference: `null` if there are too few replies to say. */
+  readonly differs: boolean | null;
 }
 
-/** In one sentence, whether the network cared: each mark against best effort. */
-export function verdict(rows: readonly Row[]): string {
-  const plain = rows.find(({ mark }) => mark.dscp === 0);
-  const others = rows.filter(({ mark }) => mark.dscp !== 0);
-  if (plain === undefined || others.length === 0) return "";
-  const nameOf = ({ mark }: Row) => mark.name ?? `DSCP ${mark.dscp}`;
-  const against = `Against ${nameOf(plain)}, in median total time:`;
-  if (rows.some(({ total }) => total.length < MIN_SAMPLES)) {
-    return `${against} no difference seen, with fewer than ${MIN_SAMPLES} replies none can be.\n`;
-  }
-  const real = others.flatMap((row) => {
-    const difference = compare(row, plain, others.length);
-    return difference === null ? [] : [`${nameOf(row)} is ${difference}`];
+/**
+ * Compares each row with best effort, or with the first row if there is no such mark.
+ *
+ * @returns a comparison for each row; `null` for the one that the others are compared with
+ */
+export function compare(rows: readonly Row[]): (Comparison | null)[] {
+  const reference = rows.find(({ mark }) => mark.dscp === 0) ?? rows[0];
+  return rows.map((row) => {
+    if (row === reference) return null;
+    const p = mannWhitney(row.total, reference.total);
+    const ratio = quantile(reference.total, 0.5) / quantile(row.total, 0.5);
+    // Of many comparisons some would seem real by chance (Bonferroni); of many requests, some
+    // difference always is real, and too small to matter to anybody.
+    const isReal = p < SIGNIFICANT / (rows.length - 1) &&
+      Math.max(ratio, 1 / ratio) >= SMALLEST_RATIO;
+    const isEnough = Math.min(row.total.length, reference.total.length) >= MIN_SAMPLES;
+    return { against: reference.mark, ratio, p, differs: isEnough ? isReal : null };
   });
-  const same = others.length - real.length;
-  const rest = real.length > 0 ? ` for ${plural(same, "other")}` : "";
-  return `${against} ${[...real, ...same > 0 ? [`no difference seen${rest}`] : []].join(", ")}.\n`;
+}
+
+/** Whether the network cared, in sentences of at most `width` columns a line; none for one mark. */
+export function verdict(rows: readonly Row[], width = 80): string {
+  const compared = compare(rows), first = compared.find((one) => one !== null);
+  if (first === undefined) return "";
+  if (compared.some((one) => one?.differs === null)) {
+    const few = `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`;
+    return wrapped(`Against ${nameOf(first!.against)}, median total time: ${few}.`, width);
+  }
+  const real: string[] = [], same: { name: string; p: number }[] = [];
+  for (const [at, one] of compared.entries()) {
+    if (one === null) continue;
+    const name = nameOf(rows[at].mark), factor = Math.max(one.ratio, 1 / one.ratio);
+    const times = `${factor.toFixed(factor < 10 ? 2 : 0)} times`;
+    const word = one.ratio > 1 ? "faster" : "slower";
+    if (one.differs) real.push(`${name} is ${times} ${word} (p = ${one.p.toPrecision(2)})`);
+    else same.push({ name, p: one.p });
+  }
+  const p = Math.min(...same.map(({ p }) => p)).toPrecision(2);
+  const names = same.length > 4 ? `${same.length} others` : same.map(({ name }) => name).join(", ");
+  if (same.length > 0) {
+    real.push(`no difference seen for ${names} (p ${same.length > 1 ? "≥" : "="} ${p})`);
+  }
+  return wrapped(
+    `Against ${nameOf(first!.against)}, median total time: ${real.join(", ")}.`,
+    width,
+  );
+}
+
+function wrapped(text: string, width: number): string {
+  let lines = "", line = "";
+  for (const word of text.split(" ")) {
+    if (line !== "" && line.length + 1 + word.length > width) {
+      lines += `${line}\n`;
+      line = "";
+    }
+    line += line === "" ? word : ` ${word}`;
+  }
+  return `${lines}${line}\n`;
+}
+
+/** The rows as one line of JSON. */
+function summaryJson(rows: readonly Row[]): string {
+  const compared = compare(rows);
+  const summary = rows.map((
+    { mark, requests, failed, wrong, left, arrived, connect, total },
+    at,
+  ) => ({
+    mark,
+    requests,
+    failed,
+    wrong,
+    left: [...left],
+    arrived: [...arrived],
+    milliseconds: {
+      connect: { median: quantile(connect, 0.5) },
+      total: { median: quantile(total, 0.5), p95: quantile(total, 0.95), max: quantile(total, 1) },
+    },
+    compared: compared[at] && { ...compared[at], against: nameOf(compared[at].against) },
+  }));
+  // JSON has no NaN: it becomes null, which is what is known.
+  return jsonLine({ summary });
 }
 
 /**
@@ -1441,47 +1535,67 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
   const how = askOptions(options), limits = new Limits(how), sink = sinkFor(options);
-  const isQuiet = options.json || options.silent;
-  const screen = new Screen(Deno.stderr.isTerminal() && !isQuiet);
-  const result = () => screen.replace(isQuiet ? "" : table(rows) + verdict(rows));
-  const interrupt = (code: number) => () => {
-    result();
-    Deno.exit(code);
+  const screen = new Screen(!options.json && !options.silent);
+  const result = async () => {
+    screen.clear();
+    if (options.json) await toStandardOutput(summaryJson(rows));
+    else if (!options.silent) {
+      const width = widthOf(Deno.stdout);
+      await toStandardOutput(table(rows, width) + verdict(rows, width));
+    }
   };
-  const signals = [["SIGINT", interrupt(130)], ["SIGTERM", interrupt(143)]] as const;
+  const interrupted = Promise.withResolvers<Failure>();
+  let end: Failure | null = null;
+  const interrupt = (signal: number) => () => {
+    if (end !== null) Deno.exit(128 + signal);
+    end = new Failure(128 + signal, "");
+    interrupted.resolve(end);
+    limits.stop(end);
+  };
+  const signals = [["SIGINT", interrupt(2)], ["SIGTERM", interrupt(15)]] as const;
   for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
-  let first: Failure | null = null, failed = 0, done = 0;
+  let first: Failure | null = null, done = 0;
   try {
     await warmUp(options, how);
     for (let round = 1; round <= options.count; round++) {
       for (const row of rows) {
         if (done > 0 && options.interval > 0) {
-          await new Promise((go) => setTimeout(go, options.interval * 1000));
+          await Promise.race([pause(options.interval * 1000), interrupted.promise]);
         }
         const exchange = await ask(place.target, row.mark, how, sink, limits);
+        if (end !== null) {
+          await result();
+          return end;
+        }
         if (done === 0 && await place.isGone(exchange)) return undefined;
         const { failure } = exchange;
         // Without a permission or libc no other request would fare better.
         if (failure?.code === Exit.cannotRun) throw failure;
         first ??= failure;
-        if (failure !== null) failed++;
         row.add(exchange);
         done++;
         if (options.json) await toStandardOutput(json(place, exchange, failure, round));
-        else {
-          const progress = `${done} of ${count} requests, Ctrl-C ends it here\n`;
-          screen.offer(() => table(rows) + progress);
-        }
+        else {screen.offer((width) =>
+            `${table(rows, width)}${done} of ${count} requests, Ctrl-C ends it here\n`
+          );}
       }
     }
+    await result();
   } finally {
     for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
-    if (done > 0) result();
   }
   if (first === null) return null;
-  const { code, message } = first;
-  const summary = `${failed} of ${plural(count, "request")} failed; the first: ${message}`;
-  return new Failure(code, summary);
+  const sum = (of: "failed" | "wrong") => rows.reduce((sum, row) => sum + row[of], 0);
+  const parts = [
+    ...sum("failed") > 0 ? [`${sum("failed")} of ${plural(count, "request")} failed`] : [],
+    ...sum("wrong") > 0 ? [`${sum("wrong")} of ${plural(count, "request")} with a wrong mark`] : [],
+  ];
+  return new Failure(first.code, `${parts.join(", ")}; the first: ${first.message}`);
+}
+
+/** How many columns may be used: a terminal's if it has fewer than 80. */
+function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
+  return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
 }
 
 /** Unmeasured requests to ourselves, so that no mark pays for the loading and compiling of code. */
@@ -1492,31 +1606,41 @@ async function warmUp(options: Options, how: AskOptions): Promise<void> {
   for (let at = 0; at < 16; at++) await ask(place.target, options.marks[0], local, {});
 }
 
-/** Text on standard error that on a terminal is replaced by newer text. */
+/** Lines on a terminal's standard error that are replaced by newer ones. */
 class Screen {
   readonly #isLive: boolean;
-  #lines = 0;
-  #drawn = 0;
+  /** How long the lines are that were drawn last. */
+  #drawn: number[] = [];
+  #drawnAt = -Infinity;
 
-  constructor(isLive: boolean) {
-    this.#isLive = isLive;
+  constructor(isWanted: boolean) {
+    this.#isLive = isWanted && Deno.stderr.isTerminal();
   }
 
-  /** Draws ten times a second at most; what could not be replaced later is not drawn at all. */
-  offer(text: () => string): void {
-    if (!this.#isLive || performance.now() - this.#drawn < 100) return;
-    const lines = text().split("\n");
-    // What has scrolled off the screen cannot be replaced: the last line is enough then.
-    const fits = lines.length < Deno.consoleSize().rows;
-    this.replace(fits ? lines.join("\n") : `${lines.at(-2)}\n`);
-    this.#drawn = performance.now();
+  /** Draws ten times a second at most. @param text gets the number of columns */
+  offer(text: (width: number) => string): void {
+    if (!this.#isLive || performance.now() - this.#drawnAt < 100) return;
+    // A line as wide as the terminal may wrap; what scrolls off the screen cannot be replaced.
+    const width = widthOf(Deno.stderr) - 1, { rows } = Deno.consoleSize();
+    const lines = text(width).trimEnd().split("\n").map((line) => line.slice(0, width));
+    const shown = lines.length < rows ? lines : lines.slice(-1);
+    this.clear();
+    toStandardError(shown.map((line) => `${line}\n`).join(""));
+    this.#drawn = shown.map(({ length }) => length);
+    this.#drawnAt = performance.now();
   }
 
-  /** Draws over what was drawn last. */
-  replace(text: string): void {
-    const up = this.#lines > 0 ? `\x1b[${this.#lines}A\x1b[J` : "";
-    toStandardError(up + text);
-    this.#lines = this.#isLive ? text.split("\n").length - 1 : 0;
+  /** Removes what was drawn last, and what was typed behind it. */
+  clear(): void {
+    if (this.#drawn.length === 0) return;
+    // A terminal that has become narrower has wrapped the lines.
+    const { columns } = Deno.consoleSize();
+    const up = this.#drawn.reduce(
+      (sum, length) => sum + Math.max(1, Math.ceil(length / columns)),
+      0,
+    );
+    toStandardError(`\r\x1b[${up}A\x1b[J`);
+    this.#drawn = [];
   }
 }
 
@@ -1633,12 +1757,6 @@ function drop({ conn }: Client): void {
   try {
     conn.close();
   } catch { /* it is closed already */ }
-}
-
-function pause(milliseconds: number): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  AbortSignal.timeout(milliseconds).onabort = () => resolve();
-  return promise;
 }
 
 /** Answers one connection; clients may do as they like, so nothing here is an error. */

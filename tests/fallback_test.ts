@@ -31,8 +31,8 @@ testWith(
       await using _server = await onDefaultPort(namespace, act);
       const { code, stdout, stderr } = await dscpGet(["-n", "5"], namespace);
       assert.equal(code, 56, stderr);
-      assert.equal((stdout + stderr).match(/^mark +byte/gm)!.length, 1);
-      assert.match(stdout + stderr, /^EF +0xB8 .* 5 +1 /m);
+      assert.equal((stdout + stderr).match(/^mark +left/gm)!.length, 1);
+      assert.match(stdout + stderr, /^EF +0xB8 .* 5 +1 +0 /m);
     }
     await using _server = await onDefaultPort(namespace, act);
     const { code, stdout } = await dscpGet(["--json", "-n", "5"], namespace);
