@@ -1635,11 +1635,10 @@ class Screen {
     if (this.#drawn.length === 0) return;
     // A terminal that has become narrower has wrapped the lines.
     const { columns } = Deno.consoleSize();
-    const up = this.#drawn.reduce(
-      (sum, length) => sum + Math.max(1, Math.ceil(length / columns)),
-      0,
-    );
-    toStandardError(`\r\x1b[${up}A\x1b[J`);
+    const heights = this.#drawn.map((length) => Math.max(1, Math.ceil(length / (columns || 80))));
+    // Line by line: erasing all of a screen at once puts it into the scrollback of some terminals.
+    const up = "\x1b[A\x1b[2K".repeat(heights.reduce((sum, height) => sum + height));
+    toStandardError(`\r\x1b[K${up}`);
     this.#drawn = [];
   }
 }

@@ -196,8 +196,8 @@ testWith(["script"], "on a terminal the table grows, with a line for what is lef
   const words = command(["-d", "EF,DF", "-n", "300", server.url]).join(" ");
   const { stdout } = await execute(onTerminal(`stty rows 24; ${words}`));
   assert.match(stdout, /\d+ of 600 requests, Ctrl-C ends it here/);
-  assert.ok(stdout.includes("A\x1b[J"), "it goes up and clears");
-  const last = stdout.slice(stdout.lastIndexOf("\x1b[J"));
+  assert.ok(stdout.includes("\x1b[A\x1b[2K"), "it goes up and clears");
+  const last = stdout.slice(stdout.lastIndexOf("\x1b[2K"));
   assert.match(last, /EF .* 300 +0 +0 [^]*Against DF/);
   assert.doesNotMatch(last, /Ctrl-C/);
 });
