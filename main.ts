@@ -179,13 +179,13 @@ const OPTIONS: Record<string, readonly Option[]> = {
       `EF (the default), VA or VOICE-ADMIT, LE, DF or BE,
 CS0 to CS7, AF11 to AF43, or a number from 0 to 63;
 several take turns; all is the 64 of them`,
-      (o, v) => o.marks = orUsage(() => parseMarks(v)),
+      (o, v) => o.marks = [...o.marks === DEFAULTS.marks ? [] : o.marks, ...parseMarks(v)],
     ],
     [
       "    --tos BYTE",
       `the whole ToS byte or Traffic Class, such as 184 or
 0xB8; ECN bits 0`,
-      (o, v) => o.marks = [orUsage(() => parseTos(v))],
+      (o, v) => o.marks = [orUsage(() => parseTos(v), byteHint(v))],
     ],
     [
       "    --mark-syn",
@@ -225,6 +225,7 @@ no others; needs --allow-read`,
     ["-i, --include", "status line and headers before the body", (o) => o.include = true],
     ["-f, --fail", "exit 22 on status 400 and above, without the body", (o) => o.fail = true],
     ["-s, --silent", "no report", (o) => o.silent = true],
+    ["-S, --show-error", "errors, as always: for scripts made for curl", () => {}],
     ["    --json", "one JSON object instead of body and report", (o) => o.json = true],
     ["-V, --version", "the version", (o) => o.print ??= "version"],
     ["-h, --help", "this text", (o) => o.print ??= "help"],
@@ -289,7 +290,8 @@ export function parseArguments(args: readonly string[]): Options {
   const rows = new Map<string, { name: string; hasValue: boolean; store: Store }>();
   for (const [label, , store] of Object.values(OPTIONS).flat()) {
     const [, short, name, value] = /^(-.)?[ ,]*(--[\w-]+)(.*)$/.exec(label)!;
-    for (const as of [short, name]) rows.set(as, { name, hasValue: value !== "", store });
+    const row = { name, hasValue: value !== "", store };
+    for (const as of [short, name]) if (as !== undefined) rows.set(as, row);
   }
   const words = [...args];
   for (let word; (word = words.shift()) !== undefined;) {
@@ -300,7 +302,7 @@ export function parseArguments(args: readonly string[]): Options {
       const isLong = word.startsWith("--");
       const [, as, rest] = (isLong ? /^(--[^=]*)(?:=([^]*))?$/ : /^(-.)([^]+)?$/u).exec(word)!;
       const row = rows.get(as);
-      if (row === undefined) throw usageError(`unknown option ${quote(as)}`);
+      if (row === undefined) throw unknownOption(as, [...rows.keys()]);
       const { name, hasValue, store } = row;
       if (isLong && !hasValue && rest !== undefined) throw usageError(`${as} takes no value`);
       if (!isLong && !hasValue && rest !== undefined) words.unshift(`-${rest}`);
@@ -316,27 +318,65 @@ export function parseArguments(args: readonly string[]): Options {
   if (options.serve !== null && urls.length > 0) {
     throw usageError("--serve takes no URL: it is the far end");
   }
+  const beside = [...given].find((name) => !["--serve", "--silent", "--show-error"].includes(name));
+  if (options.serve !== null && options.print === null && beside !== undefined) {
+    throw usageError(`${beside} does nothing beside --serve: it is for requests`);
+  }
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   }
   return { ...options, url: urls[0] ?? null };
 }
 
-function usageError(message: string): Failure {
-  return new Failure(Exit.usage, printable(message), "--help lists the options");
+function usageError(message: string, hint = "--help lists the options"): Failure {
+  return new Failure(Exit.usage, printable(message), hint);
 }
 
-function orUsage<T>(parse: () => T): T {
+function unknownOption(given: string, names: readonly string[]): Failure {
+  const message = `unknown option ${quote(given)}`;
+  if (/^--(allow|deny|unstable|no-prompt|no-check|quiet|reload|config|cert|v8-flags)/.test(given)) {
+    return usageError(message, "options of Deno go before main.ts: deno run --allow-net …");
+  }
+  const near = names.map((name) => ({ name, distance: distance(given, name) }))
+    .sort((a, b) => a.distance - b.distance)[0];
+  const isNear = given.startsWith("--") && near.distance <= 3;
+  return usageError(message, isNear ? `did you mean ${near.name}?` : undefined);
+}
+
+/** How many letters to add, drop or change to make one word of another (Levenshtein). */
+function distance(from: string, to: string): number {
+  let row = Array.from({ length: to.length + 1 }, (_, at) => at);
+  for (let i = 1; i <= from.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= to.length; j++) {
+      const change = row[j - 1] + (from[i - 1] === to[j - 1] ? 0 : 1);
+      next.push(Math.min(row[j] + 1, next[j - 1] + 1, change));
+    }
+    row = next;
+  }
+  return row[to.length];
+}
+
+function orUsage<T>(parse: () => T, hint?: string): T {
   try {
     return parse();
   } catch (error) {
-    throw error instanceof RangeError ? usageError(error.message) : error;
+    throw error instanceof RangeError ? usageError(error.message, hint) : error;
   }
 }
 
 function parseMarks(text: string): Mark[] {
-  if (text.toLowerCase() !== "all") return text.split(",").map(parseDscp);
-  return Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2));
+  return text.split(",").flatMap((name) => {
+    if (name.toLowerCase() === "all") return Array.from({ length: 64 }, (_, n) => markOf(n << 2));
+    const isByte = /^\d+$/.test(name) && Number(name) > 63 && Number(name) < 256;
+    const hint = isByte ? `did you mean the whole byte? --tos ${name}` : undefined;
+    return [orUsage(() => parseDscp(name), hint)];
+  });
+}
+
+/** A hint for who writes a byte in hexadecimal without its prefix. */
+function byteHint(text: string): string | undefined {
+  return /^[0-9a-f]{2}$/i.test(text) ? `did you mean hexadecimal? --tos 0x${text}` : undefined;
 }
 
 function parseCount(text: string): number {
@@ -405,10 +445,9 @@ export interface Target {
   readonly path: string;
 }
 
-function localTarget(port: number): Target {
-  const authority = `${DEFAULT_HOST}:${port}`;
-  const url = `http://${authority}/`;
-  return { url, isHttps: false, host: DEFAULT_HOST, port, authority, path: "/" };
+function localTarget(host: string, port: number): Target {
+  const authority = formatAddress({ hostname: host, port });
+  return { url: `http://${authority}/`, isHttps: false, host, port, authority, path: "/" };
 }
 
 /** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
@@ -1658,7 +1697,7 @@ const BUILT_IN: Service = {
   type: "text/plain; charset=utf-8",
   page: () =>
     `This page comes from dscp-get's built-in server: nobody else was listening on
-${DEFAULT_HOST}:${DEFAULT_PORT}. Give a URL to ask another server; --help lists the options.
+port ${DEFAULT_PORT} here. Give a URL to ask another server; --help lists the options.
 `,
 };
 
@@ -1952,17 +1991,19 @@ interface Place extends AsyncDisposable {
  *
  * @param isAgain a server that was there has gone: another run's built-in one, which had its answer
  */
-function openPlace({ url }: Options, isAgain: boolean): Place {
+function openPlace({ url, family }: Options, isAgain: boolean): Place {
   if (url !== null) return serverAt(parseTarget(url), () => Promise.resolve(false));
-  const anyPort = isAgain && isGranted({ name: "net", host: `${DEFAULT_HOST}:0` });
-  const listener = listen(anyPort ? 0 : DEFAULT_PORT);
+  const host = defaultHost(family);
+  const anyPort = isAgain &&
+    isGranted({ name: "net", host: formatAddress({ hostname: host, port: 0 }) });
+  const listener = listen(host, anyPort ? 0 : DEFAULT_PORT);
   if (listener !== null) return builtInServer(listener);
-  return serverAt(localTarget(DEFAULT_PORT), async ({ reply, failure }) => {
+  return serverAt(localTarget(host, DEFAULT_PORT), async ({ reply, failure }) => {
     const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
     if (reply !== null || !codes.includes(failure?.code ?? 0)) return false;
     // Runs that follow each other may hold the port in turn, each for some milliseconds.
     for (let tries = 0; tries < 100; tries++) {
-      const listener = listen(DEFAULT_PORT);
+      const listener = listen(host, DEFAULT_PORT);
       listener?.close();
       if (listener !== null) return true;
       await pause(10);
@@ -1981,7 +2022,7 @@ function builtInServer(listener: Deno.TcpListener): Place {
   const farEnd = new FarEnd(listener, BUILT_IN);
   const serving = farEnd.serve();
   return {
-    target: localTarget(listener.addr.port),
+    target: localTarget(listener.addr.hostname, listener.addr.port),
     isBuiltIn: true,
     isGone: () => Promise.resolve(false),
     async [Symbol.asyncDispose]() {
@@ -1991,9 +2032,14 @@ function builtInServer(listener: Deno.TcpListener): Place {
   };
 }
 
-function listen(port: number): Deno.TcpListener | null {
+/** This host, as `-6` asks for it or not. */
+function defaultHost(family: 4 | 6 | null): string {
+  return family === 6 ? "::1" : DEFAULT_HOST;
+}
+
+function listen(hostname: string, port: number): Deno.TcpListener | null {
   try {
-    return Deno.listen({ hostname: DEFAULT_HOST, port });
+    return Deno.listen({ hostname, port });
   } catch (error) {
     if (error instanceof Deno.errors.AddrInUse) return null;
     throw error;
@@ -2099,7 +2145,9 @@ async function run(options: Options): Promise<Failure | null> {
   if (Deno.build.os !== "linux") {
     throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
   }
-  const target = options.url === null ? localTarget(DEFAULT_PORT) : parseTarget(options.url);
+  const target = options.url === null
+    ? localTarget(defaultHost(options.family), DEFAULT_PORT)
+    : parseTarget(options.url);
   const where = options.serve ?? { hostname: target.host, port: target.port };
   // On a terminal Deno would ask for what is missing, and wait for an answer.
   const missing = Deno.stdin.isTerminal() ? missingPermission(where) : null;

@@ -148,3 +148,34 @@ Deno.test("the request has Host, User-Agent, Accept and Connection, and -H chang
   );
   assert.ok(sent.includes("\r\nX-Empty: \r\n") && sent.includes("\r\nA: 1\r\nA: 2\r\n"), sent);
 });
+
+Deno.test("a mistake is answered with what was probably meant", async () => {
+  const hintOf = async (...args: string[]) => {
+    const { code, stderr } = await dscpGet(args);
+    assert.equal(code, 2, stderr);
+    return /^hint: (.*)$/m.exec(stderr)![1];
+  };
+  assert.equal(await hintOf("-d", "184"), "did you mean the whole byte? --tos 184");
+  assert.equal(await hintOf("--tos", "b8"), "did you mean hexadecimal? --tos 0xb8");
+  assert.equal(await hintOf("--dcsp", "EF"), "did you mean --dscp?");
+  assert.equal(await hintOf("--nothing-of-the-kind"), "--help lists the options");
+  assert.match(await hintOf("--allow-net", "http://h/"), /^options of Deno go before main\.ts/);
+});
+
+Deno.test("-d may be given several times, all may stand in a list, and -S is taken as curl's", () => {
+  const names = (...args: string[]) => parseArguments(args).marks.map(({ name }) => name);
+  assert.deepEqual(names("-d", "EF", "-d", "DF,af41"), ["EF", "DF", "AF41"]);
+  assert.equal(names("-d", "all,EF").length, 65);
+  assert.deepEqual(names("-sS", "http://h/"), ["EF"]);
+});
+
+Deno.test("what does nothing beside --serve is a usage error", () => {
+  for (const args of ["-n 2", "-d EF", "-k", "--json", "-m 3"]) {
+    assert.throws(
+      () => parseArguments(["--serve", "0", ...args.split(" ")]),
+      (error) => error instanceof Failure && error.code === Exit.usage,
+      args,
+    );
+  }
+  assert.equal(parseArguments(["--serve", "0", "-s"]).silent, true);
+});

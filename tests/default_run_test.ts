@@ -69,3 +69,10 @@ testWith(
     assert.match(stderr, /127\.0\.0\.1:(?!8086)\d+, the built-in server/);
   },
 );
+
+testWith(["root", "ip"], "-6 without a URL is for [::1]", async () => {
+  await using namespace = await Namespace.create();
+  const { code, stderr } = await dscpGet(["-6"], namespace);
+  assert.equal(code, 0, stderr);
+  assert.match(stderr, /^connected {2}\[::1\]:\d+ → \[::1\]:8086, the built-in server/);
+});
