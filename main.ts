@@ -1091,50 +1091,88 @@ export interface Left {
   /** The packets seen, oldest first. */
   readonly packets: readonly SentPacket[];
   /** Bytes of data that they carried, and that were sent in all; TLS's own are among them. */
-  readonly bytes: { readonly seen: number; readonly sent: number };
-  /** The first byte seen that is not the mark's, in the packets or in a tunnel's packets. */
+  readonly bytes: { readonly seen: number; readonly sent: number | null };
+  /** The first byte seen that is not the mark's. */
   readonly wrong: number | null;
+  /** The byte of the tunnel's packets that they left in: the first that is not the mark's, if any. */
+  readonly outerTos: number | null;
+  /** Whether a tunnel device took them: what leaves it is not observed. */
+  readonly toTunnel: boolean;
 }
 
-const NOT_OBSERVED: Left = { proved: null, packets: [], bytes: { seen: 0, sent: 0 }, wrong: null };
+const NOT_OBSERVED: Left = {
+  proved: null,
+  packets: [],
+  bytes: { seen: 0, sent: 0 },
+  wrong: null,
+  outerTos: null,
+  toTunnel: false,
+};
 
 /** Did the mark leave? */
-function judgeLeft({ sent: packets, dataSent }: MarkedConn, mark: Mark): Left {
-  const bytes = packets.flatMap(({ tos, outerTos }) => outerTos === null ? [tos] : [tos, outerTos]);
-  const wrong = bytes.find((tos) => !sameDscp(tos, mark.tos)) ?? null;
+function judgeLeft({ sent: packets, dataSent: sent }: MarkedConn, mark: Mark): Left {
+  const isWrong = (tos: number) => !sameDscp(tos, mark.tos);
+  const wrong = packets.map(({ tos }) => tos).find(isWrong) ?? null;
+  const outer = packets.flatMap(({ outerTos }) => outerTos ?? []);
+  const outerTos = outer.find(isWrong) ?? outer[0] ?? null;
+  const toTunnel = packets.some(({ linkHeader }) => linkHeader === 0);
   // A packet that was sent again is counted once.
   const payloads = new Map(packets.map(({ sequence, payload }) => [sequence, payload]));
   const seen = [...payloads.values()].reduce((sum, payload) => sum + payload, 0);
-  // What a tunnel device is given is not what leaves it.
-  const isCovered = packets.length > 0 && seen >= dataSent &&
-    packets.every(({ linkHeader }) => linkHeader > 0);
-  const proved = wrong !== null ? false : isCovered ? true : null;
-  return { proved, packets, bytes: { seen, sent: dataSent }, wrong };
+  const isWhole = packets.length > 0 && sent !== null && seen >= sent && !toTunnel;
+  const proved = wrong !== null || outer.some(isWrong) ? false : isWhole ? true : null;
+  return { proved, packets, bytes: { seen, sent }, wrong, outerTos, toTunnel };
 }
 
 /** What the far end reports, and what follows from it. */
 export interface ArrivedReport extends Arrived {
-  /** Whether the packets that were sent with the mark arrived with it; `null` if it reports none. */
+  /** Whether it saw another connection than ours, as with a proxy or NAT in between. */
+  readonly isOther: boolean;
+  /** The bytes with which those packets of this connection arrived that were sent with the mark. */
+  readonly marked: readonly number[];
+  /** Whether they all are the mark's; `null` if it reports none. */
   readonly kept: boolean | null;
-  /** The first byte reported that is not the mark's. */
+  /** The first that is not the mark's. */
   readonly wrong: number | null;
+  /** Whether the handshake arrived with the mark; `null` if it had none, or no SYN is reported. */
+  readonly handshake: boolean | null;
 }
 
 /** Did the mark arrive? Only packets that were marked count: the handshake's only if it was. */
 function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | null {
   if (reply === null || connection === null) return null;
+  const valueOf = (wanted: string) => reply.headers.find(([name]) => name === wanted)?.[1] ?? "";
   const byteOf = (wanted: string): number | null => {
-    const value = reply.headers.find(([name]) => name === wanted)?.[1];
-    return value !== undefined && /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
+    const value = valueOf(wanted);
+    return /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
   };
   const tos = byteOf("arrived-tos");
   if (tos === null) return null;
   let [syn, ack, data] = ["arrived-syn", "arrived-ack", "arrived-data"].map(byteOf);
   // A server that sends the one header alone means the one packet that every server can see.
   if (syn === null && ack === null && data === null) syn = tos;
-  const marked = (connection.markedSyn ? [syn, ack, data] : [data]).filter((tos) => tos !== null);
-  const wrong = marked.find((tos) => !sameDscp(tos, mark.tos)) ?? null;
-  return { syn, ack, data, kept: marked.length === 0 ? null : wrong === null, wrong };
+  const peer = valueOf("arrived-peer");
+  const isOther = peer !== "" && peer !== plainEnd(connection.localAddr);
+  const isKnown = (tos: number | null) => tos !== null && !isOther;
+  const isWrong = (tos: number) => !sameDscp(tos, mark.tos);
+  const handshake = (connection.markedSyn ? [syn, ack] : []).filter(isKnown) as number[];
+  const marked = [...handshake, ...[data].filter(isKnown) as number[]];
+  const wrong = marked.find(isWrong) ?? null;
+  return {
+    syn,
+    ack,
+    data,
+    isOther,
+    marked,
+    kept: marked.length === 0 ? null : wrong === null,
+    wrong,
+    handshake: handshake.some(isWrong) ? false : handshake.length > 0 && syn !== null ? true : null,
+  };
+}
+
+/** One end of a connection as `Arrived-Peer` has it: IPv4-mapped addresses as IPv4. */
+function plainEnd(end: Deno.NetAddr): string {
+  return formatAddress(end).replace(/^\[::ffff:([\d.]+)\]/, "$1");
 }
 
 /** 101 or 102, if packets left or arrived with another mark. */
@@ -1144,9 +1182,17 @@ function markFailure({ mark, left, arrived }: Exchange): Failure | null {
       "something on this host, such as nftables, rewrote it";
     return new Failure(Exit.leftChanged, message);
   }
+  if (left.proved === false) {
+    const message = `set ${hex(mark.tos)}, left inside a tunnel whose packets carry ` +
+      hex(left.outerTos!);
+    const hint = "a tunnel has to copy the mark: VXLAN does with 'tos inherit', ip-link(8)";
+    return new Failure(Exit.leftChanged, message, hint);
+  }
   if (arrived === null || arrived.wrong === null) return null;
-  const message = `sent ${describe(mark)}, arrived ${describe(markOf(arrived.wrong))}: ` +
-    "the path rewrote it";
+  // Nobody saw the handshake leave, so it may have left with this other mark.
+  const isPath = left.proved && arrived.data !== null && !sameDscp(arrived.data, mark.tos);
+  const verdict = isPath ? "the path rewrote it" : "rewritten by this host or the path";
+  const message = `sent ${describe(mark)}, arrived ${describe(markOf(arrived.wrong))}: ${verdict}`;
   return new Failure(Exit.arrivedChanged, message);
 }
 
@@ -1221,45 +1267,49 @@ function report(exchange: Exchange, isBuiltIn: boolean): string {
   if (left.packets.length > 0 || reply !== null) lines.push(["left", leftText(left)]);
   if (arrived !== null) lines.push(["arrived", arrivedText(arrived)]);
   if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
-  lines.push([
-    "handshake",
-    markedSyn
-      ? "marked: the socket had the mark before its SYN"
-      : "unmarked: SYN and ACK left before the mark could be set (--mark-syn marks them)",
-  ]);
+  lines.push(["handshake", handshakeText(markedSyn, arrived?.handshake ?? null)]);
   const isBold = Deno.stderr.isTerminal() && !Deno.noColor;
   const bold = (text: string) => isBold ? `\x1b[1m${text}\x1b[0m` : text;
-  return lines.map(([label, text]) => `${bold(label.padEnd(11))}${text}\n`).join("");
+  const indented = (text: string) => text.replaceAll("\n", `\n${" ".repeat(11)}`);
+  return lines.map(([label, text]) => `${bold(label.padEnd(11))}${indented(text)}\n`).join("");
 }
 
-function leftText({ proved, packets, bytes, wrong }: Left): string {
+function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string {
   if (packets.length === 0) {
-    return "not observed: no packet of this connection was looped back, " +
-      "as on devices that cannot or behind NAT on this host";
+    return "not observed: no packet was looped back, as the device cannot, NAT on\n" +
+      "this host hides them, or sysctl net.core.tstamp_allow_data is 0";
   }
-  const marks = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
-  const seen = `${plural(packets.length, "packet")} with ${marks}, read from the IP header`;
-  const { outerTos = null, linkHeader } = packets.find(({ outerTos }) => outerTos !== null) ??
-    packets[0];
-  if (outerTos !== null) {
-    const verdict = wrong === null ? "proved" : "NOT the mark that was set";
-    return `${seen}, inside a tunnel whose packets carry ${hex(outerTos)}: ${verdict}`;
-  }
-  if (wrong !== null) return `${seen}: NOT the mark that was set`;
-  if (linkHeader === 0) return `${seen}, handed to a tunnel device: what leaves it is not observed`;
-  if (proved === null) return `${seen}: proved for ${bytes.seen} of ${bytes.sent} bytes`;
-  return `${seen}: proved`;
+  const withEcn = (tos: number) => `${hex(tos)} (${hex(tos & ~3)} and TCP's ECN bits)`;
+  const marks = [...new Set(packets.map(({ tos }) => (tos & 3) === 0 ? hex(tos) : withEcn(tos)))];
+  const seen = `${plural(packets.length, "packet")} with ${marks.join(" and ")}`;
+  const tunnel = `, inside a tunnel\nwhose packets carry ${outerTos === null ? "" : hex(outerTos)}`;
+  const where = `, read from the IP header${outerTos === null ? "" : tunnel}`;
+  if (proved === false) return `${seen}${where}: NOT the mark that was set`;
+  if (toTunnel) return `${seen}, handed to a tunnel device: what leaves it is unseen`;
+  if (proved === null) return `${seen}: proved for ${bytes.seen} of ${bytes.sent ?? "?"} bytes`;
+  return `${seen}${where}: proved`;
 }
 
-function arrivedText({ syn, ack, data, kept }: ArrivedReport): string {
+function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
   const reported = Object.entries({ SYN: syn, ACK: ack, data }).filter(([, tos]) => tos !== null);
   const bytes = reported.map(([packet, tos]) => `${packet} ${hex(tos!)}`).join(", ");
+  if (isOther) {
+    return `${bytes}, reported by the server for another connection:\na proxy or NAT in between`;
+  }
   if (kept === null) {
     return `${bytes}, reported by the server; covers only the unmarked handshake ` +
       "(--mark-syn tests the path)";
   }
   const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
   return `${bytes}, reported by the server: ${verdict}`;
+}
+
+function handshakeText(markedSyn: boolean, proved: boolean | null): string {
+  if (!markedSyn) {
+    return "unmarked: SYN and ACK left before the mark could be set (--mark-syn marks them)";
+  }
+  if (proved === null) return "set before the SYN; not proved (--serve at the far end proves it)";
+  return `set before the SYN; ${proved ? "proved: it" : "NOT what"} arrived, the server reports`;
 }
 
 function replyText({ status, reason, headers, tos, bodyBytes }: Reply, total: number): string {
@@ -1288,9 +1338,12 @@ function json(place: Place | null, exchange: Exchange | null, failure: Failure |
         ...mark,
         readBack: connection?.readBack ?? null,
         handshake: connection?.markedSyn ?? false,
+        handshakeProved: arrived?.handshake ?? null,
       },
       left: {
         proved: left!.proved,
+        bytes: left!.bytes,
+        outerTos: left!.outerTos,
         packets: left!.packets.map(({ tos, length }) => ({ tos, length })),
       },
       arrived: arrived && { syn: arrived.syn, ack: arrived.ack, data: arrived.data },
@@ -1349,16 +1402,13 @@ export class Row {
   }
 
   /** Adds a request. */
-  add({ left, arrived, reply, connection, milliseconds, failure }: Exchange): void {
+  add({ left, arrived, reply, milliseconds, failure }: Exchange): void {
     this.requests++;
     if (left.wrong !== null || (arrived !== null && arrived.wrong !== null)) this.wrong++;
     else if (failure !== null) this.failed++;
     for (const { tos } of left.packets) this.left.add(tos);
-    if (arrived !== null) {
-      const { syn, ack, data } = arrived;
-      const marked = connection!.markedSyn ? [syn, ack, data] : [data];
-      for (const tos of marked) if (tos !== null) this.arrived.add(tos);
-    }
+    if (left.outerTos !== null) this.left.add(left.outerTos);
+    for (const tos of arrived?.marked ?? []) this.arrived.add(tos);
     if (!reply?.complete) return;
     this.connect.push(milliseconds.connect!);
     this.total.push(milliseconds.total!);
@@ -1899,6 +1949,7 @@ function replyOf(
     ["Arrived-SYN", byteText(syn)],
     ["Arrived-ACK", byteText(ack)],
     ["Arrived-Data", byteText(data)],
+    ["Arrived-Peer", seen === null ? null : plainEnd(seen.peer)],
     ["Connection", "close"],
   ];
   let text = `HTTP/1.1 ${status} ${STATUS[status]}\r\n`;

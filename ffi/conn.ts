@@ -65,8 +65,8 @@ export class MarkedConn implements Disposable {
   readonly markedSyn: boolean;
   /** The byte that the kernel read back, once the connection is marked. */
   readBack: number | null = null;
-  /** Bytes of data sent, TLS's own included, each counted once; known when it is closed. */
-  dataSent = 0;
+  /** Bytes of data sent, TLS's own included, each counted once; `null` if the kernel cannot say. */
+  dataSent: number | null = 0;
   #stream: Pick<Deno.Conn, "read" | "write" | "close">;
   readonly #socket: ConnectedSocket;
   readonly #options: ConnectOptions | null;
@@ -166,8 +166,8 @@ export class MarkedConn implements Disposable {
   #watch(): void {
     if (this.#isWatched || this.#options === null) return;
     try {
-      watchSocket(this.fd);
       watchClass(this.#socket);
+      watchSocket(this.fd);
       this.#isWatched = true;
     } catch (error) {
       // The mark is set; what left is "not observed".
@@ -195,7 +195,7 @@ export class MarkedConn implements Disposable {
   async #writeAll(bytes: Uint8Array, atOnce: number): Promise<void> {
     for (let at = 0; at < bytes.length;) {
       const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
-      this.dataSent += size;
+      this.dataSent = (this.dataSent ?? 0) + size;
       at += size;
     }
   }
@@ -206,8 +206,7 @@ export class MarkedConn implements Disposable {
     if (this.#isWatched && !this.#isClosed && isOurs) {
       // TLS's own bytes are known to the kernel alone.
       if (this.#cookie !== undefined) this.dataSent = dataSent(this.fd);
-      const seen = this.#packets.reduce((sum, { payload }) => sum + payload, 0);
-      this.#packets.push(...drainSocket(this.#socket, this.dataSent - seen));
+      this.#packets.push(...drainSocket(this.#socket));
     }
     return this.#packets;
   }

@@ -69,31 +69,25 @@ export function drainSent(connection: Connection): SentPacket[] {
   return drainSocket(connectionOf(connection));
 }
 
-/** {@linkcode drainSent} for a socket that was found, until packets with `most` bytes are there. */
-export function drainSocket(
-  { fd, local, remote }: ConnectedSocket,
-  most: number = Infinity,
-): SentPacket[] {
+/** {@linkcode drainSent} for a socket that was found. */
+export function drainSocket({ fd, local, remote }: ConnectedSocket): SentPacket[] {
   const packets: SentPacket[] = [];
-  for (let seen = 0; seen < most;) {
+  for (;;) {
     const size = recv(fd, copy, MSG_ERRQUEUE | MSG_DONTWAIT);
-    if (size < 0) break;
+    if (size < 0) return packets;
     const packet = parseLooped(copy.subarray(0, size), local, remote);
-    if (packet === null) continue;
-    packets.push(packet);
-    seen += packet.payload;
+    if (packet !== null) packets.push(packet);
   }
-  return packets;
 }
 
 // Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
 const copy = new Uint8Array(256);
 
-/** Bytes of data that a TCP connection has sent, each counted once; 0 before Linux 4.19. */
-export function dataSent(fd: number): number {
+/** Bytes of data that a TCP connection has sent, each counted once; `null` before Linux 4.19. */
+export function dataSent(fd: number): number | null {
   // struct tcp_info: tcpi_bytes_sent and tcpi_bytes_retrans, include/uapi/linux/tcp.h
   const info = getOptionBytes(fd, TCP_INFO, 216);
-  if (info.length < 216) return 0;
+  if (info.length < 216) return null;
   const view = new DataView(info.buffer);
   return Number(view.getBigUint64(200, true) - view.getBigUint64(208, true));
 }
@@ -134,33 +128,38 @@ export function parseLooped(
 }
 
 function packetAt(packet: Uint8Array, at: number, tcp: number): SentPacket {
-  const view = new DataView(packet.buffer, packet.byteOffset, packet.length);
-  const word = (at: number) => at + 2 <= packet.length ? view.getUint16(at) : 0;
-  const isIPv4 = packet[at] >> 4 === 4;
-  const rest = isIPv4 ? word(at + 2) : word(at + 4);
-  const length = isIPv4 || rest === 0 ? rest : 40 + rest;
+  const length = lengthAt(packet, at), outer = outerHeader(packet, at, length);
   // RFC 9293 section 3.1: the upper half of byte 12 is the header's length in words.
   const headers = tcp - at + (packet[tcp + 12] >> 4) * 4;
-  const outer = outerHeader(packet, at);
   return {
     tos: byteAt(packet, at),
     length,
     payload: Math.max(0, length - headers),
-    sequence: tcp + 8 <= packet.length ? view.getUint32(tcp + 4) : 0,
+    sequence: (wordAt(packet, tcp + 4) << 16 | wordAt(packet, tcp + 6)) >>> 0,
     outerTos: outer === at ? null : byteAt(packet, outer),
     linkHeader: outer,
   };
 }
 
-/** Where the outermost IP header is: behind an Ethernet header with its VLAN tags, or at `inner`. */
-function outerHeader(packet: Uint8Array, inner: number): number {
-  const ETHERNET = 12, IPV4 = 0x0800, IPV6 = 0x86dd, VLAN = 0x8100, SERVICE_VLAN = 0x88a8;
-  for (let at = ETHERNET; at + 2 < inner; at += 4) {
-    const type = packet[at] << 8 | packet[at + 1];
-    if (type === IPV4 || type === IPV6) return at + 2;
-    if (type !== VLAN && type !== SERVICE_VLAN) break;
+/** Where the outermost IP header is: the first whose packet ends where the inner one does. */
+function outerHeader(packet: Uint8Array, inner: number, length: number): number {
+  for (let at = 0; at + 20 <= inner; at++) {
+    const isIP = packet[at] >> 4 === 4 || packet[at] >> 4 === 6;
+    if (isIP && lengthAt(packet, at) === inner - at + length) return at;
   }
   return inner;
+}
+
+/** Bytes of the IP packet at `at`; 0 if its header does not say. */
+function lengthAt(packet: Uint8Array, at: number): number {
+  if (packet[at] >> 4 === 4) return wordAt(packet, at + 2);
+  const payload = wordAt(packet, at + 4);
+  return payload === 0 ? 0 : 40 + payload;
+}
+
+/** Two bytes in network order; 0 if the packet was cut before them. */
+function wordAt(packet: Uint8Array, at: number): number {
+  return at + 2 <= packet.length ? packet[at] << 8 | packet[at + 1] : 0;
 }
 
 /** The ToS byte or Traffic Class of the IP header at `at`. */

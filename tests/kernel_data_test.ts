@@ -41,6 +41,61 @@ Deno.test("a looped packet is read behind any link-layer header", () => {
   }
 });
 
+Deno.test("in front of a packet inside a tunnel the outermost IP header is read", () => {
+  const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 14);
+  const ethernet = "02 00 00 00 00 01 02 00 00 00 00 02";
+  const addresses = "0a 00 00 01 0a 00 00 02";
+  // A looped packet ends where its data is cut off; these have 44 bytes of IP packet inside.
+  for (
+    const [what, front, outerTos, link] of [
+      [
+        "VXLAN",
+        `${ethernet} 0800 4520 005e 0000 4000 4011 0000 ${addresses} ${"00".repeat(16)}`,
+        0x20,
+        14,
+      ],
+      [
+        "VXLAN in VLAN",
+        `${ethernet} 8100 0005 0800 45fc 005e 0000 4000 4011 0000 ${addresses} ${"00".repeat(16)}`,
+        0xfc,
+        18,
+      ],
+      [
+        "VXLAN over IPv6",
+        `${ethernet} 86dd 6880 0000 004a 1140 ${"20".repeat(32)} ${"00".repeat(16)}`,
+        0x88,
+        14,
+      ],
+    ] as const
+  ) {
+    const packet = Uint8Array.from([...fromHex(front), ...inner]);
+    const { tos, length, ...rest } = parseLooped(packet, LOCAL, REMOTE)!;
+    assert.deepEqual(
+      [tos, length, rest.outerTos, rest.linkHeader],
+      [0xb8, 44, outerTos, link],
+      what,
+    );
+  }
+  // IP in IP on a device without a link layer.
+  const bare = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
+  const outer = fromHex(`4500 0040 0000 4000 4004 0000 ${addresses}`);
+  const { tos, outerTos, linkHeader } = parseLooped(
+    Uint8Array.from([...outer, ...bare]),
+    LOCAL,
+    REMOTE,
+  )!;
+  assert.deepEqual([tos, outerTos, linkHeader], [0xb8, 0, 0]);
+});
+
+Deno.test("a packet says how many bytes of data it carries, and from where in the connection", () => {
+  const whole = fromHex(
+    "00".repeat(14) + "45b8 0048 0000 4000 4006 0000 c0000201 c6336402" +
+      "1234 0050 fedcba98 00000000 8018 0000 0000 0000" + "00".repeat(12),
+  );
+  const { length, payload, sequence } = parseLooped(whole, LOCAL, REMOTE)!;
+  assert.deepEqual([length, payload, sequence], [72, 20, 0xfedcba98]);
+});
+
 Deno.test("a packet of another connection, or cut before its ports, is not observed", () => {
   assert.equal(
     parseLooped(ipv4(0xb8, [192, 0, 2, 9], [198, 51, 100, 9], [0x12, 0x34, 0, 80]), LOCAL, REMOTE),

@@ -1,8 +1,19 @@
 import assert from "node:assert/strict";
-import { Namespace } from "./support/namespaces.ts";
+import { Namespace, Network, SERVER } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
-import { dscpGet, execute, Nobody, testWith } from "./support/processes.ts";
-import { OK, replying, replyingOn, startPython } from "./support/servers.ts";
+import {
+  Background,
+  dscpGet,
+  execute,
+  inject,
+  Nobody,
+  type Outcome,
+  testWith,
+} from "./support/processes.ts";
+import { Certificates, FarEnd, OK, readRequest, replying } from "./support/servers.ts";
+import { replyingOn, send, startPython } from "./support/servers.ts";
+
+const CLIENT = "192.0.2.2";
 
 for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]) {
   testWith(
@@ -99,6 +110,8 @@ testWith(
     assert.deepEqual([left.proved, left.packets[0].tos], [true, 0xba]);
     const sent = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
     assert.deepEqual(sent.map(({ tos }) => tos), [0xba]);
+    const { stderr } = await dscpGet([], namespace);
+    assert.match(stderr, /^left +1 packet with 0xBA \(0xB8 and TCP's ECN bits\), .*: proved$/m);
   },
 );
 
@@ -120,7 +133,9 @@ testWith(
     await namespace.run("nft", "add rule ip nat post tcp dport 8086 snat to 127.0.0.3");
     const bothEnds = await dscpGet(["--json", "http://127.0.0.2:8086/"], namespace);
     assert.equal(bothEnds.code, 0, bothEnds.stderr);
-    assert.deepEqual(JSON.parse(bothEnds.stdout).left, { proved: null, packets: [] });
+    const { proved, bytes, packets } = JSON.parse(bothEnds.stdout).left;
+    assert.deepEqual([proved, bytes.seen, packets], [null, 0, []]);
+    assert.ok(bytes.sent > 0);
     assert.match(
       (await dscpGet(["http://127.0.0.2:8086/"], namespace)).stderr,
       /^left +not observed/m,
@@ -135,3 +150,204 @@ testWith(["root", "setpriv"], "nobody gets the same proof as root", async () => 
   assert.equal(code, 0, stderr);
   assert.deepEqual(JSON.parse(stdout).left.packets.map((p: { tos: number }) => p.tos), [0xb8]);
 });
+
+// ─── Tunnels ─────────────────────────────────────────────────────────────────────────────────────
+
+/** The ends of the tunnels below, in the client and in the server of a network. */
+const INNER = { client: "10.9.0.1", server: "10.9.0.2" };
+
+/** Runs the script through a tunnel over UDP, and reads the ToS byte around its request. */
+async function through(
+  network: Network,
+  ...args: string[]
+): Promise<Outcome & { outerTos: number }> {
+  // Nothing but the request is that large.
+  const filter = `udp and src host ${CLIENT} and greater 150`;
+  const words = [..."tcpdump -i c0 -n -v -l -U --immediate-mode".split(" "), filter];
+  await using tcpdump = new Background([...network.client.under, ...words]);
+  await tcpdump.until((said) => said.includes("listening on"));
+  const outcome = await dscpGet([...args, `http://${INNER.server}:8086/`], network.client);
+  const said = await tcpdump.until((said) => said.includes(" IP (tos "));
+  return { ...outcome, outerTos: Number(/ IP \(tos (0x[0-9a-f]+)/.exec(said)![1]) };
+}
+
+for (
+  const { tos, outerTos, code } of [
+    { tos: "0", outerTos: 0, code: 101 },
+    { tos: "0x20", outerTos: 0x20, code: 101 },
+    { tos: "inherit", outerTos: 0xb8, code: 0 },
+  ]
+) {
+  testWith(
+    ["root", "ip", "tcpdump"],
+    `inside VXLAN with tos ${tos} the tunnel's own packets count, tcpdump agrees: ${code}`,
+    async () => {
+      await using network = await Network.create();
+      const { client, server } = network;
+      for (
+        const [host, local, remote, address] of [
+          [client, CLIENT, SERVER.ipv4, INNER.client],
+          [server, SERVER.ipv4, CLIENT, INNER.server],
+        ] as const
+      ) {
+        const vxlan = `type vxlan id 1 dstport 4789 local ${local} remote ${remote} tos ${tos}`;
+        await host.run("ip", "link", "add", "vx0", ...vxlan.split(" "));
+        await host.run("ip", "addr", "add", `${address}/24`, "dev", "vx0");
+        await host.run("ip", "link", "set", "vx0", "up");
+      }
+      await using _server = await FarEnd.start("[::]:8086", server.under);
+      for (const args of [[], ["--mark-syn"]]) {
+        const json = await through(network, "--json", ...args);
+        assert.deepEqual([json.code, json.outerTos], [code, outerTos], json.stderr);
+        const { left, error } = JSON.parse(json.stdout);
+        assert.deepEqual(
+          [left.proved, left.outerTos, left.packets[0].tos, error?.code ?? 0],
+          [code === 0, outerTos, 0xb8, code],
+        );
+      }
+      const { stderr } = await through(network);
+      const byte = outerTos.toString(16).toUpperCase().padStart(2, "0");
+      const verdict = code === 0 ? "proved" : "NOT the mark that was set";
+      const line = `inside a tunnel\n {11}whose packets carry 0x${byte}: ${verdict}$`;
+      assert.match(stderr, new RegExp(`^left +1 packet with 0xB8, .*${line}`, "m"));
+      const said =
+        `^dscp-get: set 0xB8, left inside a tunnel whose packets carry 0x${byte}\nhint: `;
+      assert.equal(new RegExp(said, "m").test(stderr), code === 101, stderr);
+      const table = await dscpGet(["-n", "2", `http://${INNER.server}:8086/`], client);
+      assert.equal(table.code, code);
+      assert.match(table.stderr, code === 0 ? /^EF +0xB8 +0xB8 +-/m : /^EF +0xB8 +0xB8 0x\w\w ! /m);
+    },
+  );
+}
+
+testWith(
+  ["root", "ip", "tcpdump", "socat"],
+  "what a tunnel device takes is not proved: its relay sends it with another mark, tcpdump agrees",
+  async () => {
+    await using network = await Network.create();
+    const { client, server } = network;
+    const relay = async (
+      under: readonly string[],
+      local: string,
+      remote: string,
+      inner: string,
+    ) => {
+      const udp = `UDP4-DATAGRAM:${remote}:5000,bind=${local}:5000`;
+      const tun = `TUN:${inner}/24,tun-type=tun,iff-no-pi,iff-up`;
+      const socat = new Background([...under, "socat", "-d", "-d", udp, tun]);
+      await socat.until((said) => said.includes("starting data transfer"));
+      return socat;
+    };
+    await using _near = await relay(client.under, CLIENT, SERVER.ipv4, INNER.client);
+    await using _far = await relay(server.under, SERVER.ipv4, CLIENT, INNER.server);
+    await using _server = await FarEnd.start("[::]:8086", server.under);
+    const { code, stdout, outerTos } = await through(network, "--json", "--mark-syn");
+    assert.deepEqual([code, outerTos], [0, 0]);
+    const { left, arrived } = JSON.parse(stdout);
+    assert.deepEqual([left.proved, left.outerTos, left.packets[0].tos], [null, null, 0xb8]);
+    assert.deepEqual([arrived.syn, left.bytes.seen], [0xb8, left.bytes.sent]);
+    const { stderr } = await through(network);
+    assert.match(stderr, /^left +1 packet with 0xB8, handed to a tunnel device: /m);
+  },
+);
+
+// ─── Requests of several packets ─────────────────────────────────────────────────────────────────
+
+testWith(
+  ["root", "ip", "nft", "tcpdump"],
+  "of a request of several packets each is looked at: one that is rewritten is found every time",
+  async () => {
+    await using network = await Network.create();
+    const { client, server } = network;
+    await using _server = await FarEnd.start("[::]:8086", server.under);
+    const headers = ["-H", `X: ${"x".repeat(12_000)}`];
+    const url = `http://${SERVER.ipv4}:8086/`;
+    const whole = JSON.parse((await dscpGet(["--json", ...headers, url], client)).stdout);
+    const { seen, sent } = whole.left.bytes;
+    assert.deepEqual([whole.left.proved, seen], [true, sent]);
+    assert.ok(sent > 12_000 && whole.left.packets.length > 1);
+    await client.run(
+      "nft",
+      "add table ip t; add chain ip t o { type route hook output priority 0; }",
+    );
+    const second = "ip dscp ef numgen inc mod 2 1 ip dscp set cs1";
+    await client.run("nft", `add rule ip t o meta length > 1000 ${second}`);
+    for (const args of [[], ["--mark-syn"], [], ["--mark-syn"], []]) {
+      await using capture = await Capture.start(8086, "c0", client.under);
+      const { code, stdout } = await dscpGet(["--json", ...args, ...headers, url], client);
+      const { left } = JSON.parse(stdout);
+      assert.deepEqual([code, left.proved], [101, false]);
+      const data = (await capture.connection()).filter(({ to, length }) =>
+        to === 8086 && length > 0
+      );
+      const bytes = (packets: { tos: number }[]) => packets.map(({ tos }) => tos);
+      assert.deepEqual(bytes(left.packets), bytes(data));
+      assert.deepEqual(new Set(bytes(data)), new Set([0xb8, 0x20]));
+    }
+  },
+);
+
+testWith(
+  ["openssl"],
+  "a request of which only the end is looked at is proved in part, which is not proved",
+  async () => {
+    await using made = await Certificates.create();
+    const [cert, key] = [made.certificate, made.key].map((file) => Deno.readTextFileSync(file));
+    using listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
+    const serving = (async () => {
+      for await (const conn of listener) {
+        await readRequest(conn);
+        await send(conn, OK);
+        conn.close();
+      }
+    })();
+    const args = [
+      "-k",
+      "-H",
+      `X: ${"x".repeat(40_000)}`,
+      `https://localhost:${listener.addr.port}/`,
+    ];
+    const { code, stdout } = await dscpGet(["--json", ...args]);
+    const { proved, bytes: { seen, sent } } = JSON.parse(stdout).left;
+    assert.deepEqual([code, proved], [0, null]);
+    assert.ok(0 < seen && seen < sent && sent > 40_000, `${seen} of ${sent}`);
+    assert.match(
+      (await dscpGet(args)).stderr,
+      /^left +.* with 0xB8: proved for \d+ of \d+ bytes$/m,
+    );
+    listener.close();
+    await serving;
+  },
+);
+
+// ─── Not observed ────────────────────────────────────────────────────────────────────────────────
+
+testWith(
+  ["strace"],
+  "a kernel that refuses copies of packets took the mark all the same: not observed, exit 0",
+  async () => {
+    await using server = replying(OK);
+    const refuse = (n: number) => `error=EPERM:when=${n}`;
+    const args = ["--json", server.url];
+    const { code, stdout } = await inject("setsockopt", "SO_TIMESTAMPING", refuse, args);
+    assert.equal(code, 0);
+    const { mark, left } = JSON.parse(stdout);
+    assert.deepEqual([mark.readBack, left.proved, left.packets], [0xb8, null, []]);
+    const plain = await inject("setsockopt", "SO_TIMESTAMPING", refuse, [server.url]);
+    assert.match(plain.stderr, /^left +not observed/m);
+  },
+);
+
+testWith(
+  ["root", "ip", "setpriv"],
+  "where a sysctl lets only root see copies, nobody is told so: not observed",
+  async () => {
+    await using namespace = await Namespace.create();
+    await using nobody = await Nobody.create();
+    await namespace.run("sysctl", "-q", "-w", "net.core.tstamp_allow_data=0");
+    const { code, stderr } = await execute([...namespace.under, ...nobody.command]);
+    assert.equal(code, 0, stderr);
+    assert.match(stderr, /^left +not observed[^]*net\.core\.tstamp_allow_data is 0$/m);
+    assert.match((await dscpGet([], namespace)).stderr, /^left .*: proved$/m);
+  },
+);
