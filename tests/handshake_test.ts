@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { DescriptorError, dial, fdOf } from "../ffi/mod.ts";
 import { get } from "../main.ts";
-import { silent } from "./support/namespaces.ts";
+import { Network, SERVER, silent } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import { dscpGet, execute, Nobody, openDescriptors, testWith } from "./support/processes.ts";
 import {
@@ -13,6 +13,7 @@ import {
   replying,
   replyingOn,
   reset,
+  startPython,
 } from "./support/servers.ts";
 
 for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"]) {
@@ -34,6 +35,50 @@ for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"]) {
     },
   );
 }
+
+testWith(
+  ["root", "ip", "nft", "tcpdump", "python3"],
+  "nobody sees a SYN leave: only the far end proves it, and one that this host rewrites is 102",
+  async () => {
+    await using network = await Network.create();
+    const { client, server } = network;
+    await using _plain = await startPython(["8087"], server.under);
+    await using _farEnd = await FarEnd.start("[::]:8086", server.under);
+    const ask = async (port: number, ...args: string[]) => {
+      const url = `http://${SERVER.ipv4}:${port}/`;
+      const { stdout } = await dscpGet(["--json", ...args, url], client);
+      const { code, stderr } = await dscpGet([...args, url], client);
+      const { left, mark, error } = JSON.parse(stdout);
+      const line = /^handshake +(.*)$/m.exec(stderr)![1];
+      return { code, stderr, line, left, error, seen: [mark.handshake, mark.handshakeProved] };
+    };
+    const told = await ask(8086, "--mark-syn");
+    assert.deepEqual([told.code, told.seen], [0, [true, true]]);
+    assert.equal(told.line, "set before the SYN; proved: it arrived, the server reports");
+    const unmarked = await ask(8086);
+    assert.deepEqual([unmarked.code, unmarked.seen], [0, [false, null]]);
+    assert.match(unmarked.line, /^unmarked/);
+
+    await client.run(
+      "nft",
+      "add table ip t; add chain ip t o { type filter hook output priority 0; }",
+    );
+    await client.run("nft", "add rule ip t o tcp flags & (syn|ack) == syn ip dscp set cs0");
+    await using capture = await Capture.start(8087, "c0", client.under);
+    const untold = await ask(8087, "--mark-syn");
+    const sent = (await capture.connection()).filter(({ to }) => to === 8087);
+    assert.deepEqual(sent.map(({ tos }) => tos), sent.map(({ flags }) => flags === "S" ? 0 : 0xb8));
+    assert.deepEqual([untold.code, untold.seen, untold.left.proved], [0, [true, null], true]);
+    assert.match(untold.line, /^set before the SYN; not proved/);
+
+    const rewritten = await ask(8086, "--mark-syn");
+    assert.deepEqual([rewritten.code, rewritten.seen], [102, [true, false]]);
+    assert.equal(rewritten.line, "set before the SYN; NOT what arrived, the server reports");
+    const message = "sent EF (0xB8), arrived CS0 (0x00): rewritten by this host or the path";
+    assert.equal(rewritten.error.message, message);
+    assert.ok(rewritten.stderr.endsWith(`dscp-get: ${message}\n`), rewritten.stderr);
+  },
+);
 
 Deno.test("--mark-syn has the exit codes and messages of the plain path", async () => {
   const port = closedPort();

@@ -21,7 +21,14 @@ Deno.test("--json puts one object in the documented form on standard output, and
     url: `${server.url}x?y`,
     server: "remote",
     remote: { address: "127.0.0.1", port: server.port },
-    mark: { name: "AF41", dscp: 34, tos: 136, readBack: 136, handshake: false },
+    mark: {
+      name: "AF41",
+      dscp: 34,
+      tos: 136,
+      readBack: 136,
+      handshake: false,
+      handshakeProved: null,
+    },
     arrived: null,
     reply: {
       status: 200,
