@@ -401,7 +401,8 @@ function parseListen(text: string): { hostname: string; port: number } {
     const forms = "PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535";
     throw usageError(`--serve takes ${forms}, not ${quote(text)}`);
   }
-  return { hostname: parts[1] ?? parts[2] ?? DEFAULT_HOST, port: Number(parts[3]) };
+  const hostname = parts[1]?.replace(/%25(?=.)/, "%") ?? parts[2] ?? DEFAULT_HOST;
+  return { hostname, port: Number(parts[3]) };
 }
 
 /** Reads a header in the forms of curl's `-H`. */
@@ -431,11 +432,11 @@ function checkHeader(name: string, value: string, text = `${name}: ${value}`): v
 
 /** Where a request goes. */
 export interface Target {
-  /** The URL as it is asked for, without fragment. */
+  /** The URL as it is asked for, without fragment and zone. */
   readonly url: string;
   /** Whether it is https. */
   readonly isHttps: boolean;
-  /** Host name or address, without brackets. */
+  /** Host name or address, without brackets, with its zone: `fe80::1%eth0`. */
   readonly host: string;
   /** 1 to 65535. */
   readonly port: number;
@@ -462,7 +463,10 @@ export function parseTarget(text: string): Target {
     throw bad(`the scheme must be http or https, not ${scheme}`);
   }
   const full = scheme === undefined ? `http://${text}` : text;
-  const url = /^https?:\/\/[^/?#]/i.test(full) ? URL.parse(full) : null;
+  // The zone of a link-local address, RFC 6874, as curl reads it: the URL parser takes none.
+  const zoned = /^(https?:\/\/\[[^%\]]*)(%(?:25(?!\]))?([\w.~-]{1,15}))\]/i.exec(full);
+  const bare = zoned === null ? full : zoned[1] + full.slice(zoned[1].length + zoned[2].length);
+  const url = /^https?:\/\/[^/?#]/i.test(bare) ? URL.parse(bare) : null;
   if (url === null) throw bad("it should look like http://host:port/path, IPv6 in brackets");
   if (url.username !== "" || url.password !== "") {
     throw new Failure(
@@ -475,7 +479,8 @@ export function parseTarget(text: string): Target {
   const port = url.port === "" ? (isHttps ? 443 : 80) : Number(url.port);
   if (port === 0) throw bad("nobody can listen on port 0");
   url.hash = "";
-  const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
+  const zone = zoned === null ? "" : `%${zoned[3]}`;
+  const host = url.hostname.replace(/^\[(.*)\]$/, "$1") + zone;
   const path = `${url.pathname}${url.search}`;
   return { url: url.href, isHttps, host, port, authority: url.host, path };
 }
@@ -550,7 +555,7 @@ async function ask(
     exchange.connection = conn = await MarkedConn.connect(how, signal);
     milliseconds.connect = performance.now() - exchange.started;
     stage = "securing";
-    if (target.isHttps) await conn.startTls(target.host);
+    if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""));
     stage = "connected";
     limits.connected();
     // The reply may come before all of a large request is out.
@@ -680,9 +685,9 @@ function failureOf(error: unknown, stage: Stage | null = null, to?: ConnectOptio
 
 function connectFailure(error: Error, { hostname, port, family, trust }: ConnectOptions): Failure {
   const where = formatAddress({ hostname, port });
-  if (
-    error.message.startsWith("failed to lookup address information") || error instanceof URIError
-  ) {
+  const isUnknown = error.message.startsWith("failed to lookup address information");
+  // A zone that does not exist is 7, as curl has it.
+  if ((isUnknown && !hostname.includes("%")) || error instanceof URIError) {
     const why = family === null ? "not found" : `has no IPv${family} address`;
     return new Failure(Exit.hostNotFound, `host ${quote(hostname)} ${why}`);
   }
@@ -1346,7 +1351,10 @@ function json(place: Place | null, exchange: Exchange | null, failure: Failure |
         outerTos: left!.outerTos,
         packets: left!.packets.map(({ tos, length }) => ({ tos, length })),
       },
-      arrived: arrived && { syn: arrived.syn, ack: arrived.ack, data: arrived.data },
+      // What arrived on another connection says nothing of this one.
+      arrived: arrived?.isOther === false
+        ? { syn: arrived.syn, ack: arrived.ack, data: arrived.data }
+        : null,
       reply: reply && {
         ...plain,
         ...trailers!.length > 0 && { trailers },

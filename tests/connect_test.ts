@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
-import { Exit } from "../main.ts";
-import { dscpGet } from "./support/processes.ts";
-import { closedPort, OK, replying } from "./support/servers.ts";
+import { Exit, Failure, parseTarget } from "../main.ts";
+import { TwinLinks } from "./support/namespaces.ts";
+import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
+import { closedPort, FarEnd, OK, replying } from "./support/servers.ts";
 
 Deno.test("with a URL there is no built-in server: refused is 7, with the hint how to start one", async () => {
   for (const host of ["127.0.0.1", "[::1]", "localhost"]) {
@@ -32,4 +33,96 @@ Deno.test("-4 resolves names by the system's own resolver", async () => {
   const { code, stdout } = await dscpGet(["-4", "--json", `http://localhost:${server.port}/`]);
   assert.equal(code, 0);
   assert.equal(JSON.parse(stdout).remote.address, "127.0.0.1");
+});
+
+testWith(
+  ["root", "ip", "curl", "python3"],
+  "the zone of a link-local address names the link, and stays out of the Host header, as curl's does",
+  async () => {
+    await using links = await TwinLinks.create();
+    const echoHost = `import http.server, socket
+class Server(http.server.HTTPServer):
+    address_family = socket.AF_INET6
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.headers["Host"].encode())
+server = Server(("fe80::1", 8080, 0, socket.if_nametoindex("s1")), Handler)
+print("listening", flush=True)
+server.serve_forever()`;
+    await using server = new Background([...links.server.under, "python3", "-c", echoHost]);
+    await server.until((said) => said.includes("listening"));
+    for (const zone of ["%c1", "%25c1"]) {
+      const url = `http://[fe80::1${zone}]:8080/`;
+      const curl = await execute([...links.client.under, "curl", "-sg", url]);
+      assert.deepEqual([curl.code, curl.stdout], [0, "[fe80::1]:8080"]);
+      for (const args of [[], ["--mark-syn"], ["-6"]]) {
+        const { code, stdout, stderr } = await dscpGet([...args, url], links.client);
+        assert.deepEqual([code, stdout], [curl.code, curl.stdout], stderr);
+        const { left, ...rest } = JSON.parse(
+          (await dscpGet(["--json", ...args, url], links.client)).stdout,
+        );
+        assert.deepEqual([rest.url, left.proved], ["http://[fe80::1]:8080/", true]);
+        const elsewhere = url.replace("c1", "c0");
+        assert.equal((await dscpGet([...args, elsewhere], links.client)).code, Exit.cannotConnect);
+        const nowhere = url.replace("c1", "c2");
+        assert.equal((await dscpGet([...args, nowhere], links.client)).code, Exit.cannotConnect);
+      }
+    }
+  },
+);
+
+testWith(
+  ["root", "ip"],
+  "--serve listens on a link-local address of the link in its zone",
+  async () => {
+    await using links = await TwinLinks.create();
+    for (const zone of ["%s1", "%25s1"]) {
+      await using _server = await FarEnd.start(`[fe80::1${zone}]:8080`, links.server.under);
+      const ask = (device: string) =>
+        dscpGet(["--json", "--mark-syn", `http://[fe80::1%${device}]:8080/`], links.client);
+      const { code, stdout } = await ask("c1");
+      assert.deepEqual([code, JSON.parse(stdout).arrived], [0, {
+        syn: 0xb8,
+        ack: null,
+        data: 0xb8,
+      }]);
+      assert.equal((await ask("c0")).code, Exit.cannotConnect);
+    }
+  },
+);
+
+Deno.test("--allow-net of a link-local address holds for it with a zone too", async () => {
+  for (const args of [[], ["--mark-syn"]]) {
+    const run = (allowed: string) =>
+      dscpGet([...args, "http://[fe80::1%25lo]:8080/"], {
+        flags: ["--allow-ffi", `--allow-net=${allowed}`],
+      });
+    assert.equal((await run("[fe80::1]:8080")).code, Exit.cannotConnect);
+    assert.equal((await run("[fe80::2]:8080")).code, Exit.cannotRun);
+  }
+});
+
+Deno.test("a zone is read as curl reads it: after % or %25, as a name or a number", () => {
+  for (
+    const [authority, host] of [
+      ["[fe80::1%eth0]", "fe80::1%eth0"],
+      ["[fe80::1%25eth0]:81", "fe80::1%eth0"],
+      ["[FE80:0::1%wl-p3.5]", "fe80::1%wl-p3.5"],
+      ["[fe80::1%2]", "fe80::1%2"],
+      ["[fe80::1%25]", "fe80::1%25"],
+    ]
+  ) {
+    const target = parseTarget(`http://${authority}/a%20b?c#d`);
+    assert.deepEqual([target.host, target.path], [host, "/a%20b?c"], authority);
+  }
+  const bad = "[fe80::1%]|[fe80::1%a b]|[fe80::1%eth0|[fe80::1%16-characters-or]|[fe80::1%\u202e]";
+  for (const authority of `${bad}|127.0.0.1%lo|[x%eth0]`.split("|")) {
+    assert.throws(
+      () => parseTarget(`http://${authority}/`),
+      (error) => error instanceof Failure && error.code === Exit.badUrl,
+      authority,
+    );
+  }
 });

@@ -10,8 +10,11 @@ import {
 } from "../ffi/mod.ts";
 import { socketOf } from "../ffi/fd.ts";
 import { AF_INET6 } from "../ffi/sockaddr.ts";
-import { openDescriptors } from "./support/processes.ts";
+import { TwinLinks } from "./support/namespaces.ts";
+import { Capture } from "./support/packets.ts";
+import { execute, openDescriptors, testWith } from "./support/processes.ts";
 import { Random } from "./support/random.ts";
+import { FarEnd } from "./support/servers.ts";
 
 /** A pair of connected sockets in this process. */
 class Pair implements Disposable {
@@ -261,3 +264,50 @@ Deno.test("a listener passes its mark to what it accepts", async () => {
   using pair = await Pair.open(listener);
   assert.deepEqual([getTos(pair.server), getTos(pair.client)], [0x20, 0]);
 });
+
+testWith(
+  ["root", "ip", "tcpdump", "python3"],
+  "of two connections with the same ends on two links, neither is taken for the other",
+  async () => {
+    await using links = await TwinLinks.create();
+    await using _server = await FarEnd.start("[::]:8080", links.server.under);
+    await using first = await Capture.start(8080, "c0", links.client.under);
+    await using second = await Capture.start(8080, "c1", links.client.under);
+    // The first has its whole request out only after the second has its answer.
+    const clients = `import socket
+def connect(device, tos):
+    s = socket.socket(socket.AF_INET6)
+    scope = socket.if_nametoindex(device)
+    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, tos)
+    s.bind(("fe80::2", 5555, 0, scope))
+    s.connect(("fe80::1", 8080, 0, scope))
+    return s
+def body(s):
+    text = b"".join(iter(lambda: s.recv(4096), b""))
+    return text.split(b"\\r\\n\\r\\n")[1].decode()
+one = connect("c0", 0xB8)
+one.sendall(b"GET / HTTP/1.1\\r\\n")
+two = connect("c1", 0x28)
+two.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+print(body(two), end="")
+one.sendall(b"\\r\\n")
+print(body(one), end="")`;
+    const words = [...links.client.under, "python3", "-c", clients];
+    const { stdout, stderr } = await execute(words);
+    const peer = { address: "fe80::2", port: 5555 };
+    assert.deepEqual(
+      stdout.split("\n").slice(0, 2).map((line) => JSON.parse(line)),
+      [
+        { peer, syn: null, ack: null, data: null },
+        { peer, syn: 0xb8, ack: null, data: 0xb8 },
+      ],
+      stderr,
+    );
+    for (const [capture, tos] of [[first, 0xb8], [second, 0]] as const) {
+      const answer = (await capture.connection()).find(({ from, length }) =>
+        from === 8080 && length > 0
+      );
+      assert.equal(answer?.tos, tos);
+    }
+  },
+);

@@ -119,3 +119,42 @@ export class Network implements AsyncDisposable {
     for (const host of [this.client, this.router, this.server]) await host[Symbol.asyncDispose]();
   }
 }
+
+/**
+ * Two hosts with two links, which have the same addresses: fe80::1 is the server on each, fe80::2 the
+ * client. The devices are `c0` and `c1` of the client, `s0` and `s1` of the server. Deleted when
+ * disposed of.
+ */
+export class TwinLinks implements AsyncDisposable {
+  private constructor(readonly client: Namespace, readonly server: Namespace) {}
+
+  /** Creates them. */
+  static async create(): Promise<TwinLinks> {
+    const client = await Namespace.create();
+    const links = new TwinLinks(client, await Namespace.create());
+    try {
+      for (const n of [0, 1]) await links.#wire(n);
+      return links;
+    } catch (error) {
+      await links[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  async #wire(n: number): Promise<void> {
+    const { client, server } = this;
+    const veth = `ip link add c${n} type veth peer name s${n} netns ${server.name}`;
+    await client.run(...veth.split(" "));
+    for (
+      const [host, device, address] of [[client, "c", "fe80::2"], [server, "s", "fe80::1"]] as const
+    ) {
+      const on = ["dev", `${device}${n}`];
+      await host.run("ip", "link", "set", ...on, "addrgenmode", "none", "up");
+      await host.run("ip", "addr", "add", `${address}/64`, ...on, "nodad");
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const host of [this.client, this.server]) await host[Symbol.asyncDispose]();
+  }
+}
