@@ -3,9 +3,9 @@ import { parseControl, parseSyn } from "../ffi/arrived.ts";
 import { IP_TOS, IPV6_TCLASS } from "../ffi/libc.ts";
 import { Network, SERVER } from "./support/namespaces.ts";
 import { Capture, fromHex } from "./support/packets.ts";
-import { dscpGet, type Outcome, testWith } from "./support/processes.ts";
+import { Background, dscpGet, type Outcome, testWith } from "./support/processes.ts";
 import { Random } from "./support/random.ts";
-import { FarEnd, replying } from "./support/servers.ts";
+import { FarEnd, RawServer, readRequest, replying, send } from "./support/servers.ts";
 
 const NEEDS = ["root", "ip", "nft", "tcpdump"];
 
@@ -104,6 +104,101 @@ testWith(
     assert.deepEqual([cleared.code, cleared.json.arrived.data], [102, 0]);
   },
 );
+
+testWith(
+  ["root", "ip", "tcpdump"],
+  "with SYN cookies the server knows the handshake's ACK alone: it reports and returns that mark",
+  async () => {
+    await using network = await Network.create();
+    await network.server.run("sysctl", "-q", "-w", "net.ipv4.tcp_syncookies=2");
+    await using _server = await FarEnd.start("[::]:8086", network.server.under);
+    await using capture = await Capture.start(8086, "s0", network.server.under);
+    const url = `http://${SERVER.ipv4}:8086/`;
+    const args = ["--json", "--mark-syn", "-d", "AF41", url];
+    const { code, stdout, stderr } = await dscpGet(args, network.client);
+    assert.equal(code, 0, stderr);
+    const { arrived, mark, reply } = JSON.parse(stdout);
+    assert.deepEqual(arrived, { syn: null, ack: 0x88, data: null });
+    assert.deepEqual(reply.headers.find(([name]: string[]) => name === "arrived-tos")[1], "0x88");
+    assert.equal(mark.handshakeProved, null, "nobody saw the SYN");
+    const answer = (await capture.connection()).find(({ from, length }) =>
+      from === 8086 && length > 0
+    );
+    assert.equal(answer?.tos, 0x88);
+    const report = (await dscpGet(["--mark-syn", url], network.client)).stderr;
+    assert.match(report, /^arrived +ACK 0xB8, .*: the mark survived the path$/m);
+
+    const table = "add table ip q; add chain ip q f { type filter hook forward priority mangle; }";
+    await network.router.run("nft", table);
+    await network.router.run("nft", "add rule ip q f iifname r0 ip dscp ef ip dscp set cs1");
+    const changed = await dscpGet(["--json", "--mark-syn", url], network.client);
+    assert.deepEqual(
+      [changed.code, JSON.parse(changed.stdout).mark.handshakeProved],
+      [102, false],
+    );
+  },
+);
+
+testWith(
+  ["root", "ip", "nft", "socat"],
+  "a proxy or NAT in between is another connection: that is said, and nothing is held against the path",
+  async () => {
+    await using network = await Network.create();
+    const { client, router, server } = network;
+    await using _server = await FarEnd.start("[::]:8086", server.under);
+    const socat = (words: string) =>
+      new Background([...router.under, "socat", "-d", "-d", ...words.split(" ")]);
+    await using proxy = socat(`TCP4-LISTEN:8087,fork,reuseaddr TCP4:${SERVER.ipv4}:8086`);
+    await proxy.until((said) => said.includes("listening on"));
+    const check = async (url: string, bytes: string) => {
+      const { code, stderr } = await dscpGet(["--mark-syn", url], client);
+      assert.equal(code, 0, stderr);
+      const other =
+        "reported by the server for another connection:\n {11}a proxy or NAT in between$";
+      assert.match(stderr, new RegExp(`^arrived +${bytes}, ${other}`, "m"));
+      assert.match(stderr, /^handshake +set before the SYN; not proved/m);
+      const { arrived, mark } = JSON.parse(
+        (await dscpGet(["--json", "--mark-syn", url], client)).stdout,
+      );
+      assert.deepEqual([arrived, mark.handshakeProved], [null, null]);
+    };
+    await check("http://192.0.2.1:8087/", "SYN 0x00, ACK 0x00");
+    // A router that translates addresses, and one that clears the mark as well.
+    const url = `http://${SERVER.ipv4}:8086/`;
+    const chain = "{ type nat hook postrouting priority srcnat; }";
+    await router.run(
+      "nft",
+      `add table ip n; add chain ip n p ${chain}; add rule ip n p oifname r1 masquerade`,
+    );
+    await check(url, "SYN 0xB8, ACK 0xB8");
+    await router.run("nft", "add chain ip n f { type filter hook forward priority mangle; }");
+    await router.run("nft", "add rule ip n f iifname r0 ip dscp ef ip dscp set cs0");
+    await check(url, "SYN 0x00, ACK 0x00");
+  },
+);
+
+Deno.test("the peer that a server saw is ours in any notation of the same address, else another", async () => {
+  const reply = (peer: string) =>
+    `HTTP/1.1 200 OK\r\nArrived-ToS: 0x20\r\n${peer}Content-Length: 0\r\n\r\n`;
+  for (
+    const [host, peer, code] of [
+      ["127.0.0.1", (port: number) => `Arrived-Peer: 127.0.0.1:${port}\r\n`, 102],
+      ["[::ffff:127.0.0.1]", (port: number) => `Arrived-Peer: 127.0.0.1:${port}\r\n`, 102],
+      ["127.0.0.1", () => "", 102],
+      ["127.0.0.1", (port: number) => `Arrived-Peer: 127.0.0.1:${port ^ 1}\r\n`, 0],
+      ["127.0.0.1", (port: number) => `Arrived-Peer: 127.0.0.2:${port}\r\n`, 0],
+      ["127.0.0.1", () => "Arrived-Peer: \x1b[31m\r\n", 0],
+    ] as const
+  ) {
+    await using server = new RawServer(async (conn) => {
+      await readRequest(conn);
+      await send(conn, reply(peer((conn.remoteAddr as Deno.NetAddr).port)));
+    });
+    const outcome = await dscpGet(["--mark-syn", `http://${host}:${server.port}/`]);
+    assert.equal(outcome.code, code, outcome.stderr);
+    assert.ok(!outcome.stderr.includes("\x1b"));
+  }
+});
 
 Deno.test("the report says what the far end tells, and what that is worth", async () => {
   await using server = await FarEnd.start("[::]:0");

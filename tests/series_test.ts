@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { mannWhitney, quantile } from "../main.ts";
+import { markOf } from "../ffi/mod.ts";
+import { compare, mannWhitney, quantile, Row, verdict } from "../main.ts";
 import { Namespace } from "./support/namespaces.ts";
 import {
   Background,
@@ -10,7 +11,7 @@ import {
   openDescriptors,
   testWith,
 } from "./support/processes.ts";
-import { OK, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
+import { FarEnd, OK, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
 
 Deno.test("marks take turns, round after round, and JSON has a line a request", async () => {
   await using server = replying(OK);
@@ -244,3 +245,55 @@ Deno.test("quantiles are by nearest rank", () => {
   assert.deepEqual([quantile([7], 0.5), quantile([7], 0.95)], [7, 7]);
   assert.ok(Number.isNaN(quantile([], 0.5)));
 });
+
+/** A row of made-up times around a median, spread by 1 %. */
+function rowOf(tos: number, median: number, count = 5000): Row {
+  const row = new Row(markOf(tos));
+  for (let at = 0; at < count; at++) row.total.push(median * (0.995 + 0.01 * at / (count - 1)));
+  return row;
+}
+
+Deno.test("a difference takes both: times that are unlikely to be alike, and 5 % of the median", () => {
+  const best = rowOf(0, 1);
+  for (const ratio of [1, 1.01, 1.04, 1.049]) {
+    for (const median of [ratio, 1 / ratio]) {
+      const row = rowOf(0xb8, median);
+      if (ratio >= 1.04) assert.ok(mannWhitney(row.total, best.total) < 1e-300);
+      assert.equal(compare(row, best), null, `${median}`);
+      assert.match(
+        verdict([row, best]),
+        /^Against CS0, in median total time: no difference seen\.$/m,
+      );
+    }
+  }
+  assert.match(compare(rowOf(0xb8, 1.2), best)!, /^1\.20 times slower \(p = /);
+  assert.match(compare(rowOf(0xb8, 1 / 1.2), best)!, /^1\.20 times faster \(p = /);
+  assert.equal(
+    compare(rowOf(0xb8, 1.2, 4), rowOf(0, 1, 4)),
+    null,
+    "four against four prove nothing",
+  );
+  const rows = [rowOf(0xb8, 1.2), rowOf(0x88, 1.04), rowOf(0x28, 0.5), best];
+  assert.match(
+    verdict(rows),
+    /: EF is 1\.20 times slower \(p = \S+\), AF11 is 2\.00 times faster \(p = \S+\), no difference seen for 1 other\.$/m,
+  );
+});
+
+testWith(
+  ["root", "ip", "socat"],
+  "with a proxy in between nothing is said to have arrived: its packets are not ours",
+  async () => {
+    await using namespace = await Namespace.create();
+    await using _server = await FarEnd.start("8087", namespace.under);
+    await using proxy = new Background([
+      ...namespace.under,
+      ..."socat -d -d TCP4-LISTEN:8088,fork,reuseaddr TCP4:127.0.0.1:8087".split(" "),
+    ]);
+    await proxy.until((said) => said.includes("listening on"));
+    const args = ["--mark-syn", "-n", "2"];
+    const { code, stderr } = await dscpGet([...args, "http://127.0.0.1:8088/"], namespace);
+    assert.equal(code, 0, stderr);
+    assert.match(stderr, /^EF +0xB8 +0xB8 +- +2 +0 /m);
+  },
+);
