@@ -1284,15 +1284,18 @@ function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string 
     return "not observed: no packet was looped back, as the device cannot, NAT on\n" +
       "this host hides them, or sysctl net.core.tstamp_allow_data is 0";
   }
-  const withEcn = (tos: number) => `${hex(tos)} (${hex(tos & ~3)} and TCP's ECN bits)`;
-  const marks = [...new Set(packets.map(({ tos }) => (tos & 3) === 0 ? hex(tos) : withEcn(tos)))];
-  const seen = `${plural(packets.length, "packet")} with ${marks.join(" and ")}`;
+  const marks = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
+  const seen = `${plural(packets.length, "packet")} with ${marks}`;
   const tunnel = `, inside a tunnel\nwhose packets carry ${outerTos === null ? "" : hex(outerTos)}`;
   const where = `, read from the IP header${outerTos === null ? "" : tunnel}`;
-  if (proved === false) return `${seen}${where}: NOT the mark that was set`;
-  if (toTunnel) return `${seen}, handed to a tunnel device: what leaves it is unseen`;
-  if (proved === null) return `${seen}: proved for ${bytes.seen} of ${bytes.sent ?? "?"} bytes`;
-  return `${seen}${where}: proved`;
+  const isEcn = packets.some(({ tos }) => (tos & 3) !== 0);
+  const ecn = isEcn ? "\n(its two lowest bits are ECN, which TCP sets by itself)" : "";
+  if (proved === false) return `${seen}${where}: NOT the mark that was set${ecn}`;
+  if (toTunnel) return `${seen}, handed to a tunnel device: what it sends is unseen${ecn}`;
+  if (proved === null) {
+    return `${seen}: proved for ${bytes.seen} of ${bytes.sent ?? "?"} bytes${ecn}`;
+  }
+  return `${seen}${where}: proved${ecn}`;
 }
 
 function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
@@ -1313,8 +1316,9 @@ function handshakeText(markedSyn: boolean, proved: boolean | null): string {
   if (!markedSyn) {
     return "unmarked: SYN and ACK left before the mark could be set (--mark-syn marks them)";
   }
-  if (proved === null) return "set before the SYN; not proved (--serve at the far end proves it)";
-  return `set before the SYN; ${proved ? "proved: it" : "NOT what"} arrived, the server reports`;
+  if (proved === null) return "set before the SYN; not proved (--serve at the far end reports it)";
+  const verdict = proved ? "proved by the mark" : "NOT the mark";
+  return `set before the SYN; ${verdict} that the server reports`;
 }
 
 function replyText({ status, reason, headers, tos, bodyBytes }: Reply, total: number): string {

@@ -12,7 +12,7 @@
  * setTos(conn, 0xB8); // Expedited Forwarding, from here on
  * watchSent(conn);
  * await conn.write(new TextEncoder().encode("hello"));
- * console.log(`descriptor ${fd} sent`, drainSent(conn)); // [{ tos: 184, length: 57 }]
+ * console.log(`descriptor ${fd} sent`, drainSent(conn)[0].tos); // 184
  * conn.close();
  * listener.close();
  * ```

@@ -54,7 +54,7 @@ testWith(
     };
     const told = await ask(8086, "--mark-syn");
     assert.deepEqual([told.code, told.seen], [0, [true, true]]);
-    assert.equal(told.line, "set before the SYN; proved: it arrived, the server reports");
+    assert.equal(told.line, "set before the SYN; proved by the mark that the server reports");
     const unmarked = await ask(8086);
     assert.deepEqual([unmarked.code, unmarked.seen], [0, [false, null]]);
     assert.match(unmarked.line, /^unmarked/);
@@ -73,7 +73,7 @@ testWith(
 
     const rewritten = await ask(8086, "--mark-syn");
     assert.deepEqual([rewritten.code, rewritten.seen], [102, [true, false]]);
-    assert.equal(rewritten.line, "set before the SYN; NOT what arrived, the server reports");
+    assert.equal(rewritten.line, "set before the SYN; NOT the mark that the server reports");
     const message = "sent EF (0xB8), arrived CS0 (0x00): rewritten by this host or the path";
     assert.equal(rewritten.error.message, message);
     assert.ok(rewritten.stderr.endsWith(`dscp-get: ${message}\n`), rewritten.stderr);
