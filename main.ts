@@ -1416,7 +1416,7 @@ export class Row {
   /** Adds a request. */
   add({ left, arrived, reply, milliseconds, failure }: Exchange): void {
     this.requests++;
-    if (left.wrong !== null || (arrived !== null && arrived.wrong !== null)) this.wrong++;
+    if (left.proved === false || arrived?.kept === false) this.wrong++;
     else if (failure !== null) this.failed++;
     for (const { tos } of left.packets) this.left.add(tos);
     if (left.outerTos !== null) this.left.add(left.outerTos);

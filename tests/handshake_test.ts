@@ -74,7 +74,7 @@ testWith(
     const rewritten = await ask(8086, "--mark-syn");
     assert.deepEqual([rewritten.code, rewritten.seen], [102, [true, false]]);
     assert.equal(rewritten.line, "set before the SYN; NOT the mark that the server reports");
-    const message = "sent EF (0xB8), arrived CS0 (0x00): rewritten by this host or the path";
+    const message = "sent EF (0xB8), arrived DF (0x00): rewritten by this host or the path";
     assert.equal(rewritten.error.message, message);
     assert.ok(rewritten.stderr.endsWith(`dscp-get: ${message}\n`), rewritten.stderr);
   },

@@ -218,7 +218,7 @@ for (
       assert.equal(new RegExp(said, "m").test(stderr), code === 101, stderr);
       const table = await dscpGet(["-n", "2", `http://${INNER.server}:8086/`], client);
       assert.equal(table.code, code);
-      assert.match(table.stderr, code === 0 ? /^EF +0xB8 +0xB8 +-/m : /^EF +0xB8 +0xB8 0x\w\w ! /m);
+      assert.match(table.stdout, code === 0 ? /^EF +0xB8 +-/m : /^EF +0xB8 0x\w\w ! /m);
     },
   );
 }
