@@ -41,11 +41,12 @@ const SMALLEST_SEGMENT = 536;
 
 /**
  * Whether it takes a socket of libc instead of one of Deno: to mark the SYN, to trust other roots,
- * and for a write that may wait. As soon as there are copies of packets on the error queue, Deno
+ * for a name that Deno may not resolve, and for a write that may wait. As soon as there are copies of packets on the error queue, Deno
  * takes the write side for closed, and a write that waits would spin.
  */
-function needsDial({ markSyn, trust, requestSize }: ConnectOptions): boolean {
-  return markSyn || trust !== null || requestSize > LARGE;
+function needsDial({ hostname, markSyn, trust, requestSize }: ConnectOptions): boolean {
+  const isBelowLocalhost = /\.localhost$/i.test(hostname);
+  return markSyn || trust !== null || isBelowLocalhost || requestSize > LARGE;
 }
 
 /** Loads what {@linkcode MarkedConn.connect} needs, so that its time is the network's alone. */

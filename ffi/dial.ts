@@ -61,7 +61,8 @@ export interface DialOptions {
 
 /**
  * The addresses of a host by the system's own resolver, the families in turn, IPv6 first (RFC 8305
- * section 4); a literal address is its own.
+ * section 4); a literal address is its own, and `localhost` and the names below it are the
+ * loopback addresses (RFC 6761 section 6.3), which not every resolver knows.
  *
  * @param family 4 or 6 for one address family only
  * @throws {Error} there is none; the message begins as that of `Deno.connect`
@@ -72,9 +73,11 @@ export async function resolve(
   signal?: AbortSignal,
 ): Promise<string[]> {
   const literal = familyOf(hostname);
-  const found = literal === null
-    ? await lookUp(hostname, signal)
-    : [{ address: hostname, family: literal }];
+  const found = literal !== null
+    ? [{ address: hostname, family: literal }]
+    : /(^|\.)localhost$/i.test(hostname)
+    ? [{ address: "::1", family: 6 }, { address: "127.0.0.1", family: 4 }]
+    : await lookUp(hostname, signal);
   const wanted = found.filter((entry) => family === null || entry.family === family);
   if (wanted.length === 0) throw new Error("failed to lookup address information: no such address");
   const [six, four] = [6, 4].map((family) => wanted.filter((entry) => entry.family === family));
@@ -261,6 +264,8 @@ export class DialedConn {
   /** The socket, until it is closed. */
   readonly socket: ConnectedSocket;
   #isClosed = false;
+  /** The kernel reports a reset once, to a read or to a write; then reads see an end. */
+  #isReset = false;
   /** The TLS connection that has taken the descriptor over. */
   #tls: DialedTlsConn | null = null;
 
@@ -281,6 +286,7 @@ export class DialedConn {
   async read(buffer: Uint8Array): Promise<number | null> {
     if (buffer.length === 0) return 0;
     const size = await this.#try(() => recv(this.socket.fd, buffer, MSG_DONTWAIT));
+    if (size === 0 && this.#isReset) throw systemError(ECONNRESET);
     return size === 0 ? null : size;
   }
 
@@ -302,6 +308,7 @@ export class DialedConn {
         throw new Deno.errors.BadResource("the connection is closed");
       }
       const result = call();
+      this.#isReset ||= result === -ECONNRESET;
       if (result !== -EAGAIN) return orSystemError(result);
       await thePoller().next(this.socket.fd);
     }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { encodeRequest, Exit, Failure, parseArguments, parseTarget } from "../main.ts";
-import { dscpGet } from "./support/processes.ts";
+import { dscpGet, execute, testWith } from "./support/processes.ts";
 import { OK, replying } from "./support/servers.ts";
 
 async function refused(args: string[], code: number, message: RegExp): Promise<void> {
@@ -30,6 +30,8 @@ Deno.test("bad marks are usage errors that list what is allowed", async () => {
 
 Deno.test("other bad usage is told in one line: 2", async () => {
   await refused(["--nonsense"], 2, /unknown option '--nonsense'/);
+  await refused(["-s-"], 2, /unknown option '-s-'/);
+  await refused(["-s-json"], 2, /unknown option '-s-json'/);
   await refused(["--__proto__"], 2, /unknown option/);
   await refused(["-d"], 2, /-d needs a value/);
   await refused(["--json=yes"], 2, /--json takes no value/);
@@ -47,7 +49,8 @@ Deno.test("headers that would break the request are refused: 2", async () => {
 
 Deno.test("bad URLs and other schemes: 3", async () => {
   const urls =
-    "http://|http:///path|http://[::1|http://a b/|http://h:99999/|http://h:0/||mailto:x|http://h/\n";
+    "http://|http:///path|http://[::1|http://a b/|http://h:99999/|http://h:0/||mailto:x|http://h/\n" +
+    "|http:|http:/|http:/x|HTTPS:/x|http:?|*|http://*/|http://a&b/|http://a'b/";
   for (const url of urls.split("|")) {
     await refused([url], 3, /bad URL/);
   }
@@ -124,6 +127,32 @@ Deno.test("a URL is read as curl reads it, and goes out percent-encoded without 
     () => parseTarget("gopher://h/"),
     (error) => error instanceof Failure && error.code === Exit.badUrl,
   );
+});
+
+Deno.test("an empty query keeps its question mark", () => {
+  for (const url of ["http://h/a?", "http://h/a?#f", "h/a?"]) {
+    const { url: asked, path } = parseTarget(url);
+    assert.deepEqual([asked, path], ["http://h/a?", "/a?"]);
+  }
+  for (const url of ["http://h?", "http://h/?#f", "http://h:80/?"]) {
+    assert.equal(parseTarget(url).path, "/?");
+  }
+  const request = new TextDecoder().decode(encodeRequest(parseTarget("http://h/a?"), []));
+  assert.ok(request.startsWith("GET /a? HTTP/1.1\r\n"));
+});
+
+testWith(["curl"], "of several Host headers one goes out, the same as curl's", async () => {
+  await using server = replying(OK);
+  for (
+    const given of ["Host: a|host: b", "Host:|Host: b", "Host: a|Host:", "X: 1|HOST: a|Host: b"]
+  ) {
+    const args = ["-s", ...given.split("|").flatMap((header) => ["-H", header]), server.url];
+    await dscpGet(args);
+    await execute(["curl", ...args]);
+    const [ours, curls] = server.requests.splice(0).map((text) => text.match(/^host:.*$/gmi));
+    assert.equal(ours?.length, 1);
+    assert.equal(ours[0].toLowerCase(), curls?.[0].toLowerCase(), given);
+  }
 });
 
 Deno.test("the request has Host, User-Agent, Accept and Connection, and -H changes them as curl's does", async () => {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Exit, Failure, parseTarget } from "../main.ts";
 import { TwinLinks } from "./support/namespaces.ts";
 import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
-import { closedPort, FarEnd, OK, replying } from "./support/servers.ts";
+import { closedPort, FarEnd, OK, replying, replyingOn } from "./support/servers.ts";
 
 Deno.test("with a URL there is no built-in server: refused is 7, with the hint how to start one", async () => {
   for (const host of ["127.0.0.1", "[::1]", "localhost"]) {
@@ -24,9 +24,33 @@ Deno.test("a host that does not exist is 6, also when a family is asked for", as
     assert.equal(code, Exit.hostNotFound, stderr);
     assert.match(stderr, /'does-not-exist\.invalid'/);
   }
-  assert.equal((await dscpGet(["-6", "http://127.0.0.1/"])).code, Exit.hostNotFound);
-  assert.equal((await dscpGet(["-4", "http://[::1]/"])).code, Exit.hostNotFound);
 });
+
+testWith(["curl"], "an address of the family that is not asked for is 7, as curl's", async () => {
+  for (const args of [["-6", "http://127.0.0.1/"], ["-4", "http://[::1]/"]]) {
+    assert.equal((await execute(["curl", "-s", ...args])).code, Exit.cannotConnect);
+    for (const how of [[], ["--mark-syn"], ["-k"]]) {
+      const { code, stderr } = await dscpGet([...how, ...args]);
+      assert.equal(code, Exit.cannotConnect, stderr);
+      assert.match(stderr, /^dscp-get: host '.*' has no IPv[46] address$/m);
+    }
+  }
+});
+
+for (const [family, address] of [["-4", "127.0.0.1"], ["-6", "::1"]]) {
+  Deno.test(`names below localhost are this host, whatever the resolver knows: ${family}`, async () => {
+    await using server = replyingOn(address, OK);
+    for (const name of ["a.localhost", "A.B.localhost"]) {
+      for (const how of [[], ["--mark-syn"], [family], [family, "--mark-syn"]]) {
+        const url = `http://${name}:${server.port}/`;
+        const { code, stdout, stderr } = await dscpGet(["--json", ...how, url]);
+        assert.equal(code, 0, stderr);
+        assert.equal(JSON.parse(stdout).remote.address, address);
+        assert.match(server.requests.at(-1)!, new RegExp(`^Host: ${name}:`, "mi"));
+      }
+    }
+  });
+}
 
 Deno.test("-4 resolves names by the system's own resolver", async () => {
   await using server = replying(OK);

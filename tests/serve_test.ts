@@ -103,6 +103,28 @@ Deno.test("other methods are 405, garbage 400, a large header 431", async () => 
   );
 });
 
+Deno.test("a body does not count as a head: GET with a large one is 200, POST 405", async () => {
+  await using server = await FarEnd.start();
+  const body = `Content-Length: 300000\r\n\r\n${"x".repeat(300_000)}`;
+  for (const [method, status] of [["GET", 200], ["HEAD", 200], ["POST", 405]] as const) {
+    const reply = await exchange(server.port, `${method} / HTTP/1.1\r\n${body}`);
+    assert.match(reply, new RegExp(`^HTTP/1\\.1 ${status} `));
+  }
+  // Requests behind the first are not read.
+  const many = "GET /first HTTP/1.1\r\n\r\n".repeat(1000);
+  assert.match(await exchange(server.port, many), /^HTTP\/1\.1 200 /);
+});
+
+Deno.test("a TLS ClientHello is answered 400 at once, while the client waits", async () => {
+  await using server = await FarEnd.start();
+  using waiting = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await send(waiting, "GET / HT");
+  // The answer comes before the 408 of the client that came first.
+  const hello = exchange(server.port, "\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03");
+  const first = await Promise.race([hello, waiting.read(new Uint8Array(100))]);
+  assert.match(String(first), /^HTTP\/1\.1 400 /);
+});
+
 Deno.test("a header that comes a byte at a time is read, and one that never ends is 408", async () => {
   await using server = await FarEnd.start();
   using slow = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
