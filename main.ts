@@ -1116,7 +1116,7 @@ function chunkSize(buffer: Uint8Array, start: number): number {
   const isEnd = buffer[at] === LF || buffer[at] === SEMICOLON;
   // curl reads at most 16 digits too.
   if (isEnd && digits >= 1 && digits <= 16 && Number.isSafeInteger(size)) return size;
-  const text = lineText(latin1(buffer.subarray(start, buffer.indexOf(LF, start))));
+  const text = lineText(latin1(buffer.subarray(start, buffer.indexOf(LF, start) + 1)));
   throw badReply(`bad chunk size ${quote(text.slice(0, 60))}`);
 }
 
