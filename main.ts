@@ -978,6 +978,7 @@ async function readFields(
 /** @throws {Failure} the line holds no field, nor the rest of one */
 function addField(fields: Field[], line: string, text: string, what: string): void {
   if (text.includes("\0")) throw badReply(`a ${what} holds a NUL byte`);
+  if (what === "trailer" && /\r(?!\n)/.test(line)) throw badReply("a trailer holds a bare CR");
   const last = fields.at(-1);
   if (/^[ \t]/.test(line) && last !== undefined) {
     // obs-fold, RFC 9112 section 5.2
@@ -986,9 +987,7 @@ function addField(fields: Field[], line: string, text: string, what: string): vo
     return;
   }
   const colon = text.indexOf(":");
-  if (colon < 1 || line.startsWith("\r")) {
-    throw badReply(`${what} line ${quote(text.slice(0, 60))} has no name and colon`);
-  }
+  if (colon < 1) throw badReply(`${what} line ${quote(text.slice(0, 60))} has no name and colon`);
   fields.push([trimmed(text.slice(0, colon)).toLowerCase(), trimmed(text.slice(colon + 1))]);
 }
 
