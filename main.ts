@@ -557,6 +557,7 @@ async function ask(
   signal.addEventListener("abort", () => conn?.close());
   try {
     exchange.connection = conn = await MarkedConn.connect(how, signal);
+    signal.throwIfAborted();
     milliseconds.connect = performance.now() - exchange.started;
     stage = "securing";
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""));
@@ -609,8 +610,9 @@ class Limits {
   /** When the request is over, and when its connecting is. */
   #due = Infinity;
   #connectDue = Infinity;
-  /** When the next alarm rings: one is enough for many requests, as it looks at what is due then. */
-  #alarm = Infinity;
+  /** Rings at `#ringsAt`; one is enough for many requests, as it looks at what is due then. */
+  #alarm: AbortSignal | null = null;
+  #ringsAt = Infinity;
 
   constructor({ connectTimeout, maxTime }: Pick<AskOptions, "connectTimeout" | "maxTime">) {
     this.#connectTimeout = connectTimeout;
@@ -636,22 +638,28 @@ class Limits {
   /** Lifts both limits. */
   end(): void {
     this.#due = this.#connectDue = Infinity;
+    // Nothing keeps the request in memory now, and an alarm that nobody hears no process alive.
+    this.#alarm?.removeEventListener("abort", this.#ring);
+    this.#abort = new AbortController();
   }
 
   #watch(): void {
     const due = Math.min(this.#due, this.#connectDue);
-    if (due >= this.#alarm) return;
-    this.#alarm = due;
-    const ring = () => {
-      if (this.#alarm !== due) return; // an earlier one was set since
-      this.#alarm = Infinity;
-      const now = performance.now();
-      if (now >= this.#due) this.#expire("the request", this.#maxTime);
-      else if (now >= this.#connectDue) this.#expire("connecting", this.#connectTimeout);
-      else this.#watch();
-    };
-    AbortSignal.timeout(Math.max(0, due - performance.now())).onabort = ring;
+    if (due === Infinity) return;
+    if (this.#alarm === null || this.#alarm.aborted || due < this.#ringsAt) {
+      this.#alarm?.removeEventListener("abort", this.#ring);
+      this.#alarm = AbortSignal.timeout(Math.max(0, due - performance.now()));
+      this.#ringsAt = due;
+    }
+    this.#alarm.addEventListener("abort", this.#ring);
   }
+
+  readonly #ring = (): void => {
+    const now = performance.now();
+    if (now >= this.#due) this.#expire("the request", this.#maxTime);
+    else if (now >= this.#connectDue) this.#expire("connecting", this.#connectTimeout);
+    else this.#watch();
+  };
 
   #expire(doing: string, seconds: number): void {
     const message = `${doing} took longer than ${plural(seconds, "second")}`;
@@ -660,8 +668,9 @@ class Limits {
 
   /** Ends the request that is under way. */
   stop(failure: Failure): void {
+    const abort = this.#abort;
     this.end();
-    this.#abort.abort(failure);
+    abort.abort(failure);
   }
 }
 
@@ -793,7 +802,6 @@ class Reader {
   readonly #signal: AbortSignal | undefined;
   /** Up to here there is no end of a line. */
   #searched = 0;
-  #reads = 0;
   #turned = performance.now();
 
   constructor(source: Pick<MarkedConn, "read">, signal?: AbortSignal) {
@@ -805,7 +813,7 @@ class Reader {
   async fill(): Promise<boolean> {
     this.#signal?.throwIfAborted();
     // A peer that always has bytes ready would keep alarms and signals waiting for ever.
-    if (++this.#reads % 64 === 0 && performance.now() - this.#turned > 50) {
+    if (++this.#reads % 16 === 0 && performance.now() - this.#turned > 50) {
       await pause(0);
       this.#turned = performance.now();
     }
@@ -880,6 +888,7 @@ export async function readReply(
   const { arrivedTos: tos } = source;
   let stop: (reason: unknown) => void = () => {};
   signal?.addEventListener("abort", () => stop(signal.reason));
+  // Not Promise.race, which would keep something of every piece until the end of the reply.
   const passed = async (passing: void | Promise<void>) => {
     if (passing === undefined) return;
     await new Promise<void>((resolve, reject) => {
@@ -1249,8 +1258,8 @@ async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
   const PIPE_BUF = 4096;
   try {
     if (bytes.length > PIPE_BUF && !isPrepared) prepareStandardOutput();
-    while (bytes.length > PIPE_BUF) bytes = bytes.subarray(await Deno.stdout.write(bytes));
-    while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
+    // Time limits and signals go on while another thread waits for a slow reader.
+    while (bytes.length > 0) bytes = bytes.subarray(await Deno.stdout.write(bytes));
   } catch (error) {
     // A parent may have made it non-blocking.
     if (error instanceof Deno.errors.WouldBlock && !isPrepared) {
@@ -1843,19 +1852,28 @@ class FarEnd {
       }
       if (this.#clients.size >= ALLOWED.connections) this.#makeRoom();
       const client: Client = { conn, since: performance.now(), isAnswered: false };
-      const answered = answer(client, this.#service).finally(() => {
-        drop(client);
-        this.#clients.delete(client);
-      });
-      this.#clients.set(client, answered);
+      this.#clients.set(client, answer(client, this.#service).finally(() => this.#drop(client)));
     }
     await Promise.all(this.#clients.values());
   }
 
+  #drop(client: Client): void {
+    // What was read just now must not be answered: the descriptor may be another's soon.
+    client.isAnswered = true;
+    this.#clients.delete(client);
+    try {
+      client.conn.close();
+    } catch { /* it is closed already */ }
+  }
+
   /** Drops the client that has waited longest without sending a whole head, or else the oldest. */
   #makeRoom(): void {
-    const clients = [...this.#clients.keys()];
-    drop(clients.find(({ isAnswered }) => !isAnswered) ?? clients[0]);
+    let oldest: Client | undefined;
+    for (const client of this.#clients.keys()) {
+      oldest ??= client;
+      if (!client.isAnswered) return this.#drop(client);
+    }
+    this.#drop(oldest!);
   }
 
   /** Ends what takes too long; to be called a few times a second. */
@@ -1863,12 +1881,12 @@ class FarEnd {
     const now = performance.now();
     for (const client of this.#clients.keys()) {
       const seconds = (now - client.since) / 1000;
-      if (client.isAnswered && seconds > ALLOWED.lingerSeconds) drop(client);
+      if (client.isAnswered && seconds > ALLOWED.lingerSeconds) this.#drop(client);
       if (!client.isAnswered && seconds > this.#headSeconds) {
         client.since = now;
         client.isAnswered = true;
         const reply = replyOf({ status: 408 }, this.#service, null);
-        client.conn.write(reply).catch(() => {}).then(() => drop(client));
+        client.conn.write(reply).catch(() => {}).then(() => this.#drop(client));
       }
     }
   }
@@ -1877,7 +1895,8 @@ class FarEnd {
   stop(): void {
     this.#listener.close();
     this.#headSeconds = 0.5;
-    for (const client of this.#clients.keys()) client.since = performance.now();
+    const now = performance.now();
+    for (const client of this.#clients.keys()) if (!client.isAnswered) client.since = now;
   }
 
   /** Stops and does not wait for anybody who is slow. */
@@ -1888,14 +1907,8 @@ class FarEnd {
     if (this.#clients.size > 0) {
       await Promise.race([Promise.all(this.#clients.values()), pause(100)]);
     }
-    for (const client of this.#clients.keys()) drop(client);
+    for (const client of this.#clients.keys()) this.#drop(client);
   }
-}
-
-function drop({ conn }: Client): void {
-  try {
-    conn.close();
-  } catch { /* it is closed already */ }
 }
 
 /** Answers one connection; clients may do as they like, so nothing here is an error. */
@@ -1914,18 +1927,22 @@ async function answer(client: Client, service: Service): Promise<void> {
     const strongest = arrived.data ?? arrived.syn ?? arrived.ack;
     if (strongest) marked?.mark(markOf(strongest).tos); // 0 is what it has
     await writeAll(conn, replyOf(request, service, { peer, arrived }));
-    const { method = "-", path = "-", status } = request;
-    const marks = Object.entries(arrived).map(([packet, tos]) =>
-      `${packet} ${tos === null ? "-" : hex(tos)}`
-    );
-    const line = printable(`${method} ${path}`.slice(0, 200));
-    service.log?.(`${formatAddress(peer)} ${line} ${status} ${marks.join(" ")}`);
+    service.log?.(logLine(peer, request, arrived));
     if (!request.hasMore) return;
     // Closing with bytes of the client unread would reset the reply away.
     await conn.closeWrite();
     const buffer = new Uint8Array(ALLOWED.head);
     while (await conn.read(buffer) !== null);
   } catch { /* the client is gone */ }
+}
+
+function logLine(peer: Deno.NetAddr, request: Request, arrived: Arrived): string {
+  const { method = "-", path = "-", status } = request;
+  const marks = Object.entries(arrived).map(([packet, tos]) =>
+    `${packet} ${tos === null ? "-" : hex(tos)}`
+  );
+  const line = printable(`${method} ${path}`.slice(0, 200));
+  return `${formatAddress(peer)} ${line} ${status} ${marks.join(" ")}`;
 }
 
 const UNKNOWN: Arrived = { syn: null, ack: null, data: null };
@@ -1982,6 +1999,8 @@ async function readRequest(conn: Deno.TcpConn): Promise<Request | null> {
   return { status: 200, method, path, hasMore };
 }
 
+const encoder = new TextEncoder();
+
 function replyOf(
   { status, method }: Request,
   service: Service,
@@ -1995,7 +2014,7 @@ function replyOf(
     ["Server", `dscp-get/${VERSION}`],
     ["Allow", status === 405 ? "GET, HEAD" : null],
     ["Content-Type", isOk ? service.type : "text/plain; charset=utf-8"],
-    ["Content-Length", String(new TextEncoder().encode(body).length)],
+    ["Content-Length", String(encoder.encode(body).length)],
     ["Arrived-ToS", byteText(data ?? syn ?? ack)],
     ["Arrived-SYN", byteText(syn)],
     ["Arrived-ACK", byteText(ack)],
@@ -2005,7 +2024,7 @@ function replyOf(
   ];
   let text = `HTTP/1.1 ${status} ${STATUS[status]}\r\n`;
   for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
-  return new TextEncoder().encode(`${text}\r\n${method === "HEAD" ? "" : body}`);
+  return encoder.encode(`${text}\r\n${method === "HEAD" ? "" : body}`);
 }
 
 async function writeAll(conn: Deno.Conn, bytes: Uint8Array): Promise<void> {
@@ -2030,12 +2049,12 @@ async function serveUntilSignal(
     const message = `cannot listen on ${where}: ${reason(error as Error)}`;
     throw new Failure(Exit.cannotConnect, message);
   }
-  const log = isSilent ? undefined : logger();
+  const log = isSilent ? null : new Log();
   const farEnd = new FarEnd(listener, {
     type: "application/json",
     page: ({ hostname, port }, arrived) =>
       JSON.stringify({ peer: { address: hostname, port }, ...arrived }) + "\n",
-    log,
+    log: log === null ? undefined : (line) => log.add(line),
   });
   const sweeping = setInterval(() => farEnd.sweep(), 200);
   let isStopping = false;
@@ -2046,35 +2065,47 @@ async function serveUntilSignal(
   };
   const signals = [["SIGINT", onSignal(130)], ["SIGTERM", onSignal(143)]] as const;
   for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
-  log?.(`listening on ${formatAddress(listener.addr)}; Ctrl-C ends it`);
+  log?.add(`listening on ${formatAddress(listener.addr)}; Ctrl-C ends it`);
   await farEnd.serve();
   clearInterval(sweeping);
+  // The second signal ends it also while the log waits for its reader.
+  await Promise.race([log?.written, pause(200)]);
   for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
 }
 
-/** Writes lines to standard error without waiting for its reader: what does not fit is counted. */
-function logger(): (line: string) => void {
-  const MAX_WAITING = 64 * 1024;
-  let waiting = "", dropped = 0, isWriting = false;
-  const write = async () => {
-    isWriting = true;
-    while (waiting !== "" || dropped > 0) {
-      if (waiting === "") {
-        waiting = `… ${plural(dropped, "line")} dropped: the log's reader is too slow\n`;
-        dropped = 0;
+/** Lines on standard error that wait for no reader: those that find no room are counted instead. */
+class Log {
+  /** Resolves when all lines so far are written, or nobody is there to read them. */
+  written: Promise<void> = Promise.resolve();
+  #waiting = "";
+  #dropped = 0;
+  #isWriting = false;
+
+  /** Adds a line, without its end. */
+  add(line: string): void {
+    const MOST_WAITING = 64 * 1024;
+    if (this.#waiting.length > MOST_WAITING || this.#dropped > 0) this.#dropped++;
+    else this.#waiting += `${line}\n`;
+    if (!this.#isWriting) this.written = this.#write();
+  }
+
+  async #write(): Promise<void> {
+    this.#isWriting = true;
+    try {
+      // A parent may have made it non-blocking, where Deno does not say how much it has written.
+      makeBlocking(2);
+      while (this.#waiting !== "" || this.#dropped > 0) {
+        if (this.#waiting === "") {
+          this.#waiting = `… ${plural(this.#dropped, "line")} dropped\n`;
+          this.#dropped = 0;
+        }
+        let bytes: Uint8Array = new TextEncoder().encode(this.#waiting);
+        this.#waiting = "";
+        while (bytes.length > 0) bytes = bytes.subarray(await Deno.stderr.write(bytes));
       }
-      let bytes: Uint8Array = new TextEncoder().encode(waiting);
-      waiting = "";
-      while (bytes.length > 0) bytes = bytes.subarray(await Deno.stderr.write(bytes));
-    }
-    isWriting = false;
-  };
-  return (line) => {
-    if (waiting.length > MAX_WAITING || dropped > 0) dropped++;
-    else waiting += `${line}\n`;
-    // If standard error is closed, nobody is there to read it.
-    if (!isWriting) write().catch(() => isWriting = false);
-  };
+    } catch { /* standard error is closed */ }
+    this.#isWriting = false;
+  }
 }
 
 // ─── Main ───────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ import {
   socketOf,
 } from "./fd.ts";
 import {
-  getOptionBytes,
+  getsockopt,
   IP_PKTOPTIONS,
   IP_RECVTOS,
   IP_TOS,
@@ -90,20 +90,28 @@ export function readArrived(connection: Connection): Arrived {
 
 /** The ToS byte or Traffic Class of the SYN that the kernel kept, the first time it is asked. */
 export function savedSyn(fd: number): number | null {
-  return parseSyn(getOptionBytes(fd, TCP_SAVED_SYN, 128));
+  return parseSyn(bytesOf(fd, TCP_SAVED_SYN));
 }
 
 /** The ToS byte of the ACK that ended the handshake; `null` on IPv6. */
 export function handshakeAck({ fd, local }: ConnectedSocket): number | null {
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(local).size !== 4) return null;
-  return parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 256), IP_TOS);
+  return parseControl(bytesOf(fd, IP_PKTOPTIONS), IP_TOS);
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
 export function latestClass({ fd, local }: ConnectedSocket): number | null {
   if (headerAddress(local).size === 4) return null;
-  return parseControl(getOptionBytes(fd, IPV6_2292PKTOPTIONS, 256), IPV6_TCLASS);
+  return parseControl(bytesOf(fd, IPV6_2292PKTOPTIONS), IPV6_TCLASS);
+}
+
+// Reused, as a server reads several of these for each client; a SYN's headers fit.
+const bytes = new Uint8Array(256);
+
+/** The bytes of an option, valid until the next call; none if the kernel refuses. */
+function bytesOf(fd: number, option: SocketOption): Uint8Array {
+  return bytes.subarray(0, Math.max(0, getsockopt(fd, option, bytes)));
 }
 
 /**

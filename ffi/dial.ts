@@ -33,7 +33,7 @@ import {
   strerror,
 } from "./libc.ts";
 import { MarkError, markSocket } from "./mark.ts";
-import { thePoller } from "./poll.ts";
+import { type Poller, thePoller } from "./poll.ts";
 import {
   AF_INET,
   AF_INET6,
@@ -203,8 +203,8 @@ async function dialAddress(
   checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
   const to = encode({ transport: "tcp", hostname, port }, scopeOf(hostname));
   const family = hostname.includes(":") ? AF_INET6 : AF_INET;
+  const poller = openPoller();
   const fd = orSystemError(socket(family));
-  const poller = thePoller();
   const abandon = () => poller.remove(fd);
   signal.addEventListener("abort", abandon, { once: true });
   try {
@@ -228,6 +228,16 @@ async function dialAddress(
     throw error;
   } finally {
     signal.removeEventListener("abort", abandon);
+  }
+}
+
+/** The process's poller. @throws {Error} no descriptor is free for it */
+function openPoller(): Poller {
+  try {
+    return thePoller();
+  } catch (error) {
+    // That is about the connection, not about its mark.
+    throw error instanceof LibcError ? systemError(error.errno) : error;
   }
 }
 

@@ -116,7 +116,8 @@ export function connectionOf(connection: Connection): ConnectedSocket {
 /** Searches for a connection's socket; the errors of {@linkcode fdOf}. */
 export function findConnection(connection: Connection): ConnectedSocket {
   const local = encode(tcp(connection.localAddr)), remote = encode(tcp(connection.remoteAddr));
-  const matches = (fd: number) => isAt(fd, local) && hasPeer(fd, remote);
+  // The peer first: accepted connections all have the listener's end.
+  const matches = (fd: number) => hasPeer(fd, remote) && isAt(fd, local);
   const fd = search(matches);
   if (fd !== null) {
     const found = { fd, family: address[0], local, remote };
@@ -175,12 +176,14 @@ function hasPeer(fd: number, remote: Uint8Array): boolean {
   return getpeername(fd, address) === 0 && sameEnd(address, remote);
 }
 
-// Connections that follow each other get the same descriptor again.
 let lastFound = 0;
 
 /** The first descriptor that matches, or `null`. */
 function search(matches: (fd: number) => boolean): number | null {
+  // Connections that follow each other get the same descriptor again, or the next one if the first
+  // is still open.
   if (matches(lastFound)) return lastFound;
+  if (matches(lastFound + 1)) return ++lastFound;
   // The kernel hands out the lowest free descriptor, so the newest socket is right under the lowest
   // free one. Others are above it if an older descriptor was closed since.
   const free = lowestFreeDescriptor();

@@ -7,7 +7,15 @@
  * @module
  */
 
-import { epoll_create1, epoll_ctl, epoll_wait, eventfd, eventfd_write, unwrap } from "./libc.ts";
+import {
+  close,
+  epoll_create1,
+  epoll_ctl,
+  epoll_wait,
+  eventfd,
+  eventfd_write,
+  unwrap,
+} from "./libc.ts";
 
 const EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2;
 // Edge-triggered: a copy of a sent packet on the error queue would otherwise report for ever.
@@ -17,16 +25,20 @@ const [EVENT_SIZE, DATA_AT] = Deno.build.arch === "x86_64" ? [12, 4] : [16, 8];
 const MOST_EVENTS = 64;
 
 /** The sockets that are waited for, and the one call that waits. */
-class Poller {
-  readonly #epoll = unwrap("epoll_create1", epoll_create1());
-  readonly #waker = unwrap("eventfd", eventfd());
+export class Poller {
+  readonly #epoll: number;
+  readonly #waker: number;
   // A field, so that it stays referenced while the other thread writes to it.
   readonly #events = new Uint8Array(EVENT_SIZE * MOST_EVENTS);
   readonly #waiting = new Map<number, PromiseWithResolvers<void>>();
-  readonly #removed: PromiseWithResolvers<void>[] = [];
   #isRunning = false;
 
+  /** Opens its two descriptors. @throws {LibcError} they are not to be had */
   constructor() {
+    this.#waker = unwrap("eventfd", eventfd());
+    const epoll = epoll_create1();
+    if (epoll < 0) close(this.#waker);
+    this.#epoll = unwrap("epoll_create1", epoll);
     this.add(this.#waker);
   }
 
@@ -41,11 +53,9 @@ class Poller {
   /** Ends it, before the descriptor is closed or handed on; a wait for it ends as well. */
   remove(fd: number): void {
     epoll_ctl(this.#epoll, EPOLL_CTL_DEL, fd, new Uint8Array(EVENT_SIZE));
-    const waiting = this.#waiting.get(fd);
-    if (waiting === undefined) return;
-    this.#waiting.delete(fd);
-    this.#removed.push(waiting);
-    eventfd_write(this.#waker);
+    this.#end(fd);
+    // The thread must not wait for nobody: it would keep the process from ending.
+    if (this.#waiting.size === 0 && this.#isRunning) eventfd_write(this.#waker);
   }
 
   /** Waits for the next event of a descriptor: try the call first, and again after this. */
@@ -58,17 +68,19 @@ class Poller {
 
   async #run(): Promise<void> {
     this.#isRunning = true;
-    while (this.#waiting.size > 0 || this.#removed.length > 0) {
+    const view = new DataView(this.#events.buffer);
+    while (this.#waiting.size > 0) {
       const count = await epoll_wait(this.#epoll, this.#events, MOST_EVENTS);
-      const view = new DataView(this.#events.buffer);
-      for (let i = 0; i < count; i++) {
-        const fd = view.getInt32(i * EVENT_SIZE + DATA_AT, true);
-        this.#waiting.get(fd)?.resolve();
-        this.#waiting.delete(fd);
-      }
-      for (const removed of this.#removed.splice(0)) removed.resolve();
+      // A descriptor may be another socket's since the event: whoever waits tries again anyway.
+      for (let i = 0; i < count; i++) this.#end(view.getInt32(i * EVENT_SIZE + DATA_AT, true));
     }
     this.#isRunning = false;
+  }
+
+  /** Ends the wait for a descriptor, if there is one. */
+  #end(fd: number): void {
+    this.#waiting.get(fd)?.resolve();
+    this.#waiting.delete(fd);
   }
 }
 
