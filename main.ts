@@ -1017,7 +1017,7 @@ function trimmed(text: string): string {
 function latin1(bytes: Uint8Array): string {
   // As many at once as fit the stack.
   const max = 8192;
-  if (bytes.length <= max) return String.fromCharCode(...bytes);
+  if (bytes.length <= max) return String.fromCharCode.apply(null, bytes as unknown as number[]);
   let text = "";
   for (let at = 0; at < bytes.length; at += max) text += latin1(bytes.subarray(at, at + max));
   return text;
@@ -1918,7 +1918,10 @@ async function answer(client: Client, service: Service): Promise<void> {
     const peer = conn.remoteAddr as Deno.NetAddr;
     const marked = acceptedOf(conn);
     const handshake = marked?.arrived ?? UNKNOWN;
-    const request = await readRequest(conn);
+    // A new buffer for each client would cost as much as two system calls.
+    const buffer = spareBuffers.pop() ?? new Uint8Array(4096);
+    const request = await readRequest(conn, buffer);
+    spareBuffers.push(buffer);
     if (request === null || client.isAnswered) return;
     client.isAnswered = true;
     client.since = performance.now();
@@ -1931,10 +1934,12 @@ async function answer(client: Client, service: Service): Promise<void> {
     if (!request.hasMore) return;
     // Closing with bytes of the client unread would reset the reply away.
     await conn.closeWrite();
-    const buffer = new Uint8Array(ALLOWED.head);
-    while (await conn.read(buffer) !== null);
+    const rest = new Uint8Array(ALLOWED.head);
+    while (await conn.read(rest) !== null);
   } catch { /* the client is gone */ }
 }
+
+const spareBuffers: Uint8Array[] = [];
 
 function logLine(peer: Deno.NetAddr, request: Request, arrived: Arrived): string {
   const { method = "-", path = "-", status } = request;
@@ -1975,8 +1980,7 @@ const STATUS: Record<number, string> = {
 };
 
 /** Reads the head of a request; `null` if the client sends nothing. */
-async function readRequest(conn: Deno.TcpConn): Promise<Request | null> {
-  const buffer = new Uint8Array(4096);
+async function readRequest(conn: Deno.TcpConn, buffer: Uint8Array): Promise<Request | null> {
   let text = "", end = 0;
   while (end === 0 && text.length <= ALLOWED.head) {
     const size = await conn.read(buffer);

@@ -86,6 +86,7 @@ export class MarkedConn implements Disposable {
     this.localAddr = stream.localAddr as Deno.NetAddr;
     this.remoteAddr = stream.remoteAddr as Deno.NetAddr;
     this.markedSyn = options?.markSyn ?? false;
+    if ("socket" in stream) stream.onEvent = () => this.#drain();
   }
 
   /**
@@ -198,18 +199,24 @@ export class MarkedConn implements Disposable {
       const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
       this.dataSent = (this.dataSent ?? 0) + size;
       at += size;
+      // The kernel drops copies that do not fit the receive buffer.
+      if (at < bytes.length) this.#drain();
     }
   }
 
   /** The packets sent so far, oldest first, as the kernel looped them back. */
   get sent(): readonly SentPacket[] {
+    this.#drain();
+    return this.#packets;
+  }
+
+  #drain(): void {
     const isOurs = this.#cookie === undefined || this.#cookie === socketCookie(this.fd);
     if (this.#isWatched && !this.#isClosed && isOurs) {
       // TLS's own bytes are known to the kernel alone.
       if (this.#cookie !== undefined) this.dataSent = dataSent(this.fd);
       this.#packets.push(...drainSocket(this.#socket));
     }
-    return this.#packets;
   }
 
   /** The Traffic Class of the latest packet that arrived; `null` on IPv4, which reports none. */
@@ -227,7 +234,7 @@ export class MarkedConn implements Disposable {
   close(): void {
     if (this.#isClosed) return;
     // The copies outlive a reset of the connection, but not its descriptor.
-    this.sent;
+    this.#drain();
     this.#isClosed = true;
     try {
       this.#stream.close();

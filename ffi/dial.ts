@@ -273,6 +273,8 @@ export class DialedConn {
   readonly remoteAddr: Deno.NetAddr;
   /** The socket, until it is closed. */
   readonly socket: ConnectedSocket;
+  /** Called when a read or a write has waited, also if it goes on to wait. */
+  onEvent: () => void = () => {};
   #isClosed = false;
   /** The kernel reports a reset once, to a read or to a write; then reads see an end. */
   #isReset = false;
@@ -321,6 +323,7 @@ export class DialedConn {
       this.#isReset ||= result === -ECONNRESET;
       if (result !== -EAGAIN) return orSystemError(result);
       await thePoller().next(this.socket.fd);
+      if (!this.#isClosed) this.onEvent();
     }
   }
 
