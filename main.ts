@@ -16,7 +16,7 @@
  */
 
 import { prepareConnect } from "./ffi/conn.ts";
-import { prepareOutput } from "./ffi/libc.ts";
+import { makeBlocking, widenPipe } from "./ffi/libc.ts";
 import {
   type Arrived,
   CannotRunError,
@@ -802,6 +802,7 @@ class Reader {
   readonly #signal: AbortSignal | undefined;
   /** Up to here there is no end of a line. */
   #searched = 0;
+  #reads = 0;
   #turned = performance.now();
 
   constructor(source: Pick<MarkedConn, "read">, signal?: AbortSignal) {
@@ -1275,9 +1276,11 @@ async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
 let isPrepared = false;
 
 function prepareStandardOutput(): void {
-  // The help must not need a permission.
-  if (isGranted({ name: "ffi" })) prepareOutput(1);
   isPrepared = true;
+  // The help must not need a permission.
+  if (!isGranted({ name: "ffi" })) return;
+  makeBlocking(1);
+  widenPipe(1);
 }
 
 /** Writes to standard error; if that is closed nobody is there to read it. */
