@@ -41,8 +41,9 @@ const SMALLEST_SEGMENT = 536;
 
 /**
  * Whether it takes a socket of libc instead of one of Deno: to mark the SYN, to trust other roots,
- * for a name that Deno may not resolve, and for a write that may wait. As soon as there are copies of packets on the error queue, Deno
- * takes the write side for closed, and a write that waits would spin.
+ * for a name that Deno may not resolve, and for a write that may wait. As soon as there are copies
+ * of packets on the error queue, Deno takes the write side for closed, and a write that waits would
+ * spin.
  */
 function needsDial({ hostname, markSyn, trust, requestSize }: ConnectOptions): boolean {
   const isBelowLocalhost = /\.localhost$/i.test(hostname);
@@ -149,8 +150,8 @@ export class MarkedConn implements Disposable {
    * @throws {Deno.errors.InvalidData | Error} the handshake failed
    */
   async startTls(hostname: string): Promise<void> {
-    const { trust, requestSize } = this.#options!;
-    if (requestSize <= LARGE) this.#watch();
+    const { trust } = this.#options!;
+    this.#watch();
     this.#cookie = socketCookie(this.fd);
     const stream = this.#stream;
     if ("socket" in stream) {
@@ -184,17 +185,9 @@ export class MarkedConn implements Disposable {
 
   /** Writes all of `bytes`, each segment by itself: the kernel copies one packet for each write. */
   async write(bytes: Uint8Array): Promise<void> {
-    if (this.#cookie !== undefined && bytes.length > LARGE) {
-      // Deno waits for room here, and would spin if there were copies: only the end is watched.
-      await this.#writeAll(bytes.subarray(0, -LARGE / 2), bytes.length);
-      bytes = bytes.subarray(-LARGE / 2);
-    }
     this.#watch();
     const isSplit = this.#isWatched && bytes.length > SMALLEST_SEGMENT;
-    await this.#writeAll(bytes, isSplit ? getOption(this.fd, TCP_MAXSEG) : bytes.length);
-  }
-
-  async #writeAll(bytes: Uint8Array, atOnce: number): Promise<void> {
+    const atOnce = isSplit ? getOption(this.fd, TCP_MAXSEG) : bytes.length;
     for (let at = 0; at < bytes.length;) {
       const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
       this.dataSent = (this.dataSent ?? 0) + size;

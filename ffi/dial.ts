@@ -278,7 +278,7 @@ export class DialedConn {
   #isClosed = false;
   /** The kernel reports a reset once, to a read or to a write; then reads see an end. */
   #isReset = false;
-  /** The TLS connection that has taken the descriptor over. */
+  /** The TLS connection over this one. */
   #tls: DialedTlsConn | null = null;
 
   /** For {@linkcode dial}. @param socket a connected socket that the poller watches */
@@ -316,7 +316,7 @@ export class DialedConn {
 
   async #try(call: () => number): Promise<number> {
     for (;;) {
-      if (this.#isClosed || this.#tls !== null) {
+      if (this.#isClosed) {
         throw new Deno.errors.BadResource("the connection is closed");
       }
       const result = call();
@@ -331,24 +331,23 @@ export class DialedConn {
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    if (this.#tls !== null) return this.#tls.close();
+    this.#tls?.close();
     thePoller().remove(this.socket.fd);
     close(this.socket.fd);
   }
 
   /**
-   * Continues in TLS over the same descriptor, whose mark stays; closing either connection closes
-   * both.
+   * Continues in TLS over the same descriptor, whose mark stays. Only the TLS connection may be read
+   * and written then; closing either closes both.
    *
    * @param hostname whom the certificate must be for; SNI if it is a name
    * @param trust `null` for the usual roots
    * @throws {Deno.errors.InvalidData} the handshake failed; the message begins as Deno's own
    */
   async startTls(hostname: string, trust: Trust | null): Promise<DialedTlsConn> {
-    const { adopt } = await import("./secure.ts");
+    const { DialedTlsConn } = await import("./secure.ts");
     if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
-    thePoller().remove(this.socket.fd);
-    this.#tls = adopt(this, hostname, trust);
+    this.#tls = new DialedTlsConn(this, hostname, trust);
     await this.#tls.handshake();
     return this.#tls;
   }

@@ -1,15 +1,14 @@
 /**
- * TLS over a descriptor that libc has made: `node:net` hands it to Deno's event loop, and `node:tls`
- * speaks TLS over it.
+ * TLS over a connection of libc: `node:tls` speaks it, and what it sends and receives passes through
+ * the connection's own reads and writes.
  *
  * @module
  */
 
-import { Socket } from "node:net";
+import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
 import type { DialedConn } from "./dial.ts";
-import { getpeername } from "./libc.ts";
-import { familyOf, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { familyOf } from "./sockaddr.ts";
 
 /** Which certificates a TLS connection trusts. */
 export interface Trust {
@@ -19,53 +18,68 @@ export interface Trust {
   readonly insecure: boolean;
 }
 
-/** Takes over a connected socket of libc, and begins its TLS handshake. */
-export function adopt(dialed: DialedConn, hostname: string, trust: Trust | null): DialedTlsConn {
-  const { fd } = dialed.socket;
-  // Half open, or the end of the reply would close the descriptor before its packets are read.
-  const socket = new Socket({ fd, readable: true, writable: true, allowHalfOpen: true });
-  const servername = familyOf(hostname) === null ? { servername: hostname } : {};
-  const ca = trust === null || trust.caCerts.length === 0 ? {} : { ca: [...trust.caCerts] };
-  const rejectUnauthorized = !trust?.insecure;
-  const tls = connect({ socket, host: hostname, ...servername, ...ca, rejectUnauthorized });
-  return new DialedTlsConn(tls, dialed);
-}
-
-/** A TLS connection over a descriptor of libc; reads and writes as `Deno.TlsConn` does. */
+/** A TLS connection over one of libc; reads and writes as `Deno.TlsConn` does. */
 export class DialedTlsConn {
   /** This end. */
   readonly localAddr: Deno.Addr;
   /** The other end. */
   readonly remoteAddr: Deno.Addr;
+  readonly #dialed: DialedConn;
   readonly #socket: TLSSocket;
-  readonly #fd: number;
+  /** Decrypted and not read yet. */
   readonly #chunks: Uint8Array[] = [];
   #failure: Error | null = null;
   #isEnded = false;
   #isClosed = false;
-  #wake: () => void = () => {};
+  #wakeReader: () => void = () => {};
+  #wakeTransport: () => void = () => {};
 
-  /** For {@linkcode adopt}. */
-  constructor(socket: TLSSocket, dialed: DialedConn) {
-    this.#socket = socket;
-    this.#fd = dialed.socket.fd;
+  /** For `DialedConn.startTls`; begins the handshake. */
+  constructor(dialed: DialedConn, hostname: string, trust: Trust | null) {
+    this.#dialed = dialed;
     this.localAddr = dialed.localAddr;
     this.remoteAddr = dialed.remoteAddr;
+    const servername = familyOf(hostname) === null ? { servername: hostname } : {};
+    const ca = trust === null || trust.caCerts.length === 0 ? {} : { ca: [...trust.caCerts] };
+    const rejectUnauthorized = !trust?.insecure;
+    const socket = this.#transport();
+    this.#socket = connect({ socket, host: hostname, ...servername, ...ca, rejectUnauthorized });
     // The socket is never paused: Deno 2.9 loses the end of a stream that comes while it is. So the
-    // chunks are kept here until they are read.
-    socket.on("data", (chunk: Uint8Array) => {
+    // chunks are kept here until they are read, and nothing else is received meanwhile.
+    this.#socket.on("data", (chunk: Uint8Array) => {
       this.#chunks.push(chunk);
-      this.#wake();
+      this.#wakeReader();
     });
-    socket.on("end", () => this.#end(null));
-    socket.on("close", () => this.#end(null));
-    socket.on("error", (error: Error) => this.#end(error));
+    this.#socket.on("end", () => this.#end(null));
+    this.#socket.on("close", () => this.#end(null));
+    this.#socket.on("error", (error: Error) => this.#end(error));
+  }
+
+  #transport(): Duplex {
+    const pieces = splitRecords(this.#dialed);
+    const receive = async () => {
+      while (this.#chunks.length > 0) {
+        await new Promise<void>((resolve) => this.#wakeTransport = resolve);
+      }
+      return (await pieces.next()).value;
+    };
+    const send = async (bytes: Uint8Array) => {
+      while (bytes.length > 0) bytes = bytes.subarray(await this.#dialed.write(bytes));
+    };
+    return new Duplex({
+      read() {
+        receive().then((piece) => this.push(piece), (error) => this.destroy(error));
+      },
+      write(bytes, _encoding, done) {
+        send(bytes).then(() => done(), done);
+      },
+    });
   }
 
   #end(failure: Error | null): void {
     this.#isEnded = true;
     this.#failure ??= failure;
-    this.#wake();
+    this.#wakeReader();
   }
 
   /** Waits for the handshake. @throws {Deno.errors.InvalidData} it failed, in Deno's own words */
@@ -86,52 +100,61 @@ export class DialedTlsConn {
    *
    * @returns the number of bytes, or `null` at the end, with or without close_notify
    * @throws {Deno.errors.BadResource} it is closed, or is closed meanwhile
+   * @throws {Deno.errors.ConnectionReset} the other end has reset it
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     while (this.#chunks.length === 0) {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
-      if (this.#failure !== null) throw denoError(this.#failure);
-      if (this.#isEnded && this.#isReset()) {
-        throw new Deno.errors.ConnectionReset("Connection reset by peer");
-      }
+      if (this.#failure !== null) throw this.#failure;
       if (this.#isEnded) return null;
-      await new Promise<void>((resolve) => this.#wake = resolve);
+      await new Promise<void>((resolve) => this.#wakeReader = resolve);
     }
     const [chunk] = this.#chunks;
     const size = Math.min(buffer.length, chunk.length);
     buffer.set(chunk.subarray(0, size));
     if (size === chunk.length) this.#chunks.shift();
     else this.#chunks[0] = chunk.subarray(size);
+    if (this.#chunks.length === 0) this.#wakeTransport();
     return size;
-  }
-
-  // Deno 2.9's node:tls reports a reset as an end, but a socket that was reset has no peer any more.
-  #isReset(): boolean {
-    return getpeername(this.#fd, new Uint8Array(SOCKADDR_SIZE)) < 0;
   }
 
   /** Writes all of `bytes`. @returns how many they are */
   write(bytes: Uint8Array): Promise<number> {
     return new Promise((resolve, reject) => {
-      const done = (error?: Error | null) =>
-        error ? reject(denoError(error)) : resolve(bytes.length);
-      this.#socket.write(bytes, done);
+      this.#socket.write(bytes, (error) => error ? reject(error) : resolve(bytes.length));
     });
   }
 
-  /** Closes it; reads and writes that wait end. */
+  /** Closes it and the connection below; reads and writes that wait end. */
   close(): void {
+    if (this.#isClosed) return;
     this.#isClosed = true;
     this.#socket.destroy();
-    this.#wake();
+    this.#dialed.close();
+    this.#wakeReader();
   }
 }
 
-function denoError(error: Error & { code?: string }): Error {
-  if (error.code === "ECONNRESET") {
-    return new Deno.errors.ConnectionReset("Connection reset by peer");
+/**
+ * What arrives, split at the ends of TLS records (RFC 8446 section 5.1): if one of them is bad, Deno
+ * 2.9 loses what it has decrypted from the same piece.
+ */
+async function* splitRecords(dialed: DialedConn): AsyncGenerator<Uint8Array, null> {
+  const buffer = new Uint8Array(64 * 1024);
+  const header = new Uint8Array(5); // type, version, length
+  let known = 0, missing = 0; // bytes of the header, and of the content
+  for (let size; (size = await dialed.read(buffer)) !== null;) {
+    for (let from = 0, to = 0; from < size; from = to) {
+      while (known < header.length && to < size) {
+        header[known++] = buffer[to++];
+        if (known === header.length) missing = header[3] << 8 | header[4];
+      }
+      const count = Math.min(missing, size - to);
+      to += count;
+      missing -= count;
+      if (known === header.length && missing === 0) known = 0;
+      yield buffer.slice(from, to);
+    }
   }
-  if (error.code === "EPIPE") return new Deno.errors.BrokenPipe("Broken pipe");
-  if (error.code === "ETIMEDOUT") return new Deno.errors.TimedOut("Connection timed out");
-  return error;
+  return null;
 }

@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { dial, getTos } from "../ffi/mod.ts";
 import { Capture } from "./support/packets.ts";
-import { Background, dscpGet, testWith } from "./support/processes.ts";
-import { Certificates, closedPort, RawServer, reset, send } from "./support/servers.ts";
+import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
+import { Certificates, closedPort, latin1, RawServer, reset, send } from "./support/servers.ts";
 
 const NEEDS = ["openssl"];
 const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
@@ -114,23 +114,7 @@ testWith(
   NEEDS,
   "https: a connection of a dialed socket is read in pieces of any size, and tells of a reset",
   async () => {
-    await using certificates = await Certificates.create();
-    const [cert, key, ca] = await Promise.all(
-      [certificates.certificate, certificates.key, certificates.root].map((file) =>
-        Deno.readTextFile(file)
-      ),
-    );
-    const listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
-    const { port } = listener.addr;
-    const open = async () => {
-      const dialed = await dial({ hostname: "127.0.0.1", port, tos: 0xb8 });
-      const [secured, other] = await Promise.all([
-        dialed.startTls("localhost", { caCerts: [ca], insecure: false }),
-        listener.accept().then(async (conn) => (await conn.handshake(), conn)),
-      ]);
-      return { secured, other };
-    };
-    const { secured, other } = await open();
+    const { secured, other, close } = await securedPair();
     assert.equal(getTos(secured), 0xb8);
     await send(other, "hello");
     const bytes = new Uint8Array(2);
@@ -143,11 +127,98 @@ testWith(
     assert.deepEqual(pieces, ["he", "ll", "o"]);
     reset(other);
     await assert.rejects(secured.read(bytes), Deno.errors.ConnectionReset);
-    secured.close();
-    other.close();
-    listener.close();
+    close();
   },
 );
+
+testWith(
+  [...NEEDS, "curl"],
+  "https: bytes before a bad TLS record are passed on, as curl does, and then it is 56",
+  async () => {
+    await using certificates = await Certificates.create();
+    const [cert, key] = await Promise.all(
+      [certificates.certificate, certificates.key].map((file) => Deno.readTextFile(file)),
+    );
+    using listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
+    const reply = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello";
+    // TLS 1.3 adds the type of the content and 16 bytes of authentication.
+    const header = (length: number) => `\x17\x03\x03\0${String.fromCharCode(length + 17)}`;
+    const bad = latin1(`${header(32)}${"x".repeat(49)}`);
+    await using forwarder = new RawServer(async (conn) => {
+      using server = await Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port });
+      const requests = conn.readable.pipeTo(server.writable).catch(() => {});
+      const buffer = new Uint8Array(65536);
+      for (let size; (size = await server.read(buffer)) !== null;) {
+        const record = buffer.subarray(Math.max(0, size - 5 - reply.length - 17), size);
+        const isReply = new TextDecoder("latin1").decode(record).startsWith(header(reply.length));
+        if (isReply) buffer.set(bad, size);
+        await send(conn, buffer.subarray(0, isReply ? size + bad.length : size));
+        if (isReply) break;
+      }
+      await requests;
+    });
+    const serve = async () => {
+      using conn = await listener.accept();
+      await conn.read(new Uint8Array(1000));
+      await send(conn, reply);
+      await conn.read(new Uint8Array(1000)).catch(() => {});
+    };
+    const url = `https://localhost:${forwarder.port}/`;
+    const [curl] = await Promise.all([execute(["curl", "-s", "-k", url]), serve()]);
+    assert.deepEqual([curl.code, curl.stdout], [56, "hello"]);
+    for (const how of [["-k"], ["-k", "--mark-syn"], ["--cacert", certificates.root]]) {
+      const [ours] = await Promise.all([dscpGet([...how, url], { flags: FLAGS }), serve()]);
+      assert.deepEqual([ours.code, ours.stdout], [56, "hello"], ours.stderr);
+    }
+  },
+);
+
+testWith(
+  NEEDS,
+  "https: a dialed connection receives no more than is read, and the rest once it is",
+  async () => {
+    const { secured, other, close } = await securedPair();
+    const size = 64 << 20, piece = new Uint8Array(1 << 20).fill(0x61);
+    let sent = 0;
+    const sending = (async () => {
+      for (; sent < size; sent += piece.length) await send(other, piece);
+    })();
+    // What the buffers of both ends hold, and then no more.
+    for (let before = -1, turns = 0; turns < 1000; turns++) {
+      if (sent > before) turns = 0;
+      before = sent;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    assert.ok(sent < size / 2, `${sent} bytes`);
+    let received = 0;
+    const buffer = new Uint8Array(256 * 1024);
+    while (received < size) received += (await secured.read(buffer))!;
+    await sending;
+    assert.equal(received, size);
+    close();
+  },
+);
+
+/** Two ends of a TLS connection in this process; the first was dialed with 0xB8. */
+async function securedPair() {
+  await using certificates = await Certificates.create();
+  const [cert, key, ca] = await Promise.all(
+    [certificates.certificate, certificates.key, certificates.root].map((file) =>
+      Deno.readTextFile(file)
+    ),
+  );
+  using listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
+  const dialed = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
+  const [secured, other] = await Promise.all([
+    dialed.startTls("localhost", { caCerts: [ca], insecure: false }),
+    listener.accept().then(async (conn) => (await conn.handshake(), conn)),
+  ]);
+  const close = () => {
+    secured.close();
+    other.close();
+  };
+  return { secured, other, close };
+}
 
 testWith(NEEDS, "--cacert says clearly what is wrong: permission 103, file 77", async () => {
   const url = "https://127.0.0.1:1/";
