@@ -837,7 +837,7 @@ class Reader {
   }
 
   /** How long the next line is, its end included; 0 if not all of it is here. */
-  lineEnd(): number {
+  lineLength(): number {
     const { buffer, to } = this;
     let at = Math.max(this.from, this.#searched);
     while (at < to && buffer[at] !== LF) at++;
@@ -847,7 +847,7 @@ class Reader {
 
   /** The next line with its end, a character a byte; `null` if not all of it is here. */
   line(): string | null {
-    const length = this.lineEnd();
+    const length = this.lineLength();
     return length === 0 ? null : latin1(this.take(length));
   }
 
@@ -892,6 +892,7 @@ export async function readReply(
   // Not Promise.race, which would keep something of every piece until the end of the reply.
   const passed = async (passing: void | Promise<void>) => {
     if (passing === undefined) return;
+    signal?.throwIfAborted();
     await new Promise<void>((resolve, reject) => {
       stop = reject;
       passing.then(resolve, reject);
@@ -1094,7 +1095,7 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
           reader.from += length;
           next = "size";
         } else {
-          const length = reader.lineEnd();
+          const length = reader.lineLength();
           if (length === 0) break;
           size = left = chunkSize(buffer, at);
           reader.from += length;
