@@ -9,7 +9,7 @@
  * ```
  *
  * The sections stand in the order in which a request happens: arguments, target, ask, reply,
- * verdict, report; then series of requests, the far end, and `main`. What touches the kernel is in
+ * verdict, report; then series of requests, traces, the far end, and `main`. What touches the kernel is in
  * `ffi/`, what speaks HTTP or talks to a person is here.
  *
  * @module
@@ -17,6 +17,7 @@
 
 import { prepareConnect } from "./ffi/conn.ts";
 import { makeBlocking, widenPipe } from "./ffi/libc.ts";
+import type { Climb } from "./ffi/path.ts";
 import {
   type Arrived,
   CannotRunError,
@@ -25,6 +26,7 @@ import {
   DescriptorError,
   formatAddress,
   hex,
+  type Hop,
   keepArrivals,
   LibcError,
   type Mark,
@@ -152,6 +154,8 @@ export const DEFAULTS = {
   marks: [markOf(0xb8)] as readonly Mark[],
   count: 1,
   interval: 0,
+  trace: false,
+  maxHops: 30,
   insecure: false,
   cacert: null as string | null,
   serve: null as { readonly hostname: string; readonly port: number } | null,
@@ -205,7 +209,7 @@ removes one, 'Name;' sends it empty`,
     ["-6, --ipv6", "IPv6 addresses only", (o) => o.family = 6],
     [
       "    --connect-timeout S",
-      "seconds to connect in (10); 0 is no limit",
+      "seconds to connect in (10; --trace 60); 0 is no limit",
       (o, v, given) => o.connectTimeout = parseSeconds(given, v),
     ],
     [
@@ -243,6 +247,20 @@ of their times`,
       (o, v, given) => o.interval = parseSeconds(given, v),
     ],
   ],
+  "Where is the mark changed?": [
+    [
+      "    --trace",
+      `what each router on the path received, hop by hop, and
+between which two the mark is changed; exact on IPv6,
+on IPv4 as root`,
+      (o) => o.trace = true,
+    ],
+    [
+      "    --max-hops N",
+      "the most hops to try, 1 to 64 (30)",
+      (o, v) => o.maxHops = parseHops(v),
+    ],
+  ],
   "The far end": [
     [
       "    --serve [HOST:]PORT",
@@ -278,7 +296,8 @@ listen, 8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write,
 28 timeout, 35 TLS failed, 52 empty reply, 56 connection lost,
 60 bad certificate, 77 bad --cacert file; 2 bad usage; 100 the kernel did not
 accept the mark, 101 packets left with another mark, 102 packets arrived with
-another mark, 103 cannot run here (not Linux, or a permission or libc missing).
+another mark, at the server or at a router, 103 cannot run here (not Linux, or a
+permission or libc missing).
 `;
 }
 
@@ -324,6 +343,12 @@ export function parseArguments(args: readonly string[]): Options {
   if (options.serve !== null && options.print === null && beside !== undefined) {
     throw usageError(`${beside} does nothing beside --serve: it is for requests`);
   }
+  if (options.trace && given.has("--count")) {
+    throw usageError(
+      "--trace and --count exclude each other: a trace is one request for each mark",
+    );
+  }
+  if (options.trace && !given.has("--connect-timeout")) options.connectTimeout = TRACE_TIMEOUT;
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   }
@@ -386,6 +411,12 @@ function parseCount(text: string): number {
   const count = /^[1-9]\d*$/.test(text) ? Number(text) : NaN;
   if (count <= max) return count;
   throw usageError(`--count takes a number from 1 to ${max}, not ${quote(text)}`);
+}
+
+function parseHops(text: string): number {
+  const hops = /^[1-9]\d?$/.test(text) ? Number(text) : NaN;
+  if (hops <= MAX_HOPS) return hops;
+  throw usageError(`--max-hops takes a number from 1 to ${MAX_HOPS}, not ${quote(text)}`);
 }
 
 function parseSeconds(option: string, text: string): number {
@@ -516,11 +547,20 @@ export interface Exchange {
 /** How far a request has come, which decides what an error means. */
 type Stage = "connecting" | "securing" | "connected";
 
+/** A connection that was opened before its request. */
+interface Opened {
+  /** When it was begun, as `performance.now()` has it. */
+  readonly started: number;
+  /** Takes it over. @throws whatever kept it from being opened */
+  take(how: ConnectOptions): MarkedConn;
+}
+
 /**
  * Connects, marks, asks, reads, proves and closes. Does not throw for what happens to the request:
  * that is the exchange's `failure`.
  *
  * @param limits those of a series, which has one after the other
+ * @param opened a connection to use in place of a new one
  */
 async function ask(
   target: Target,
@@ -528,6 +568,7 @@ async function ask(
   options: AskOptions,
   sink: Sink,
   limits: Limits = new Limits(options),
+  opened: Opened | null = null,
 ): Promise<Exchange> {
   const request = encodeRequest(target, options.headers);
   const how: ConnectOptions = {
@@ -543,7 +584,7 @@ async function ask(
   const exchange: Exchange = {
     target,
     mark,
-    started: performance.now(),
+    started: opened?.started ?? performance.now(),
     connection: null,
     reply: null,
     milliseconds: { connect: null, firstByte: null, total: null },
@@ -556,7 +597,7 @@ async function ask(
   let conn: MarkedConn | null = null, stage: Stage = "connecting";
   signal.addEventListener("abort", () => conn?.close());
   try {
-    exchange.connection = conn = await MarkedConn.connect(how, signal);
+    exchange.connection = conn = opened?.take(how) ?? await MarkedConn.connect(how, signal);
     signal.throwIfAborted();
     milliseconds.connect = performance.now() - exchange.started;
     stage = "securing";
@@ -1294,7 +1335,7 @@ function toStandardError(text: string): void {
 
 /** Where a reply goes under these options; a series is for its times, so its bodies are dropped. */
 function sinkFor(options: Options): Sink {
-  const isDropped = options.json || isSeries(options);
+  const isDropped = options.json || options.trace || isSeries(options);
   const bytesOf = (line: string) => Uint8Array.from(line, (c) => c.charCodeAt(0));
   return {
     ...options.include && !isDropped && { head: (line) => toStandardOutput(bytesOf(line)) },
@@ -1383,7 +1424,13 @@ function replyText({ status, reason, headers, tos, bodyBytes }: Reply, total: nu
 }
 
 /** The exchange as one line of JSON, in the form that the README describes. */
-function json(place: Place | null, exchange: Exchange | null, failure: Failure | null, round = 0) {
+function json(
+  place: Place | null,
+  exchange: Exchange | null,
+  failure: Failure | null,
+  round = 0,
+  trace: Trace | null = null,
+): string {
   const { connection, mark, left, arrived, reply } = exchange ?? {};
   const end = (address: Deno.NetAddr | undefined) =>
     address === undefined ? null : { address: address.hostname, port: address.port };
@@ -1418,6 +1465,7 @@ function json(place: Place | null, exchange: Exchange | null, failure: Failure |
       },
       milliseconds: exchange.milliseconds,
     },
+    ...trace && { path: trace.path, changed: trace.changes[0] ?? null },
     ...failure && { error: { code: failure.code, message: failure.message } },
   };
   return jsonLine(object);
@@ -1794,6 +1842,380 @@ class Screen {
     toStandardError(`\r\x1b[K${up}`);
     this.#drawn = [];
   }
+}
+
+// ─── Trace ──────────────────────────────────────────────────────────────────────────────────────
+
+const MAX_HOPS = 64, TRACE_TIMEOUT = 60;
+
+/** How {@linkcode trace} asks; `connectTimeout` is for the whole path (60). */
+export interface TraceOptions extends GetOptions {
+  /** The most hops to try, 1 to 64 (30). */
+  readonly maxHops?: number;
+}
+
+/** A place on a path where a mark was changed. */
+export interface Change {
+  /** The last hop known to have received the mark as it was; 0 is this host. */
+  readonly after: number;
+  /** The first hop known to have received another; `null` for a target at an unknown distance. */
+  readonly at: number | null;
+  /** The byte before. */
+  readonly from: number;
+  /** The byte behind. */
+  readonly to: number;
+}
+
+/** A path: an iterable of its hops, as they answer, that ends with the request. Iterate it once. */
+export class Trace implements AsyncIterable<Hop> {
+  /** The mark. */
+  readonly mark: Mark;
+  /** The hops so far. */
+  readonly path: Hop[] = [];
+  /** The request, once the hops are there. */
+  exchange: Exchange | null = null;
+  readonly #target: Target;
+  readonly #options: AskOptions & { maxHops: number };
+  readonly #climb: Climb | null;
+  readonly #sink: Sink;
+
+  /** For {@linkcode trace}. @param climb one that other traces use as well */
+  constructor(
+    target: Target,
+    mark: Mark,
+    options: AskOptions & { maxHops: number },
+    sink: Sink,
+    climb: Climb | null = null,
+  ) {
+    this.mark = mark;
+    this.#target = target;
+    this.#options = { ...options, markSyn: true };
+    this.#climb = climb;
+    this.#sink = sink;
+  }
+
+  /** Where the mark was changed, nearest first. */
+  get changes(): Change[] {
+    const changes: Change[] = [];
+    let after: number | null = 0, from = this.mark.tos;
+    for (const { hop, tos } of this.path) {
+      if (tos === null) continue;
+      if (!sameDscp(tos, from)) changes.push({ after: after!, at: hop, from, to: tos });
+      [after, from] = [hop, tos];
+    }
+    return changes;
+  }
+
+  /** Climbs the path, then makes the request on the connection of the last probe. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Hop, void> {
+    const { Climb } = await import("./ffi/path.ts");
+    const { host: hostname, port } = this.#target, { family, maxHops } = this.#options;
+    using own = this.#climb ? null : new Climb({ hostname, port, family, many: false });
+    const limits = new Limits({ ...this.#options, maxTime: 0 }), signal = limits.begin();
+    const hops = (this.#climb ?? own!).climb(this.mark.tos, maxHops, signal);
+    let last: Hop | null = null, opened: Opened;
+    const began = performance.now();
+    try {
+      let step;
+      while (!(step = await hops.next()).done) {
+        this.path.push(step.value);
+        yield step.value;
+      }
+      const { hop, conn, started } = step.value;
+      [last, opened] = [hop, { started, take: (how) => MarkedConn.dialed(conn!, how) }];
+    } catch (error) {
+      const take = () => {
+        throw error;
+      };
+      opened = { started: began, take };
+    } finally {
+      limits.end();
+    }
+    const exchange = await ask(
+      this.#target,
+      this.mark,
+      this.#options,
+      this.#sink,
+      undefined,
+      opened,
+    );
+    if (last !== null) {
+      const { syn = null, ack = null, data = null } = exchange.arrived ?? {};
+      const tos = syn ?? data ?? ack;
+      last = { ...last, tos, evidence: tos === null ? null : "server" };
+      this.path.push(last);
+    }
+    this.exchange = exchange;
+    if (last !== null) yield last;
+  }
+
+  /** What went wrong: 102 if a hop received another mark, unless it was changed on this host. */
+  get failure(): Failure | null {
+    const { mark, changes: [change], exchange } = this;
+    const failure = exchange?.failure ?? null;
+    const own: number[] = [Exit.cannotRun, Exit.notMarked, Exit.leftChanged];
+    if (change === undefined || own.includes(failure?.code ?? 0)) return failure;
+    const isSame = failure === null || failure.code === Exit.arrivedChanged;
+    const more = isSame ? "" : `; ${failure.message}`;
+    const message = `the path changed ${describe(mark)} to ${describe(markOf(change.to))} ` +
+      `between ${hopName(change.after)} and ${hopName(change.at)}${more}`;
+    return new Failure(Exit.arrivedChanged, message, failure?.hint);
+  }
+}
+
+function hopName(hop: number | null): string {
+  return hop === 0 ? "this host" : hop === null ? "the target" : `hop ${hop}`;
+}
+
+/** The table's head and rows as far as the hops are known, from row `from` on. */
+function hopRows({ mark, path, exchange }: Trace, from: number, width: number): string {
+  const addressWidth = Math.max(15, path[0]?.address?.length ?? 0);
+  const indent = 3 + 2 + addressWidth + 6 + 2;
+  const head = `hop  ${"address".padEnd(addressWidth)}${"ms".padStart(6)}  mark there`;
+  const rows = from === 0 ? [head] : [];
+  let tos = mark.tos;
+  for (const [at, hop] of path.entries()) {
+    const isChanged = hop.tos !== null && !sameDscp(hop.tos, tos);
+    tos = hop.tos ?? tos;
+    if (at < from) continue;
+    const number = String(hop.hop ?? "?").padStart(3);
+    if (hop.address === null) rows.push(`${number}  (no answer)`);
+    else {
+      const time = hop.milliseconds!.toFixed(1).padStart(6);
+      const start = `${number}  ${hop.address.padEnd(addressWidth)}${time}  `;
+      const text = `${markThere(hop, mark, exchange)}${isChanged ? "   changed" : ""}`;
+      const isWide = start.length + text.length > width;
+      rows.push(isWide ? `${start.trimEnd()}\n${" ".repeat(indent)}${text}` : `${start}${text}`);
+    }
+  }
+  return rows.map((row) => `${row}\n`).join("");
+}
+
+/** What is known of the mark at a hop that answered. */
+function markThere(hop: Hop, mark: Mark, exchange: Exchange | null): string {
+  const { tos, evidence, answer } = hop;
+  const name = tos === null ? "" : describe(sameDscp(tos, mark.tos) ? mark : markOf(tos));
+  if (answer === "connected") {
+    const packet = exchange?.arrived?.syn === tos ? "SYN " : "";
+    return tos === null ? "connected" : `connected; server reports ${packet}${name}`;
+  }
+  if (answer === "connection refused") return answer;
+  const there = tos !== null ? name : evidence === "outer" ? "lower bits kept" : "unknown";
+  return answer === "time exceeded" ? there : `${there}; ${answer}`;
+}
+
+/** In one sentence: between which hops the mark was changed, or how far it was kept. */
+function pathVerdict({ mark, path, changes, exchange }: Trace): string {
+  const name = describe(mark);
+  const at = (number: number | null) => {
+    const address = path.find(({ hop, address }) => hop === number && address !== null)?.address;
+    return address ? `${hopName(number)} (${address})` : hopName(number);
+  };
+  if (changes.length > 0) {
+    const places = changes.map(({ after, at: until, to }) => {
+      const changed = `to ${describe(markOf(to))}`;
+      if (after === 0 && exchange?.left.wrong != null) return `${changed} on this host`;
+      const between = path.filter(({ hop, tos }) =>
+        tos === null && hop !== null && hop > after && hop < (until ?? Infinity)
+      );
+      return `${changed} between ${at(after)} and ${at(until)}${unseen(between)}`;
+    });
+    return `${name} was changed ${places.join(", then ")}.`;
+  }
+  const reached = path.filter(({ tos }) => tos !== null).at(-1);
+  if (reached?.evidence === "server") {
+    return `${name} was kept all the way: the server reports ${name}.`;
+  }
+  if (reached !== undefined) {
+    return `${name} was kept as far as ${at(reached.hop)}, the last that showed it.`;
+  }
+  const hint = path.filter(({ evidence }) => evidence === "outer").at(-1);
+  if (hint !== undefined) {
+    return `The lower bits of ${name} were kept as far as ${at(hint.hop)}; no more is known.`;
+  }
+  return path.some(({ answer }) => answer === "time exceeded")
+    ? `The routers that answered do not show what they received of ${name}.`
+    : "No router answered: nothing is known of the path.";
+}
+
+/** Says which hops between two that are known do not show the mark. */
+function unseen(hops: readonly Hop[]): string {
+  if (hops.length === 0) return "";
+  const isOne = hops.length === 1;
+  const numbers = isOne ? hops[0].hop : `${hops[0].hop} to ${hops.at(-1)!.hop}`;
+  const areSilent = hops.every(({ answer }) => answer === null);
+  const verb = areSilent ? (isOne ? "is silent" : "are silent") : `show${isOne ? "s" : ""} no mark`;
+  return ` (hop${isOne ? "" : "s"} ${numbers} ${verb})`;
+}
+
+/** Several marks: rows are hops, columns marks; of many marks, the changed ones in words. */
+function marksTable(all: readonly Trace[], width: number): string {
+  const nameOf = (mark: Mark) => mark.name ?? String(mark.dscp);
+  const count = Math.max(...all.map(({ path }) => path.length));
+  const rows = Array.from({ length: count }, (_, at) => {
+    const hops = all.map(({ path }) => path[at]);
+    const addresses = [...new Set(hops.map((hop) => hop?.address ?? null))].filter((a) =>
+      a !== null
+    );
+    return { number: String(hops[0]?.hop ?? "?").padStart(3), hops, addresses };
+  });
+  const places = rows.map(({ addresses: [first = "(no answer)", ...others] }) =>
+    others.length === 0 ? first : `${first} +${others.length}`
+  );
+  const placeWidth = Math.max(15, ...places.map(({ length }) => length));
+  const head = `hop  ${"address".padEnd(placeWidth)}  `;
+  const cells = rows.map(({ hops }) =>
+    hops.map((hop, at) => {
+      if (hop === undefined || hop.address === null) return "-";
+      if (hop.tos === null) return hop.evidence === "outer" ? "lower" : "?";
+      const { mark } = all[at];
+      return sameDscp(hop.tos, mark.tos) ? nameOf(mark) : `${nameOf(markOf(hop.tos))}!`;
+    })
+  );
+  const columns = all.map(({ mark }, at) =>
+    Math.max(nameOf(mark).length, ...cells.map((row) => row[at].length)) + 2
+  );
+  const isWide = all.length > 8 || head.length + columns.reduce((a, b) => a + b, 0) > width;
+  const line = (texts: string[]) => texts.map((text, at) => text.padEnd(columns[at])).join("");
+  let text = `${head}${isWide ? "what changed" : line(all.map(({ mark }) => nameOf(mark)))}`
+    .trimEnd();
+  for (const [at, { number, hops }] of rows.entries()) {
+    const what = isWide ? inWords(all, hops) : line(cells[at]);
+    const start = `${number}  ${places[at].padEnd(placeWidth)}  `;
+    const indent = `\n${" ".repeat(start.length)}`;
+    const lines = isWide ? wrapped(what, width - start.length).trimEnd() : what;
+    text += `\n${start}${lines.replaceAll("\n", indent)}`.trimEnd();
+  }
+  return `${text}\n`;
+}
+
+/** What a hop shows of several marks, as far as it is not what the hop before showed. */
+function inWords(all: readonly Trace[], hops: readonly (Hop | undefined)[]): string {
+  const nameOf = (mark: Mark) => mark.name ?? String(mark.dscp);
+  const changed = new Map<number, string[]>();
+  for (const [at, { mark, changes }] of all.entries()) {
+    const change = changes.find((change) => change.at === hops[at]?.hop);
+    if (change === undefined) continue;
+    changed.set(change.to, [...changed.get(change.to) ?? [], nameOf(mark)]);
+  }
+  const words = [...changed].map(([to, names]) => `${names.join(", ")} → ${nameOf(markOf(to))}`);
+  const silent = hops.filter((hop) => hop?.address == null).length;
+  if (silent > 0 && silent < hops.length) {
+    words.push(`partly silent: answered to ${hops.length - silent} of ${hops.length} marks`);
+  }
+  return words.join("; ");
+}
+
+/** In one sentence: which of several marks were changed, and where. */
+function marksVerdict(all: readonly Trace[]): string {
+  const places = new Map<string, Trace[]>();
+  for (const trace of all) {
+    if (trace.changes.length === 0) continue;
+    const [, place] = /( on this host| between .*)\.$/.exec(pathVerdict(trace))!;
+    places.set(place, [...places.get(place) ?? [], trace]);
+  }
+  const changed = [...places.values()].flat().length;
+  if (changed > 0) {
+    const groups = [...places].map(([place, traces]) => {
+      const names = traces.map(({ mark }) => mark.name ?? String(mark.dscp));
+      return `${names.length > 8 ? `${names.length} of them` : names.join(", ")}${place}`;
+    });
+    return `${changed} of ${all.length} marks were changed: ${groups.join("; ")}.`;
+  }
+  const isKept = all.every(({ path }) => path.at(-1)?.evidence === "server");
+  if (isKept) return `All ${all.length} marks were kept all the way: the server reports them.`;
+  return `Of ${all.length} marks, none was seen changed.`;
+}
+
+/**
+ * Traces the path with each mark, and prints the hops: those of a single mark as they answer.
+ *
+ * @returns the first failure, or `null`; `undefined` if the first request found nobody any more
+ */
+async function traces(place: Place, options: Options): Promise<Failure | null | undefined> {
+  const { Climb } = await import("./ffi/path.ts");
+  const { target } = place, { marks, maxHops, family } = options, isMany = marks.length > 1;
+  const how = { ...askOptions(options), maxHops };
+  using climb = new Climb({ hostname: target.host, port: target.port, family, many: isMany });
+  const all = marks.map((mark) => new Trace(target, mark, how, sinkFor(options), climb));
+  const isQuiet = options.json || options.silent, width = widthOf(Deno.stdout);
+  const screen = new Screen(Deno.stderr.isTerminal() && isMany && !isQuiet);
+  const result = (failure: Failure | null = null) => {
+    const done = all.filter(({ path, exchange }) => path.length > 0 || exchange !== null);
+    if (options.json) {
+      const line = (trace: Trace) =>
+        json(place, trace.exchange, trace.failure ?? failure, 0, trace);
+      return done.map(line).join("");
+    }
+    if (done.length === 0) return "";
+    if (!isMany) return wrapped(pathVerdict(done[0]), width);
+    return `${marksTable(done, width)}${wrapped(marksVerdict(done), width)}`;
+  };
+  const interrupt = (code: number) => async () => {
+    await toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
+    Deno.exit(code);
+  };
+  const signals = [["SIGINT", interrupt(130)], ["SIGTERM", interrupt(143)]] as const;
+  for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
+  try {
+    for (const [done, trace] of all.entries()) {
+      screen.offer(() => `${done} of ${all.length} marks, Ctrl-C ends it here\n`);
+      for await (const _hop of trace) {
+        const from = trace.path.length - 1;
+        if (!isMany && !options.json) await toStandardOutput(hopRows(trace, from, width));
+      }
+      const exchange = trace.exchange!;
+      if (done === 0 && await place.isGone(exchange)) return undefined;
+      // Without a permission or libc no other mark would fare better.
+      if (exchange.failure?.code === Exit.cannotRun) throw exchange.failure;
+    }
+    if (isMany) await askAgain(climb, all, how);
+    screen.replace("");
+    await toStandardOutput(result());
+  } finally {
+    for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
+  }
+  if (!isQuiet && !isMany) toStandardError(report(all[0].exchange!, place.isBuiltIn));
+  const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
+  if (!isQuiet && isHidden) toStandardError(EXACT_HINT);
+  const failures = all.flatMap(({ failure }) => failure ?? []);
+  const first = failures.find(({ code }) => code === Exit.arrivedChanged) ?? failures[0] ?? null;
+  if (!isMany || first === null) return first;
+  const count = `${failures.length} of ${all.length} marks were changed or failed`;
+  return new Failure(first.code, `${count}; the first: ${first.message}`);
+}
+
+const EXACT_HINT = "hint: to see the whole mark at routers on IPv4, run as root, or\n" +
+  "      sudo setcap cap_net_raw+ep on a copy of deno\n";
+
+/** Asks the hops again that answered to some marks only, as long as a climb may take. */
+async function askAgain(climb: Climb, all: readonly Trace[], options: AskOptions): Promise<void> {
+  const limits = new Limits({ ...options, maxTime: 0 });
+  try {
+    await climb.askAgain(all.map(({ mark, path }) => ({ tos: mark.tos, path })), limits.begin());
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+  } finally {
+    limits.end();
+  }
+}
+
+/** Text in lines of at most `width` characters. */
+function wrapped(text: string, width: number): string {
+  let lines = "", line = "";
+  for (const word of text.split(" ")) {
+    if (line !== "" && line.length + 1 + word.length > width) {
+      lines += `${line}\n`;
+      line = "";
+    }
+    line += line === "" ? word : ` ${word}`;
+  }
+  return `${lines}${line}\n`;
+}
+
+/** How many columns may be used: a terminal's if it has fewer than 80. */
+function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
+  return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
 }
 
 // ─── Far end ────────────────────────────────────────────────────────────────────────────────────
@@ -2245,6 +2667,35 @@ export async function get(
   throw exchange.failure;
 }
 
+/**
+ * The path to a URL's host, hop by hop, for other programs: what each router received of a mark.
+ *
+ * ```ts
+ * import { trace } from "./main.ts";
+ * const server = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
+ * const path = trace(`http://127.0.0.1:${server.addr.port}/`, { dscp: "AF41" });
+ * for await (const { hop, address, answer } of path) {
+ *   console.log(hop, address, answer); // 1 127.0.0.1 connected
+ * }
+ * console.log(path.changes, path.exchange?.reply?.status); // [] 200
+ * await server.shutdown();
+ * ```
+ *
+ * On IPv6 routers show the whole mark to anybody, on IPv4 to a process with CAP_NET_RAW. What goes
+ * wrong is not thrown: it is the trace's `failure`.
+ *
+ * @param sink where the reply goes; without one it is read and thrown away
+ * @throws {Failure} a bad URL or header
+ * @throws {RangeError} not a DSCP, or not a number of hops
+ */
+export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}): Trace {
+  const { dscp = "EF", maxHops = 30, ...rest } = options;
+  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
+  if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
+  const how = { ...ASK, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
+  return new Trace(parseTarget(url), parseDscp(String(dscp)), how, sink);
+}
+
 /** One request, its report or JSON. @returns `undefined` if it found nobody any more */
 async function single(place: Place, options: Options): Promise<Failure | null | undefined> {
   const how = askOptions(options);
@@ -2281,7 +2732,7 @@ export async function main(args: readonly string[]): Promise<number> {
   return failure?.code ?? Exit.ok;
 }
 
-/** Serves, or makes one request or many. */
+/** Serves, traces, or makes one request or many. */
 async function run(options: Options): Promise<Failure | null> {
   if (Deno.build.os !== "linux") {
     throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
@@ -2296,7 +2747,11 @@ async function run(options: Options): Promise<Failure | null> {
   if (options.serve !== null) return await serveUntilSignal(options.serve, options.silent), null;
   for (let tries = 0;; tries++) {
     await using place = openPlace(options, tries > 0);
-    const failure = isSeries(options) ? await series(place, options) : await single(place, options);
+    const failure = options.trace
+      ? await traces(place, options)
+      : isSeries(options)
+      ? await series(place, options)
+      : await single(place, options);
     if (failure !== undefined) return failure;
   }
 }

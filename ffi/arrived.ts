@@ -135,6 +135,11 @@ export function parseSyn(headers: Uint8Array): number | null {
  * @returns `null` if it is not among them
  */
 export function parseControl(messages: Uint8Array, option: SocketOption): number | null {
+  return findControl(messages, option)?.[0] ?? null;
+}
+
+/** The bytes of a control message, at least one; the parameters of {@linkcode parseControl}. */
+export function findControl(messages: Uint8Array, option: SocketOption): Uint8Array | null {
   // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; }, on the 64-bit machines that Deno runs on
   const HEADER = 16;
   const view = new DataView(messages.buffer, messages.byteOffset, messages.length);
@@ -143,7 +148,7 @@ export function parseControl(messages: Uint8Array, option: SocketOption): number
     if (length <= HEADER || at + length > messages.length) return null;
     const isIt = view.getInt32(at + 8, true) === option.level &&
       view.getInt32(at + 12, true) === option.option;
-    if (isIt) return messages[at + HEADER];
+    if (isIt) return messages.subarray(at + HEADER, at + length);
     at += Math.ceil(length / 8) * 8;
   }
   return null;

@@ -111,12 +111,21 @@ export class MarkedConn implements Disposable {
         Deno.connect({ hostname: address, port, signal });
       stream = await connectToFirst(addresses, connect, signal);
     } else stream = await Deno.connect({ hostname, port, signal });
+    return MarkedConn.dialed(stream, options);
+  }
+
+  /**
+   * Takes over a connection that was opened just now, and marks it; closes it if that fails.
+   *
+   * @throws {LibcError | MarkError | DescriptorError} as {@linkcode MarkedConn.connect}
+   */
+  static dialed(stream: Deno.TcpConn | DialedConn, options: ConnectOptions): MarkedConn {
     try {
       const conn = new MarkedConn(stream, options);
       // A new byte drops the socket's cached route, the 0 that it starts with does not, and this
       // option always does. Otherwise requests with DF would be faster, measured 1.01 times.
       setOption(conn.fd, SO_DONTROUTE, 0);
-      conn.mark(tos);
+      conn.mark(options.tos);
       return conn;
     } catch (error) {
       stream.close();

@@ -144,7 +144,8 @@ interface Attempt<T> {
   readonly error?: unknown;
 }
 
-function elapsed(milliseconds: number): Promise<undefined> {
+/** Resolves after a while, which does not keep the process alive. */
+export function elapsed(milliseconds: number): Promise<undefined> {
   const { promise, resolve } = Promise.withResolvers<undefined>();
   AbortSignal.timeout(milliseconds).onabort = () => resolve(undefined);
   return promise;
@@ -185,7 +186,11 @@ export async function dial(options: DialOptions): Promise<DialedConn> {
 }
 
 /** @throws {Deno.errors.NotCapable} libc asks nobody, so Deno is asked before it */
-function checkPermission(hostname: string, port: number, need: "granted" | "not denied"): void {
+export function checkPermission(
+  hostname: string,
+  port: number,
+  need: "granted" | "not denied",
+): void {
   const host = formatAddress({ hostname, port });
   const { state } = Deno.permissions.querySync({ name: "net", host });
   if (state === "granted" || (state === "prompt" && need === "not denied")) return;
@@ -242,19 +247,20 @@ function openPoller(): Poller {
 }
 
 /** The interface index of a link-local address such as `fe80::1%eth0` (RFC 4007 section 11). */
-function scopeOf(hostname: string): number {
+export function scopeOf(hostname: string): number {
   const zone = hostname.split("%")[1];
   if (zone === undefined) return 0;
   return /^\d+$/.test(zone) ? Number(zone) : if_nametoindex(zone);
 }
 
 /** Returns the result of a call. @throws {Error} it is a negated errno: the error that Deno throws */
-function orSystemError(result: number): number {
+export function orSystemError(result: number): number {
   if (result < 0) throw systemError(-result);
   return result;
 }
 
-function systemError(errno: number): Error {
+/** The error that Deno throws for an error number. */
+export function systemError(errno: number): Error {
   const { BrokenPipe, ConnectionRefused, ConnectionReset, TimedOut } = Deno.errors;
   const classes = new Map<number, new (message: string) => Error>([
     [ECONNREFUSED, ConnectionRefused],

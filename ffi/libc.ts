@@ -51,14 +51,16 @@ export interface SocketOption {
 }
 
 /** Protocol numbers, which are also the levels of their options; protocols(5). */
-export const IPPROTO_IP = 0, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41;
+export const IPPROTO_IP = 0, IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41;
 
-const SOL_SOCKET = 1;
+const SOL_SOCKET = 1, SOL_RAW = 255;
 const at = (level: number, option: number, name: string): SocketOption => ({ level, option, name });
 
 /** Options of any socket: socket(7); the kernel's Documentation/networking/timestamping.rst. */
-export const SO_ERROR = at(SOL_SOCKET, 4, "SO_ERROR"),
+export const SO_REUSEADDR = at(SOL_SOCKET, 2, "SO_REUSEADDR"),
+  SO_ERROR = at(SOL_SOCKET, 4, "SO_ERROR"),
   SO_DONTROUTE = at(SOL_SOCKET, 5, "SO_DONTROUTE"),
+  SO_LINGER = at(SOL_SOCKET, 13, "SO_LINGER"),
   SO_REUSEPORT = at(SOL_SOCKET, 15, "SO_REUSEPORT"),
   SO_ACCEPTCONN = at(SOL_SOCKET, 30, "SO_ACCEPTCONN"),
   SO_TIMESTAMPING = at(SOL_SOCKET, 37, "SO_TIMESTAMPING"),
@@ -68,11 +70,18 @@ export const SO_ERROR = at(SOL_SOCKET, 4, "SO_ERROR"),
 
 /** Options of IP sockets: ip(7); ipv6(7), RFC 3542 section 6.5, RFC 2292 section 13. */
 export const IP_TOS = at(IPPROTO_IP, 1, "IP_TOS"),
+  IP_TTL = at(IPPROTO_IP, 2, "IP_TTL"),
   IP_PKTOPTIONS = at(IPPROTO_IP, 9, "IP_PKTOPTIONS"),
+  IP_RECVERR = at(IPPROTO_IP, 11, "IP_RECVERR"),
   IP_RECVTOS = at(IPPROTO_IP, 13, "IP_RECVTOS"),
   IPV6_2292PKTOPTIONS = at(IPPROTO_IPV6, 6, "IPV6_2292PKTOPTIONS"),
+  IPV6_UNICAST_HOPS = at(IPPROTO_IPV6, 16, "IPV6_UNICAST_HOPS"),
+  IPV6_RECVERR = at(IPPROTO_IPV6, 25, "IPV6_RECVERR"),
+  IPV6_FLOWINFO_SEND = at(IPPROTO_IPV6, 33, "IPV6_FLOWINFO_SEND"),
   IPV6_RECVTCLASS = at(IPPROTO_IPV6, 66, "IPV6_RECVTCLASS"),
-  IPV6_TCLASS = at(IPPROTO_IPV6, 67, "IPV6_TCLASS");
+  IPV6_TCLASS = at(IPPROTO_IPV6, 67, "IPV6_TCLASS"),
+  IPV6_AUTOFLOWLABEL = at(IPPROTO_IPV6, 70, "IPV6_AUTOFLOWLABEL"),
+  ICMP_FILTER = at(SOL_RAW, 1, "ICMP_FILTER");
 
 /** Options of TCP sockets: tcp(7), include/uapi/linux/tcp.h in the kernel's sources. */
 export const TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
@@ -81,7 +90,14 @@ export const TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
   TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");
 
 /** Flags of recv(2) and send(2). */
-export const MSG_DONTWAIT = 0x40, MSG_EOR = 0x80, MSG_ERRQUEUE = 0x2000, MSG_NOSIGNAL = 0x4000;
+export const MSG_CTRUNC = 0x8,
+  MSG_DONTWAIT = 0x40,
+  MSG_EOR = 0x80,
+  MSG_ERRQUEUE = 0x2000,
+  MSG_NOSIGNAL = 0x4000;
+
+/** Types of sockets, socket(2). */
+export const SOCK_STREAM = 1, SOCK_RAW = 3;
 
 const LIBC = "libc.so.6";
 
@@ -120,6 +136,10 @@ const rare = table({
   connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags);
   send: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
+  // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
+  bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags);
+  recvmsg: { parameters: ["i32", "buffer", "i32"], result: "isize" },
   // int epoll_create1(int flags);
   epoll_create1: { parameters: ["i32"], result: "i32" },
   // int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event);
@@ -249,9 +269,18 @@ export function getOption(fd: number, option: SocketOption): number {
 }
 
 /** setsockopt(2) of an `int`. @throws {LibcError} the kernel refuses */
-export function setOption(fd: number, { level, option, name }: SocketOption, value: number): void {
+export function setOption(fd: number, option: SocketOption, value: number): void {
   int[0] = value;
-  const result = orErrno(core().setsockopt(fd, level, option, int, int.byteLength));
+  setOptionInts(fd, option, int);
+}
+
+/** setsockopt(2) of one `int` or a structure of several. @throws {LibcError} the kernel refuses */
+export function setOptionInts(
+  fd: number,
+  { level, option, name }: SocketOption,
+  ints: Int32Array<ArrayBuffer>,
+): void {
+  const result = orErrno(core().setsockopt(fd, level, option, ints, ints.byteLength));
   if (result < 0) throw new LibcError(`setsockopt(${name})`, -result);
 }
 
@@ -279,16 +308,76 @@ export function send(fd: number, bytes: Uint8Array, flags: number): number {
   return orErrno(rare().send(fd, bytes as Bytes, BigInt(bytes.length), flags));
 }
 
-/** A TCP socket of an address family, non-blocking and closed on exec, socket(2). */
-export function socket(family: number): number {
-  const SOCK_STREAM = 1, SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
-  const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-  return orErrno(rare().socket(family, type, IPPROTO_TCP));
+/** socket(2), a TCP socket unless told otherwise; non-blocking and closed on exec. */
+export function socket(family: number, type = SOCK_STREAM, protocol = IPPROTO_TCP): number {
+  const SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
+  return orErrno(rare().socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
+}
+
+/** bind(2). */
+export function bind(fd: number, address: Bytes): number {
+  return orErrno(rare().bind(fd, address, address.length));
 }
 
 /** connect(2); a non-blocking socket usually returns `-EINPROGRESS`. */
 export function connect(fd: number, address: Bytes): number {
   return orErrno(rare().connect(fd, address, address.length));
+}
+
+/**
+ * Room for one message with its address and control messages: a `struct msghdr` and everything that
+ * it points to, in a single block of memory, so that no part of it can be freed before the rest.
+ */
+export class MessageBuffer {
+  /** The `struct msghdr`, and behind it what it points to. */
+  readonly block: Bytes = new Uint8Array(new ArrayBuffer(1280));
+  readonly #view = new DataView(this.block.buffer);
+
+  /** Says how much room there is, which recvmsg(2) has overwritten. */
+  prepare(): void {
+    // struct iovec behind 56 bytes of struct msghdr, on the 64-bit machines that Deno runs on
+    const IOVEC = 56;
+    const base = Deno.UnsafePointer.value(Deno.UnsafePointer.of(this.block));
+    const word = (at: number, value: number | bigint) =>
+      this.#view.setBigUint64(at, BigInt(value), true);
+    this.block.fill(0);
+    word(0, base + BigInt(NAME));
+    word(8, CONTROL - NAME);
+    word(16, base + BigInt(IOVEC));
+    word(24, 1);
+    word(32, base + BigInt(CONTROL));
+    word(40, DATA - CONTROL);
+    word(IOVEC, base + BigInt(DATA));
+    word(IOVEC + 8, this.block.length - DATA);
+  }
+
+  /** The address, `msg_name`. */
+  get name(): Bytes {
+    return this.block.subarray(NAME, NAME + this.#view.getUint32(8, true));
+  }
+
+  /** The control messages, `msg_control`. */
+  get control(): Bytes {
+    return this.block.subarray(CONTROL, CONTROL + Number(this.#view.getBigUint64(40, true)));
+  }
+
+  /** Where the data are, which begin with as many bytes as recvmsg(2) returned. */
+  get data(): Bytes {
+    return this.block.subarray(DATA);
+  }
+
+  /** `MSG_CTRUNC` and others, `msg_flags`. */
+  get flags(): number {
+    return this.#view.getInt32(48, true);
+  }
+}
+
+const NAME = 72, CONTROL = 104, DATA = 616;
+
+/** recvmsg(2) into `message`. */
+export function recvmsg(fd: number, message: MessageBuffer, flags: number): number {
+  message.prepare();
+  return orErrno(rare().recvmsg(fd, message.block, flags));
 }
 
 /** The index of a network interface by its name, if_nametoindex(3); 0 if there is none. */

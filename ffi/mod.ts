@@ -30,6 +30,7 @@ export { type ConnectedSocket, type Connection, DescriptorError, fdOf } from "./
 export type { Listening, Socket } from "./fd.ts";
 export { CannotRunError, LibcError } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
+export type { Hop } from "./path.ts";
 export type { DialedTlsConn, Trust } from "./secure.ts";
 export { drainSent, type SentPacket, watchSent } from "./sent.ts";
 export { formatAddress } from "./sockaddr.ts";

@@ -1,0 +1,560 @@
+/**
+ * Hop by hop: what each router on a path received of a mark.
+ *
+ * A SYN whose time to live (IPv4) or hop limit (IPv6) runs out makes a router answer with an ICMP
+ * message that quotes the header it received (RFC 792, RFC 4443 section 3.3). On IPv6 Linux reports
+ * the Traffic Class of the quoted header to any process that asks for it (`IPV6_FLOWINFO_SEND`). On
+ * IPv4 it takes a raw ICMP socket, which needs CAP_NET_RAW, raw(7). Without one there is the ToS byte
+ * of the ICMP message itself, into which Linux routers copy the mark's lower three bits.
+ *
+ * @module
+ */
+
+import { findControl, parseControl } from "./arrived.ts";
+import { checkPermission, DialedConn, elapsed } from "./dial.ts";
+import { orSystemError, resolve, scopeOf, systemError } from "./dial.ts";
+import { checkTos } from "./dscp.ts";
+import {
+  bind,
+  close,
+  connect,
+  ECONNREFUSED,
+  EINPROGRESS,
+  getOption,
+  getpeername,
+  getsockname,
+  ICMP_FILTER,
+  IP_RECVERR,
+  IP_RECVTOS,
+  IP_TOS,
+  IP_TTL,
+  IPPROTO_ICMP,
+  IPPROTO_TCP,
+  IPV6_AUTOFLOWLABEL,
+  IPV6_FLOWINFO_SEND,
+  IPV6_RECVERR,
+  IPV6_UNICAST_HOPS,
+  MessageBuffer,
+  MSG_CTRUNC,
+  MSG_DONTWAIT,
+  MSG_ERRQUEUE,
+  recv,
+  recvmsg,
+  setOption,
+  setOptionInts,
+  SO_ERROR,
+  SO_LINGER,
+  SO_REUSEADDR,
+  SOCK_RAW,
+  socket,
+} from "./libc.ts";
+import { markSocket } from "./mark.ts";
+import { thePoller } from "./poll.ts";
+import {
+  AF_INET,
+  AF_INET6,
+  decode,
+  encode,
+  headerAddress,
+  sameBytes,
+  SOCKADDR_SIZE,
+} from "./sockaddr.ts";
+
+/** What one hop answered to one mark. */
+export interface Hop {
+  /** How many hops away it is, from 1; `null` for a target at an unknown distance. */
+  readonly hop: number | null;
+  /** The address that answered; `null` if none did. */
+  readonly address: string | null;
+  /** The time until the answer; `null` if there was none. */
+  readonly milliseconds: number | null;
+  /** The byte with which packets reached it, 0 to 255; `null` if unknown. */
+  readonly tos: number | null;
+  /** The ToS byte of the ICMP message itself; `null` on IPv6, and if there was none. */
+  readonly outerTos: number | null;
+  /**
+   * What shows the mark: the header that a router quotes, or what the server reports, both of which
+   * give `tos`; or `outerTos`, which shows that the mark's lower three bits were kept.
+   */
+  readonly evidence: "quote" | "server" | "outer" | null;
+  /** `time exceeded`, `connected`, `connection refused`, or what else it answered. */
+  readonly answer: string | null;
+}
+
+/** What one probe found. */
+export interface Reply {
+  /** The hop. */
+  readonly hop: Hop;
+  /** The connection, if the probe came through: with the default TTL again. */
+  readonly conn: DialedConn | null;
+  /** Why there is no way on from this hop; `null` if there may be one. */
+  readonly error: Error | null;
+  /** When the probe left, as `performance.now()` has it. */
+  readonly started: number;
+}
+
+// ─── What the kernel hands over ─────────────────────────────────────────────────────────────────
+
+/** An ICMP error about a probe, as the socket's error queue has it. */
+export interface IcmpError {
+  /** 4 for ICMP, 6 for ICMPv6. */
+  readonly version: 4 | 6;
+  /** The type and code, RFC 792 and RFC 4443. */
+  readonly type: number;
+  /** See {@linkcode IcmpError.type}. */
+  readonly code: number;
+  /** The address of the router. */
+  readonly router: string;
+  /** The start of the TCP header that the router quotes: ports and sequence number; perhaps less. */
+  readonly transport: Uint8Array;
+  /** The Traffic Class of the header that the router quotes; `null` on IPv4. */
+  readonly tos: number | null;
+  /** The ToS byte of the ICMP message itself; `null` on IPv6. */
+  readonly outerTos: number | null;
+}
+
+/**
+ * Reads a message of an error queue: `struct sock_extended_err` with the router's address behind it,
+ * ip(7), among the control messages; the header that is quoted gives `sin6_flowinfo` of the name.
+ *
+ * @returns `null` if it is no whole ICMP error: nothing is known then
+ */
+export function parseIcmpError(
+  { name, control, data, flags }: Pick<MessageBuffer, "name" | "control" | "data" | "flags">,
+): IcmpError | null {
+  if ((flags & MSG_CTRUNC) !== 0) return null;
+  const SO_EE_ORIGIN_ICMP = 2, SO_EE_ORIGIN_ICMP6 = 3, SIZE = 16;
+  const error4 = findControl(control, IP_RECVERR), error6 = findControl(control, IPV6_RECVERR);
+  const error = error4 ?? error6, isIPv4 = error === error4;
+  if (error === null || error.length < SIZE + (isIPv4 ? 16 : SOCKADDR_SIZE)) return null;
+  const [, , , , origin, type, code] = error, router = error.subarray(SIZE);
+  if (origin !== (isIPv4 ? SO_EE_ORIGIN_ICMP : SO_EE_ORIGIN_ICMP6)) return null;
+  if (router[0] !== (isIPv4 ? AF_INET : AF_INET6) || router[1] !== 0) return null;
+  const hasFlow = !isIPv4 && name.length >= SOCKADDR_SIZE && name[0] === AF_INET6;
+  return {
+    version: isIPv4 ? 4 : 6,
+    type,
+    code,
+    router: decode(router).hostname,
+    transport: data.slice(0, 8),
+    // sin6_flowinfo is in network order: 4 bits unused, the class, 20 bits of flow label
+    tos: hasFlow ? (name[4] & 0x0f) << 4 | name[5] >> 4 : null,
+    outerTos: isIPv4 ? parseControl(control, IP_TOS) : null,
+  };
+}
+
+/**
+ * Reads an IPv4 packet of a raw ICMP socket: the ToS bytes of the header that the router quotes and
+ * of the ICMP message itself.
+ *
+ * @param error the same message from the error queue, by which the kernel found whose probe it is
+ * @param remote where the probe was sent to, as a `sockaddr_in`
+ * @returns `null` if the packet is another one
+ */
+export function parseQuote(
+  packet: Uint8Array,
+  error: IcmpError,
+  remote: Uint8Array,
+): { readonly tos: number; readonly outerTos: number } | null {
+  // RFC 791 section 3.1: the length of a header is in its first byte, in words.
+  const headerAt = (at: number, protocol: number): number | null => {
+    const end = at + (packet[at] & 0x0f) * 4;
+    const isWhole = at + 20 <= packet.length && end >= at + 20 && end + 8 <= packet.length;
+    return isWhole && packet[at] >> 4 === 4 && packet[at + 9] === protocol ? end : null;
+  };
+  const icmp = headerAt(0, IPPROTO_ICMP);
+  if (icmp === null || packet[icmp] !== error.type || packet[icmp + 1] !== error.code) return null;
+  if (packet.subarray(12, 16).join(".") !== error.router) return null;
+  const quote = icmp + 8, tcp = headerAt(quote, IPPROTO_TCP);
+  if (tcp === null || !sameBytes(packet, quote + 16, remote, 4, 4)) return null;
+  const { transport } = error;
+  if (transport.length < 8 || !sameBytes(packet, tcp, transport, 0, 8)) return null;
+  return { tos: packet[quote + 1], outerTos: packet[1] };
+}
+
+/** The meaning of an ICMP error in words: RFC 792, RFC 1812 section 5.2.7.1, RFC 4443 section 3. */
+export function icmpMeaning({ version, type, code }: Pick<IcmpError, "version" | "type" | "code">) {
+  const [exceeded, unreachable, codes] = version === 4
+    ? [11, 3, UNREACHABLE_4] as const
+    : [3, 1, UNREACHABLE_6] as const;
+  if (type === exceeded && code === 0) return TIME_EXCEEDED;
+  const known = type === unreachable ? codes[code] : undefined;
+  return known ?? `ICMP${version === 6 ? "v6" : ""} type ${type} code ${code}`;
+}
+
+const TIME_EXCEEDED = "time exceeded", REFUSED = "connection refused";
+
+const UNREACHABLE_4: Record<number, string> = {
+  0: "network unreachable",
+  1: "host unreachable",
+  2: "protocol unreachable",
+  3: "port unreachable",
+  6: "network unknown",
+  7: "host unknown",
+  9: "network administratively prohibited",
+  10: "host administratively prohibited",
+  11: "network unreachable for this ToS",
+  12: "host unreachable for this ToS",
+  13: "administratively prohibited",
+};
+
+const UNREACHABLE_6: Record<number, string> = {
+  0: "no route",
+  1: "administratively prohibited",
+  2: "beyond scope of source address",
+  3: "address unreachable",
+  4: "port unreachable",
+  5: "source address failed policy",
+  6: "reject route",
+};
+
+/** Whether the ToS byte of an ICMP message shows that the lower bits of a mark were still there. */
+export function keptLowerBits(tos: number, outerTos: number): boolean {
+  // A Linux router answers with (arrived & 0x1E) | 0xC0: 0 says nothing, it may be its own.
+  const LOWER = 0x1c;
+  return (tos & LOWER) !== 0 && (tos & LOWER) === (outerTos & LOWER);
+}
+
+// ─── The climb ──────────────────────────────────────────────────────────────────────────────────
+
+/** Where a path leads. */
+export interface ClimbOptions {
+  /** Host name or IP address, without brackets. */
+  readonly hostname: string;
+  /** 1 to 65535. */
+  readonly port: number;
+  /** 4 or 6 for one address family only. */
+  readonly family: 4 | 6 | null;
+  /** Resets connections when they are closed: otherwise no other may follow for a minute. */
+  readonly many: boolean;
+}
+
+// Milliseconds to wait for a hop: at first, then some times the slowest answer so far.
+const FIRST_WAIT = 1000, LEAST_WAIT = 200, MOST_WAIT = 1000, TIMES = 3;
+// Time for a SYN and the two that the kernel sends after 1 and 3 seconds.
+const TARGET_WAIT = 4000;
+const MOST_SILENT = 8;
+// Linux routers send one answer a second, after a burst of six: icmp(7), icmp_ratelimit.
+const REST = 1000;
+
+/** How a hop has answered so far. */
+interface Manners {
+  answers: number;
+  silences: number;
+  /** When to ask it again, as it probably limits its answers. */
+  restsUntil: number;
+}
+
+/** A local port and one address of the target: all probes between them take the same path. */
+interface Ends {
+  readonly family: number;
+  /** This end, the port with any address. */
+  readonly local: Uint8Array<ArrayBuffer>;
+  readonly remote: Uint8Array<ArrayBuffer>;
+  readonly address: string;
+}
+
+/** Climbs a path, once for each mark; holds the local port and the raw socket meanwhile. */
+export class Climb implements Disposable {
+  readonly #options: ClimbOptions;
+  #addresses: string[] | null = null;
+  #ends: Ends | null = null;
+  /** Keeps the local port while no probe has it. */
+  #anchor: number | null = null;
+  #raw: number | null = null;
+  #slowest = 0;
+  #distance = Infinity;
+  readonly #manners = new Map<number, Manners>();
+
+  /** Prepares a climb; nothing is opened before the first one. */
+  constructor(options: ClimbOptions) {
+    this.#options = options;
+  }
+
+  /** Whether routers on this path can show the whole mark: on IPv4 this takes CAP_NET_RAW. */
+  get isExact(): boolean {
+    return this.#raw !== null || this.#ends?.family === AF_INET6;
+  }
+
+  /**
+   * Probes the path with one mark, hop after hop.
+   *
+   * @param tos the byte, 0 to 252, ECN bits zero
+   * @param maxHops the largest TTL to try, 1 to 255
+   * @param signal ends the climb
+   * @returns the probe that connected; its hop is not among those yielded
+   * @throws {Deno.errors.NotCapable} `--allow-net` does not allow the host and port
+   * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} there is no connection
+   */
+  async *climb(tos: number, maxHops: number, signal: AbortSignal): AsyncGenerator<Hop, Reply> {
+    checkTos(tos);
+    await this.#open(signal);
+    let silent = 0;
+    for (let ttl = 1; ttl <= maxHops && silent < MOST_SILENT; ttl++) {
+      const reply = await this.#ask(ttl, tos, signal);
+      if (reply.conn !== null) return reply;
+      if (reply.error !== null && ttl === 1 && this.#openNext()) {
+        ttl = 0;
+        continue;
+      }
+      if (reply.hop.answer !== null || reply.error === null) yield reply.hop;
+      if (reply.error !== null) throw reply.error;
+      const hasAnswered = (this.#manners.get(ttl)?.answers ?? 0) > 0;
+      silent = hasAnswered ? 0 : silent + 1;
+    }
+    const reply = await this.#probe(null, tos, TARGET_WAIT, signal);
+    if (reply.conn !== null) return reply;
+    if (reply.hop.answer !== null) yield reply.hop;
+    throw reply.error ?? new Deno.errors.TimedOut("Connection timed out");
+  }
+
+  /**
+   * Asks again, once for each mark, the hops that have answered to some of several marks; a second
+   * apart, as that is how often Linux routers answer. What they answer replaces their hop.
+   */
+  async askAgain(paths: readonly { tos: number; path: Hop[] }[], signal: AbortSignal) {
+    const waiting = new Map<number, { tos: number; path: Hop[] }[]>();
+    for (const [ttl, { answers }] of this.#manners) {
+      if (answers === 0 || ttl >= this.#distance) continue;
+      const silent = paths.filter(({ path }) => path[ttl - 1]?.answer === null);
+      if (silent.length > 0) waiting.set(ttl, silent);
+    }
+    while (waiting.size > 0) {
+      await elapsedOr(signal, REST);
+      for (const [ttl, [{ tos, path }, ...rest]] of waiting) {
+        const { hop } = await this.#probe(ttl, tos, this.#wait, signal);
+        if (hop.answer === TIME_EXCEEDED) path[ttl - 1] = hop;
+        if (rest.length > 0) waiting.set(ttl, rest);
+        else waiting.delete(ttl);
+      }
+    }
+  }
+
+  /** Probes a hop, and once more if it is silent, unless that was or will be done otherwise. */
+  async #ask(ttl: number, tos: number, signal: AbortSignal): Promise<Reply> {
+    let manners = this.#manners.get(ttl);
+    const isFirst = manners === undefined;
+    if (manners === undefined) {
+      this.#manners.set(ttl, manners = { answers: 0, silences: 0, restsUntil: 0 });
+    }
+    const isRouter = ttl < this.#distance;
+    const isMute = manners.answers === 0 && manners.silences > 2;
+    const rests = performance.now() < manners.restsUntil;
+    if (isRouter && (isMute || rests)) return { ...NOTHING, hop: silentHop(ttl) };
+    for (let tries = isFirst || !isRouter ? 2 : 1;; tries--) {
+      const reply = await this.#probe(ttl, tos, this.#wait, signal);
+      if (reply.hop.answer !== null || reply.error !== null) {
+        manners.answers++;
+        if (reply.conn !== null) this.#distance = ttl;
+        return reply;
+      }
+      manners.silences++;
+      manners.restsUntil = performance.now() + REST;
+      if (tries === 1) return reply;
+    }
+  }
+
+  /** How long to wait for an answer, in milliseconds. */
+  get #wait(): number {
+    if (this.#slowest === 0) return FIRST_WAIT;
+    return Math.min(MOST_WAIT, Math.max(LEAST_WAIT, TIMES * this.#slowest));
+  }
+
+  /** Sends one SYN. @param ttl `null` for the default, which reaches the target */
+  async #probe(
+    ttl: number | null,
+    tos: number,
+    wait: number,
+    signal: AbortSignal,
+  ): Promise<Reply> {
+    signal.throwIfAborted();
+    const { family, local, remote, address } = this.#ends!;
+    const fd = orSystemError(socket(family)), poller = thePoller();
+    const abandon = () => poller.remove(fd);
+    signal.addEventListener("abort", abandon, { once: true });
+    let conn: DialedConn | null = null;
+    try {
+      setOption(fd, SO_REUSEADDR, 1);
+      orSystemError(bind(fd, local));
+      prepareProbe(fd, family, ttl);
+      markSocket({ fd, family }, tos);
+      if (this.#raw !== null) this.#readRaw(() => false);
+      const started = performance.now();
+      const result = connect(fd, remote);
+      poller.add(fd);
+      const answered = (hop: Partial<Hop>, error: Error | null): Reply => {
+        const milliseconds = performance.now() - started;
+        this.#slowest = Math.max(this.#slowest, milliseconds);
+        return { hop: { ...silentHop(ttl), ...hop, milliseconds }, conn, error, started };
+      };
+      const nothing = { ...NOTHING, hop: silentHop(ttl), started };
+      if (result < 0 && result !== -EINPROGRESS) {
+        return { ...nothing, error: systemError(-result) };
+      }
+      for (;;) {
+        const peer = new Uint8Array(SOCKADDR_SIZE), own = new Uint8Array(SOCKADDR_SIZE);
+        if (getpeername(fd, peer) === 0) {
+          orSystemError(getsockname(fd, own));
+          makeOrdinary(fd, family, this.#options.many);
+          conn = new DialedConn({ fd, family, local: own, remote: peer });
+          return answered({ address, answer: "connected" }, null);
+        }
+        for (let error; (error = readError(fd)) !== undefined;) {
+          if (error === null) continue;
+          const answer = icmpMeaning(error);
+          const hop = { address: error.router, answer, ...this.#evidence(error, tos) };
+          const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
+          return answered(hop, isWayOn ? null : noWay(hop, ttl));
+        }
+        const errno = getOption(fd, SO_ERROR);
+        if (errno === ECONNREFUSED) {
+          return answered({ address, answer: REFUSED }, systemError(errno));
+        }
+        // An error without its ICMP message shows nothing.
+        if (errno !== 0) return { ...nothing, error: ttl === null ? systemError(errno) : null };
+        const left = wait - (performance.now() - started);
+        if (left <= 0) return nothing;
+        await Promise.race([poller.next(fd), elapsed(left)]);
+        signal.throwIfAborted();
+      }
+    } finally {
+      signal.removeEventListener("abort", abandon);
+      if (conn === null) {
+        poller.remove(fd);
+        close(fd);
+      }
+    }
+  }
+
+  /** What an ICMP error shows of the mark. */
+  #evidence(error: IcmpError, tos: number): Pick<Hop, "tos" | "outerTos" | "evidence"> {
+    if (error.tos !== null) return { tos: error.tos, outerTos: null, evidence: "quote" };
+    // The kernel gives the packet to raw sockets before it queues the error.
+    const remote = this.#ends!.remote;
+    let quote: ReturnType<typeof parseQuote> = null;
+    this.#readRaw((packet) => (quote = parseQuote(packet, error, remote)) !== null);
+    if (quote !== null) return { ...quote as { tos: number; outerTos: number }, evidence: "quote" };
+    const { outerTos } = error;
+    const isKept = outerTos !== null && keptLowerBits(tos, outerTos);
+    return { tos: null, outerTos, evidence: isKept ? "outer" : null };
+  }
+
+  /** Hands over the packets of the raw socket until `isIt` accepts one. */
+  #readRaw(isIt: (packet: Uint8Array) => boolean): void {
+    if (this.#raw === null) return;
+    const packet = new Uint8Array(256);
+    for (let size; (size = recv(this.#raw, packet, MSG_DONTWAIT)) >= 0;) {
+      if (isIt(packet.subarray(0, size))) return;
+    }
+  }
+
+  async #open(signal: AbortSignal): Promise<void> {
+    if (this.#addresses !== null) return;
+    const { hostname, port, family } = this.#options;
+    checkPermission(hostname, port, "granted");
+    this.#addresses = await resolve(hostname, family, signal);
+    this.#openNext();
+  }
+
+  /** Opens what takes a port and a raw socket, for the next address. @returns false after the last */
+  #openNext(): boolean {
+    const hostname = this.#addresses!.shift();
+    if (hostname === undefined) return false;
+    const { port } = this.#options;
+    // As in Deno.connect: --deny-net may deny an address of a name that is allowed.
+    checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
+    this[Symbol.dispose]();
+    this.#manners.clear();
+    const ends = endsOf(encode({ transport: "tcp", hostname, port }, scopeOf(hostname)));
+    this.#anchor = orSystemError(socket(ends.family));
+    setOption(this.#anchor, SO_REUSEADDR, 1);
+    orSystemError(bind(this.#anchor, ends.local));
+    orSystemError(getsockname(this.#anchor, ends.local));
+    this.#ends = ends;
+    if (ends.family === AF_INET) this.#raw = openRaw();
+    return true;
+  }
+
+  /** Gives the local port back. Connections stay. */
+  [Symbol.dispose](): void {
+    for (const fd of [this.#anchor, this.#raw]) if (fd !== null) close(fd);
+    this.#anchor = this.#raw = null;
+  }
+}
+
+const NOTHING = { conn: null, error: null, started: 0 };
+
+function silentHop(hop: number | null): Hop {
+  const nothing = { milliseconds: null, tos: null, outerTos: null, evidence: null, answer: null };
+  return { hop, address: null, ...nothing };
+}
+
+function noWay({ address, answer }: { address: string; answer: string }, ttl: number | null) {
+  const hop = ttl === null ? address : `hop ${ttl} (${address})`;
+  return new Error(`${hop} answers: ${answer}`);
+}
+
+/** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */
+function endsOf(sockaddr: Uint8Array<ArrayBuffer>): Ends {
+  const { at, size } = headerAddress(sockaddr);
+  const remote = size === 16 ? sockaddr : new Uint8Array(16);
+  if (size === 4) {
+    remote.set([AF_INET, 0, sockaddr[2], sockaddr[3], ...sockaddr.subarray(at, at + 4)]);
+  }
+  const local = new Uint8Array(remote.length);
+  local[0] = remote[0];
+  return { family: remote[0], local, remote, address: decode(remote).hostname };
+}
+
+/** A raw socket for ICMP errors; `null` without CAP_NET_RAW. */
+function openRaw(): number | null {
+  const fd = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
+  if (fd < 0) return null;
+  const UNREACHABLE = 3, EXCEEDED = 11, PARAMETER = 12;
+  // Bits of the types that it does not receive, raw(7).
+  setOption(fd, ICMP_FILTER, ~(1 << UNREACHABLE | 1 << EXCEEDED | 1 << PARAMETER));
+  return fd;
+}
+
+/** Has the kernel queue ICMP errors with what they show, and limits how far the SYN goes. */
+function prepareProbe(fd: number, family: number, ttl: number | null): void {
+  const isIPv4 = family === AF_INET;
+  setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, 1);
+  setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, 1);
+  // Routers that balance load may go by the flow label (RFC 6438), which differs with each socket.
+  if (!isIPv4) setOption(fd, IPV6_AUTOFLOWLABEL, 0);
+  if (ttl !== null) setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, ttl);
+}
+
+/** Makes an ordinary connection of a probe that came through. */
+function makeOrdinary(fd: number, family: number, isReset: boolean): void {
+  const isIPv4 = family === AF_INET;
+  setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, -1);
+  setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, 0);
+  setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, 0);
+  // struct linger { int l_onoff; int l_linger; }, socket(7)
+  if (isReset) setOptionInts(fd, SO_LINGER, new Int32Array([1, 0]));
+}
+
+let message: MessageBuffer | undefined;
+
+/** Takes one ICMP error off the queue. @returns `null` if it shows nothing, `undefined` if none is there */
+function readError(fd: number): IcmpError | null | undefined {
+  message ??= new MessageBuffer();
+  const size = recvmsg(fd, message, MSG_ERRQUEUE | MSG_DONTWAIT);
+  if (size < 0) return undefined;
+  const { name, control, data, flags } = message;
+  return parseIcmpError({ name, control, data: data.subarray(0, size), flags });
+}
+
+/** Waits, unless the signal aborts before. @throws the signal's reason */
+async function elapsedOr(signal: AbortSignal, milliseconds: number): Promise<void> {
+  signal.throwIfAborted();
+  const { promise, resolve } = Promise.withResolvers<void>();
+  // Not `elapsed`, as nothing else keeps the process alive here.
+  const timer = setTimeout(resolve, milliseconds);
+  signal.addEventListener("abort", () => resolve(), { once: true });
+  await promise;
+  clearTimeout(timer);
+  signal.throwIfAborted();
+}
