@@ -31,6 +31,11 @@ export class Namespace implements AsyncDisposable {
     return await succeed(...this.under, ...words);
   }
 
+  /** Runs shell commands inside, until one fails. @throws if one does */
+  async script(...commands: string[]): Promise<Outcome> {
+    return await this.run("sh", "-ec", commands.join("\n"));
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     // A process that still runs inside keeps the namespace alive after its name is deleted.
     const { stdout } = await execute(["ip", "netns", "pids", this.name]);
@@ -157,4 +162,82 @@ export class TwinLinks implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const host of [this.client, this.server]) await host[Symbol.asyncDispose]();
   }
+}
+
+/**
+ * A chain of hosts: client – r1 – r2 – r3 – server. Link n between them has the networks
+ * 10.78.n.0/24 and 2001:db8:n::/64, its nearer end the address 1, its farther one 2. Deleted when
+ * disposed of.
+ */
+export class Chain implements AsyncDisposable {
+  private constructor(
+    readonly client: Namespace,
+    readonly routers: readonly Namespace[],
+    readonly server: Namespace,
+  ) {}
+
+  /**
+   * Creates them. Devices are `near`, towards the client, and `far`, towards the server. Routers
+   * answer without a rate limit.
+   */
+  static async create(): Promise<Chain> {
+    const stack = new AsyncDisposableStack();
+    try {
+      const hosts: Namespace[] = [];
+      for (let at = 0; at < 5; at++) hosts.push(stack.use(await Namespace.create()));
+      // Duplicate address detection would keep IPv6 addresses unusable for a second.
+      const settings = "net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0 " +
+        "net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.icmp_ratelimit=0 " +
+        "net.ipv4.icmp_ratemask=0 net.ipv6.icmp.ratelimit=0";
+      const { links, addresses, routes } = wiring(hosts.map(({ name }) => name));
+      for (const host of hosts) await host.run("sysctl", "-qw", ...settings.split(" "));
+      for (const [at, host] of hosts.entries()) {
+        await host.script("ip -batch - <<end", ...links[at], "end");
+      }
+      for (const [at, host] of hosts.entries()) {
+        await host.script("ip -batch - <<end", ...addresses[at], ...routes[at], "end");
+      }
+      const [client, ...rest] = hosts;
+      return new Chain(client, rest.slice(0, -1), rest.at(-1)!);
+    } catch (error) {
+      await stack.disposeAsync();
+      throw error;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const host of [this.client, ...this.routers, this.server]) {
+      await host[Symbol.asyncDispose]();
+    }
+  }
+}
+
+/** The addresses of the server in a {@linkcode Chain}. */
+export const CHAIN_SERVER = { ipv4: "10.78.4.2", ipv6: "2001:db8:4::2" };
+
+/** The commands of ip(8) that connect hosts in a row. */
+function wiring(names: readonly string[]) {
+  const all = names.map((_, at) => at), last = names.length - 1;
+  const links = all.map((at) =>
+    at === 0 ? [] : [`link add near type veth peer name far netns ${names[at - 1]}`]
+  );
+  const device = (name: string, link: number, end: number) => [
+    `addr add 10.78.${link}.${end}/24 dev ${name}`,
+    `addr add 2001:db8:${link}::${end}/64 dev ${name}`,
+    `link set ${name} up`,
+  ];
+  const addresses = all.map((at) => [
+    ...at > 0 ? device("near", at, 2) : [],
+    ...at < last ? device("far", at + 1, 1) : [],
+  ]);
+  const routes = all.map((at) => {
+    const back = all.slice(1, Math.max(1, at)).flatMap((link) => [
+      `route add 10.78.${link}.0/24 via 10.78.${at}.1`,
+      `route add 2001:db8:${link}::/64 via 2001:db8:${at}::1`,
+    ]);
+    if (at === last) return back;
+    const [ipv4, ipv6] = [`10.78.${at + 1}.2`, `2001:db8:${at + 1}::2`];
+    return [...back, `route add default via ${ipv4}`, `route add ::/0 via ${ipv6}`];
+  });
+  return { links, addresses, routes };
 }
