@@ -1866,32 +1866,27 @@ export interface Change {
   readonly to: number;
 }
 
+/** What a trace needs; several share the climb. */
+interface Traced {
+  readonly target: Target;
+  readonly options: AskOptions & { readonly maxHops: number };
+  readonly sink: Sink;
+  readonly climb: Climb;
+  /** Whether other traces use the climb as well. */
+  readonly isShared: boolean;
+}
+
 /** A path: an iterable of its hops, as they answer, that ends with the request. Iterate it once. */
 export class Trace implements AsyncIterable<Hop> {
-  /** The mark. */
-  readonly mark: Mark;
   /** The hops so far. */
   readonly path: Hop[] = [];
   /** The request, once the hops are there. */
   exchange: Exchange | null = null;
-  readonly #target: Target;
-  readonly #options: AskOptions & { maxHops: number };
-  readonly #climb: Climb | null;
-  readonly #sink: Sink;
+  readonly #prepare: () => Promise<Traced>;
 
-  /** For {@linkcode trace}. @param climb one that other traces use as well */
-  constructor(
-    target: Target,
-    mark: Mark,
-    options: AskOptions & { maxHops: number },
-    sink: Sink,
-    climb: Climb | null = null,
-  ) {
-    this.mark = mark;
-    this.#target = target;
-    this.#options = { ...options, markSyn: true };
-    this.#climb = climb;
-    this.#sink = sink;
+  /** For {@linkcode trace}. */
+  constructor(readonly mark: Mark, prepare: () => Promise<Traced>) {
+    this.#prepare = prepare;
   }
 
   /** Where the mark was changed, nearest first. */
@@ -1908,11 +1903,10 @@ export class Trace implements AsyncIterable<Hop> {
 
   /** Climbs the path, then makes the request on the connection of the last probe. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Hop, void> {
-    const { Climb } = await import("./ffi/path.ts");
-    const { host: hostname, port } = this.#target, { family, maxHops } = this.#options;
-    using own = this.#climb ? null : new Climb({ hostname, port, family, many: false });
-    const limits = new Limits({ ...this.#options, maxTime: 0 }), signal = limits.begin();
-    const hops = (this.#climb ?? own!).climb(this.mark.tos, maxHops, signal);
+    const { target, options, sink, climb, isShared } = await this.#prepare();
+    using _own = isShared ? null : climb;
+    const limits = new Limits({ ...options, maxTime: 0 });
+    const hops = climb.climb(this.mark.tos, options.maxHops, limits.begin());
     let last: Hop | null = null, opened: Opened;
     const began = performance.now();
     try {
@@ -1931,14 +1925,7 @@ export class Trace implements AsyncIterable<Hop> {
     } finally {
       limits.end();
     }
-    const exchange = await ask(
-      this.#target,
-      this.mark,
-      this.#options,
-      this.#sink,
-      undefined,
-      opened,
-    );
+    const exchange = await ask(target, this.mark, options, sink, undefined, opened);
     if (last !== null) {
       const { syn = null, ack = null, data = null } = exchange.arrived ?? {};
       const tos = syn ?? data ?? ack;
@@ -1963,168 +1950,120 @@ export class Trace implements AsyncIterable<Hop> {
   }
 }
 
-function hopName(hop: number | null): string {
-  return hop === 0 ? "this host" : hop === null ? "the target" : `hop ${hop}`;
-}
-
-/** The table's head and rows as far as the hops are known, from row `from` on. */
-function hopRows({ mark, path, exchange }: Trace, from: number, width: number): string {
-  const addressWidth = Math.max(15, path[0]?.address?.length ?? 0);
-  const indent = 3 + 2 + addressWidth + 6 + 2;
-  const head = `hop  ${"address".padEnd(addressWidth)}${"ms".padStart(6)}  mark there`;
-  const rows = from === 0 ? [head] : [];
-  let tos = mark.tos;
-  for (const [at, hop] of path.entries()) {
-    const isChanged = hop.tos !== null && !sameDscp(hop.tos, tos);
-    tos = hop.tos ?? tos;
-    if (at < from) continue;
-    const number = String(hop.hop ?? "?").padStart(3);
-    if (hop.address === null) rows.push(`${number}  (no answer)`);
-    else {
-      const time = hop.milliseconds!.toFixed(1).padStart(6);
-      const start = `${number}  ${hop.address.padEnd(addressWidth)}${time}  `;
-      const text = `${markThere(hop, mark, exchange)}${isChanged ? "   changed" : ""}`;
-      const isWide = start.length + text.length > width;
-      rows.push(isWide ? `${start.trimEnd()}\n${" ".repeat(indent)}${text}` : `${start}${text}`);
-    }
+/** The row of the hop that came last, below the table's head if it is the first. */
+function hopRow({ mark, path, exchange }: Trace, width: number): string {
+  const hop = path.at(-1)!, before = path.slice(0, -1);
+  const addressWidth = Math.max(15, path[0].address?.length ?? 0);
+  const head = `hop  ${"address".padEnd(addressWidth)}     ms  mark there\n`;
+  const number = String(hop.hop ?? "?").padStart(3);
+  let row = `${number}  (no answer)`;
+  if (hop.address !== null) {
+    const time = shortTime(hop.milliseconds!).padStart(6);
+    const start = `${number}  ${hop.address.padEnd(addressWidth)} ${time}`;
+    const latest = before.findLast(({ tos }) => tos !== null)?.tos ?? mark.tos;
+    const isChanged = hop.tos !== null && !sameDscp(hop.tos, latest);
+    const text = `${markThere(hop, mark, exchange)}${isChanged ? "   changed" : ""}`;
+    const isWide = start.length + 2 + text.length > width;
+    row = `${start}${isWide ? `\n${" ".repeat(addressWidth + 12)}` : ""}  ${text}`;
   }
-  return rows.map((row) => `${row}\n`).join("");
+  return `${before.length === 0 ? head : ""}${row}\n`;
 }
 
 /** What is known of the mark at a hop that answered. */
-function markThere(hop: Hop, mark: Mark, exchange: Exchange | null): string {
-  const { tos, evidence, answer } = hop;
+function markThere({ tos, evidence, answer }: Hop, mark: Mark, exchange: Exchange | null): string {
   const name = tos === null ? "" : describe(sameDscp(tos, mark.tos) ? mark : markOf(tos));
-  if (answer === "connected") {
-    const packet = exchange?.arrived?.syn === tos ? "SYN " : "";
-    return tos === null ? "connected" : `connected; server reports ${packet}${name}`;
+  if (evidence === "server") {
+    const packet = exchange?.arrived?.syn === null ? "" : "SYN ";
+    return `connected; server reports ${packet}${name}`;
   }
-  if (answer === "connection refused") return answer;
+  if (answer === "connected" || answer === "connection refused") return answer;
   const there = tos !== null ? name : evidence === "outer" ? "lower bits kept" : "unknown";
   return answer === "time exceeded" ? there : `${there}; ${answer}`;
 }
 
-/** In one sentence: between which hops the mark was changed, or how far it was kept. */
-function pathVerdict({ mark, path, changes, exchange }: Trace): string {
-  const name = describe(mark);
-  const at = (number: number | null) => {
-    const address = path.find(({ hop, address }) => hop === number && address !== null)?.address;
-    return address ? `${hopName(number)} (${address})` : hopName(number);
-  };
-  if (changes.length > 0) {
-    const places = changes.map(({ after, at: until, to }) => {
-      const changed = `to ${describe(markOf(to))}`;
-      if (after === 0 && exchange?.left.wrong != null) return `${changed} on this host`;
-      const between = path.filter(({ hop, tos }) =>
-        tos === null && hop !== null && hop > after && hop < (until ?? Infinity)
-      );
-      return `${changed} between ${at(after)} and ${at(until)}${unseen(between)}`;
-    });
-    return `${name} was changed ${places.join(", then ")}.`;
-  }
-  const reached = path.filter(({ tos }) => tos !== null).at(-1);
-  if (reached?.evidence === "server") {
-    return `${name} was kept all the way: the server reports ${name}.`;
-  }
-  if (reached !== undefined) {
-    return `${name} was kept as far as ${at(reached.hop)}, the last that showed it.`;
-  }
-  const hint = path.filter(({ evidence }) => evidence === "outer").at(-1);
-  if (hint !== undefined) {
-    return `The lower bits of ${name} were kept as far as ${at(hint.hop)}; no more is known.`;
-  }
-  return path.some(({ answer }) => answer === "time exceeded")
-    ? `The routers that answered do not show what they received of ${name}.`
-    : "No router answered: nothing is known of the path.";
+function hopName(hop: number | null, path: readonly Hop[] = []): string {
+  if (hop === 0) return "this host";
+  const address = path.find((other) => other.hop === hop && other.address !== null)?.address;
+  return `${hop === null ? "the target" : `hop ${hop}`}${address ? ` (${address})` : ""}`;
 }
 
-/** Says which hops between two that are known do not show the mark. */
-function unseen(hops: readonly Hop[]): string {
-  if (hops.length === 0) return "";
-  const isOne = hops.length === 1;
-  const numbers = isOne ? hops[0].hop : `${hops[0].hop} to ${hops.at(-1)!.hop}`;
-  const areSilent = hops.every(({ answer }) => answer === null);
-  const verb = areSilent ? (isOne ? "is silent" : "are silent") : `show${isOne ? "s" : ""} no mark`;
-  return ` (hop${isOne ? "" : "s"} ${numbers} ${verb})`;
-}
-
-/** Several marks: rows are hops, columns marks; of many marks, the changed ones in words. */
-function marksTable(all: readonly Trace[], width: number): string {
-  const nameOf = (mark: Mark) => mark.name ?? String(mark.dscp);
-  const count = Math.max(...all.map(({ path }) => path.length));
-  const rows = Array.from({ length: count }, (_, at) => {
-    const hops = all.map(({ path }) => path[at]);
-    const addresses = [...new Set(hops.map((hop) => hop?.address ?? null))].filter((a) =>
-      a !== null
-    );
-    return { number: String(hops[0]?.hop ?? "?").padStart(3), hops, addresses };
+/** What became of a mark, in a word and in a sentence that begins "it was". */
+function pathVerdict({ path, changes, exchange }: Trace): { sort: string; text: string } {
+  const places = changes.map((change) => {
+    const isHere = change.after === 0 && exchange?.left.wrong != null;
+    const place = isHere ? "on this host" : placeOf(change, path);
+    return `to ${describe(markOf(change.to))} ${place}`;
   });
-  const places = rows.map(({ addresses: [first = "(no answer)", ...others] }) =>
-    others.length === 0 ? first : `${first} +${others.length}`
-  );
-  const placeWidth = Math.max(15, ...places.map(({ length }) => length));
-  const head = `hop  ${"address".padEnd(placeWidth)}  `;
-  const cells = rows.map(({ hops }) =>
-    hops.map((hop, at) => {
-      if (hop === undefined || hop.address === null) return "-";
-      if (hop.tos === null) return hop.evidence === "outer" ? "lower" : "?";
-      const { mark } = all[at];
-      return sameDscp(hop.tos, mark.tos) ? nameOf(mark) : `${nameOf(markOf(hop.tos))}!`;
-    })
-  );
-  const columns = all.map(({ mark }, at) =>
-    Math.max(nameOf(mark).length, ...cells.map((row) => row[at].length)) + 2
-  );
-  const isWide = all.length > 8 || head.length + columns.reduce((a, b) => a + b, 0) > width;
-  const line = (texts: string[]) => texts.map((text, at) => text.padEnd(columns[at])).join("");
-  let text = `${head}${isWide ? "what changed" : line(all.map(({ mark }) => nameOf(mark)))}`
-    .trimEnd();
-  for (const [at, { number, hops }] of rows.entries()) {
-    const what = isWide ? inWords(all, hops) : line(cells[at]);
-    const start = `${number}  ${places[at].padEnd(placeWidth)}  `;
-    const indent = `\n${" ".repeat(start.length)}`;
-    const lines = isWide ? wrapped(what, width - start.length).trimEnd() : what;
-    text += `\n${start}${lines.replaceAll("\n", indent)}`.trimEnd();
+  if (places.length > 0) return { sort: "changed", text: `changed ${places.join(", then ")}` };
+  const seen = path.findLast(({ tos }) => tos !== null);
+  if (seen?.evidence === "server") {
+    return { sort: "kept all the way", text: "kept all the way: the server reports it" };
   }
-  return `${text}\n`;
+  if (seen !== undefined) {
+    const text = `kept as far as ${hopName(seen.hop, path)}, the last that showed it`;
+    return { sort: "kept as far as shown", text };
+  }
+  const hint = path.findLast(({ evidence }) => evidence === "outer");
+  const text = hint !== undefined
+    ? `kept in its lower bits as far as ${hopName(hint.hop, path)}; no more is known`
+    : path.some(({ answer }) => answer === "time exceeded")
+    ? "not shown by the routers that answered"
+    : "not seen: no router answered, nothing is known of the path";
+  return { sort: "not shown", text };
 }
 
-/** What a hop shows of several marks, as far as it is not what the hop before showed. */
-function inWords(all: readonly Trace[], hops: readonly (Hop | undefined)[]): string {
+/** Between which two hops, and which in between do not show the mark. */
+function placeOf({ after, at }: Change, path: readonly Hop[]): string {
+  const unseen = path.filter(({ hop, tos }) =>
+    tos === null && hop !== null && hop > after && hop < (at ?? Infinity)
+  );
+  const numbers = unseen.map(({ hop }) => hop).join(", ");
+  const state = unseen.every(({ answer }) => answer === null) ? "silent" : "unknown";
+  const note = numbers === "" ? "" : ` (${state} in between: ${numbers})`;
+  return `between ${hopName(after, path)} and ${hopName(at, path)}${note}`;
+}
+
+/** Several marks: a table if it fits, what was changed in words, and how many were kept. */
+function marksReport(all: readonly Trace[], width: number): string {
   const nameOf = (mark: Mark) => mark.name ?? String(mark.dscp);
-  const changed = new Map<number, string[]>();
-  for (const [at, { mark, changes }] of all.entries()) {
-    const change = changes.find((change) => change.at === hops[at]?.hop);
-    if (change === undefined) continue;
-    changed.set(change.to, [...changed.get(change.to) ?? [], nameOf(mark)]);
-  }
-  const words = [...changed].map(([to, names]) => `${names.join(", ")} → ${nameOf(markOf(to))}`);
-  const silent = hops.filter((hop) => hop?.address == null).length;
-  if (silent > 0 && silent < hops.length) {
-    words.push(`partly silent: answered to ${hops.length - silent} of ${hops.length} marks`);
-  }
-  return words.join("; ");
-}
-
-/** In one sentence: which of several marks were changed, and where. */
-function marksVerdict(all: readonly Trace[]): string {
-  const places = new Map<string, Trace[]>();
-  for (const trace of all) {
-    if (trace.changes.length === 0) continue;
-    const [, place] = /( on this host| between .*)\.$/.exec(pathVerdict(trace))!;
-    places.set(place, [...places.get(place) ?? [], trace]);
-  }
-  const changed = [...places.values()].flat().length;
-  if (changed > 0) {
-    const groups = [...places].map(([place, traces]) => {
-      const names = traces.map(({ mark }) => mark.name ?? String(mark.dscp));
-      return `${names.length > 8 ? `${names.length} of them` : names.join(", ")}${place}`;
+  const rows = [["hop", "address", ...all.map(({ mark }) => nameOf(mark))]], lines: string[] = [];
+  const longest = all.reduce((a, b) => a.path.length < b.path.length ? b : a);
+  for (const [at, { hop }] of longest.path.entries()) {
+    const hops = all.map(({ path }) => path[at]), answered = hops.filter((hop) => hop?.address);
+    const [address = "(no answer)", ...others] = new Set(answered.map(({ address }) => address!));
+    const cells = hops.map((hop, column) => {
+      if (!hop?.address) return "-";
+      if (hop.tos === null) return hop.evidence === "outer" ? "lower" : "?";
+      const { mark } = all[column];
+      return sameDscp(hop.tos, mark.tos) ? nameOf(mark) : `${nameOf(markOf(hop.tos))}!`;
     });
-    return `${changed} of ${all.length} marks were changed: ${groups.join("; ")}.`;
+    const more = others.length > 0 ? ` +${others.length}` : "";
+    rows.push([String(hop ?? "?").padStart(3), `${address}${more}`, ...cells]);
+    if (answered.length === 0 || answered.length === hops.length) continue;
+    lines.push(
+      `Hop ${hop} (${address}) is partly silent: it answered to ${answered.length} marks.`,
+    );
   }
-  const isKept = all.every(({ path }) => path.at(-1)?.evidence === "server");
-  if (isKept) return `All ${all.length} marks were kept all the way: the server reports them.`;
-  return `Of ${all.length} marks, none was seen changed.`;
+  const changed = all.flatMap(({ mark, path, changes }) =>
+    changes.map((change) => ({ mark, place: placeOf(change, path), to: markOf(change.to) }))
+  );
+  for (const [place, here] of Map.groupBy(changed, ({ place }) => place)) {
+    const words = [...Map.groupBy(here, ({ to }) => nameOf(to))].map(([to, marks]) =>
+      `${marks.map(({ mark }) => nameOf(mark)).join(", ")} → ${to}`
+    );
+    lines.push(`B${place.slice(1)}: ${words.join("; ")}`);
+  }
+  const counts = [...Map.groupBy(all, (trace) => pathVerdict(trace).sort)].map(([sort, traces]) =>
+    `${traces.length} ${sort}`
+  );
+  lines.push(`Of ${plural(all.length, "mark")}: ${counts.join(", ")}.`);
+  const widths = rows[0].map((_, at) => Math.max(...rows.map((row) => row[at].length)) + 2);
+  const isTable = all.length <= 8 && widths.reduce((sum, each) => sum + each) <= width + 2;
+  const table = rows.map((row) =>
+    row.map((cell, at) => cell.padEnd(widths[at])).join("").trimEnd()
+  );
+  return (isTable ? `${table.join("\n")}\n` : "") +
+    lines.map((line) => wrapped(line, width)).join("");
 }
 
 /**
@@ -2133,23 +2072,23 @@ function marksVerdict(all: readonly Trace[]): string {
  * @returns the first failure, or `null`; `undefined` if the first request found nobody any more
  */
 async function traces(place: Place, options: Options): Promise<Failure | null | undefined> {
-  const { Climb } = await import("./ffi/path.ts");
-  const { target } = place, { marks, maxHops, family } = options, isMany = marks.length > 1;
-  const how = { ...askOptions(options), maxHops };
-  using climb = new Climb({ hostname: target.host, port: target.port, family, many: isMany });
-  const all = marks.map((mark) => new Trace(target, mark, how, sinkFor(options), climb));
-  const isQuiet = options.json || options.silent, width = widthOf(Deno.stdout);
+  const { marks } = options, isMany = marks.length > 1, width = widthOf(Deno.stdout);
+  const how = { ...askOptions(options), maxHops: options.maxHops };
+  const traced = await prepareTrace(place.target, how, sinkFor(options), isMany);
+  using climb = traced.climb;
+  const all = marks.map((mark) => new Trace(mark, () => Promise.resolve(traced)));
+  const isQuiet = options.json || options.silent;
   const screen = new Screen(Deno.stderr.isTerminal() && isMany && !isQuiet);
-  const result = (failure: Failure | null = null) => {
-    const done = all.filter(({ path, exchange }) => path.length > 0 || exchange !== null);
+  const result = (interrupted: Failure | null = null) => {
+    screen.replace("");
+    const known = all.filter(({ path, exchange }) => path.length > 0 || exchange !== null);
     if (options.json) {
       const line = (trace: Trace) =>
-        json(place, trace.exchange, trace.failure ?? failure, 0, trace);
-      return done.map(line).join("");
+        json(place, trace.exchange, trace.failure ?? interrupted, 0, trace);
+      return known.map(line).join("");
     }
-    if (done.length === 0) return "";
-    if (!isMany) return wrapped(pathVerdict(done[0]), width);
-    return `${marksTable(done, width)}${wrapped(marksVerdict(done), width)}`;
+    if (isMany) return known.length === 0 ? "" : marksReport(known, width);
+    return wrapped(`${describe(marks[0])} was ${pathVerdict(all[0]).text}.`, width);
   };
   const interrupt = (code: number) => async () => {
     await toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
@@ -2161,32 +2100,42 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
     for (const [done, trace] of all.entries()) {
       screen.offer(() => `${done} of ${all.length} marks, Ctrl-C ends it here\n`);
       for await (const _hop of trace) {
-        const from = trace.path.length - 1;
-        if (!isMany && !options.json) await toStandardOutput(hopRows(trace, from, width));
+        if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
       }
-      const exchange = trace.exchange!;
-      if (done === 0 && await place.isGone(exchange)) return undefined;
+      if (done === 0 && await place.isGone(trace.exchange!)) return undefined;
       // Without a permission or libc no other mark would fare better.
-      if (exchange.failure?.code === Exit.cannotRun) throw exchange.failure;
+      if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
     }
     if (isMany) await askAgain(climb, all, how);
-    screen.replace("");
     await toStandardOutput(result());
   } finally {
     for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
   }
   if (!isQuiet && !isMany) toStandardError(report(all[0].exchange!, place.isBuiltIn));
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
-  if (!isQuiet && isHidden) toStandardError(EXACT_HINT);
+  if (!isQuiet && isHidden) {
+    const how = "run as root, or sudo setcap cap_net_raw+ep on a copy of deno";
+    toStandardError(wrapped(`hint: to see the whole mark at routers on IPv4, ${how}`, 80));
+  }
   const failures = all.flatMap(({ failure }) => failure ?? []);
   const first = failures.find(({ code }) => code === Exit.arrivedChanged) ?? failures[0] ?? null;
   if (!isMany || first === null) return first;
-  const count = `${failures.length} of ${all.length} marks were changed or failed`;
+  const count = `${failures.length} of ${all.length} marks changed or failed`;
   return new Failure(first.code, `${count}; the first: ${first.message}`);
 }
 
-const EXACT_HINT = "hint: to see the whole mark at routers on IPv4, run as root, or\n" +
-  "      sudo setcap cap_net_raw+ep on a copy of deno\n";
+/** Loads what climbs. @param isMany for several marks, one after the other */
+async function prepareTrace(
+  target: Target,
+  options: Traced["options"],
+  sink: Sink,
+  isMany = false,
+): Promise<Traced> {
+  const { Climb } = await import("./ffi/path.ts");
+  const { host: hostname, port } = target, { family } = options;
+  const climb = new Climb({ hostname, port, family, many: isMany });
+  return { target, options: { ...options, markSyn: true }, sink, climb, isShared: isMany };
+}
 
 /** Asks the hops again that answered to some marks only, as long as a climb may take. */
 async function askAgain(climb: Climb, all: readonly Trace[], options: AskOptions): Promise<void> {
@@ -2693,7 +2642,8 @@ export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}):
   for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
   if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
   const how = { ...ASK, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
-  return new Trace(parseTarget(url), parseDscp(String(dscp)), how, sink);
+  const target = parseTarget(url);
+  return new Trace(parseDscp(String(dscp)), () => prepareTrace(target, how, sink));
 }
 
 /** One request, its report or JSON. @returns `undefined` if it found nobody any more */

@@ -21,6 +21,7 @@ import {
   ECONNREFUSED,
   EINPROGRESS,
   getOption,
+  getOptionBytes,
   getpeername,
   getsockname,
   ICMP_FILTER,
@@ -45,8 +46,10 @@ import {
   SO_ERROR,
   SO_LINGER,
   SO_REUSEADDR,
+  SO_TIMESTAMPNS,
   SOCK_RAW,
   socket,
+  TCP_INFO,
 } from "./libc.ts";
 import { markSocket } from "./mark.ts";
 import { thePoller } from "./poll.ts";
@@ -111,6 +114,8 @@ export interface IcmpError {
   readonly tos: number | null;
   /** The ToS byte of the ICMP message itself; `null` on IPv6. */
   readonly outerTos: number | null;
+  /** When it came in, in milliseconds since 1970; `null` if the kernel does not say. */
+  readonly received: number | null;
 }
 
 /**
@@ -140,7 +145,15 @@ export function parseIcmpError(
     // sin6_flowinfo is in network order: 4 bits unused, the class, 20 bits of flow label
     tos: hasFlow ? (name[4] & 0x0f) << 4 | name[5] >> 4 : null,
     outerTos: isIPv4 ? parseControl(control, IP_TOS) : null,
+    received: timeOf(findControl(control, SO_TIMESTAMPNS)),
   };
+}
+
+/** Milliseconds of a `struct timespec { time_t tv_sec; long tv_nsec; }`. */
+function timeOf(timespec: Uint8Array | null): number | null {
+  if (timespec === null || timespec.length < 16) return null;
+  const view = new DataView(timespec.buffer, timespec.byteOffset, timespec.length);
+  return Number(view.getBigInt64(0, true)) * 1000 + Number(view.getBigInt64(8, true)) / 1e6;
 }
 
 /**
@@ -382,8 +395,10 @@ export class Climb implements Disposable {
       const started = performance.now();
       const result = connect(fd, remote);
       poller.add(fd);
-      const answered = (hop: Partial<Hop>, error: Error | null): Reply => {
-        const milliseconds = performance.now() - started;
+      const answered = (hop: Partial<Hop>, error: Error | null, time: number | null): Reply => {
+        // The kernel's time, if it has one: ours includes the compiling of code.
+        const elapsed = performance.now() - started;
+        const milliseconds = time !== null && time > 0 && time < elapsed ? time : elapsed;
         this.#slowest = Math.max(this.#slowest, milliseconds);
         return { hop: { ...silentHop(ttl), ...hop, milliseconds }, conn, error, started };
       };
@@ -395,20 +410,23 @@ export class Climb implements Disposable {
         const peer = new Uint8Array(SOCKADDR_SIZE), own = new Uint8Array(SOCKADDR_SIZE);
         if (getpeername(fd, peer) === 0) {
           orSystemError(getsockname(fd, own));
+          const time = handshakeTime(fd);
           makeOrdinary(fd, family, this.#options.many);
           conn = new DialedConn({ fd, family, local: own, remote: peer });
-          return answered({ address, answer: "connected" }, null);
+          return answered({ address, answer: "connected" }, null, time);
         }
         for (let error; (error = readError(fd)) !== undefined;) {
           if (error === null) continue;
           const answer = icmpMeaning(error);
           const hop = { address: error.router, answer, ...this.#evidence(error, tos) };
           const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
-          return answered(hop, isWayOn ? null : noWay(hop, ttl));
+          const sent = performance.timeOrigin + started;
+          const time = error.received === null ? null : error.received - sent;
+          return answered(hop, isWayOn ? null : noWay(hop, ttl), time);
         }
         const errno = getOption(fd, SO_ERROR);
         if (errno === ECONNREFUSED) {
-          return answered({ address, answer: REFUSED }, systemError(errno));
+          return answered({ address, answer: REFUSED }, systemError(errno), null);
         }
         // An error without its ICMP message shows nothing.
         if (errno !== 0) return { ...nothing, error: ttl === null ? systemError(errno) : null };
@@ -521,6 +539,7 @@ function prepareProbe(fd: number, family: number, ttl: number | null): void {
   const isIPv4 = family === AF_INET;
   setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, 1);
   setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, 1);
+  setOption(fd, SO_TIMESTAMPNS, 1);
   // Routers that balance load may go by the flow label (RFC 6438), which differs with each socket.
   if (!isIPv4) setOption(fd, IPV6_AUTOFLOWLABEL, 0);
   if (ttl !== null) setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, ttl);
@@ -532,8 +551,17 @@ function makeOrdinary(fd: number, family: number, isReset: boolean): void {
   setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, -1);
   setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, 0);
   setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, 0);
+  setOption(fd, SO_TIMESTAMPNS, 0);
   // struct linger { int l_onoff; int l_linger; }, socket(7)
   if (isReset) setOptionInts(fd, SO_LINGER, new Int32Array([1, 0]));
+}
+
+/** Milliseconds from a connection's SYN to its SYN-ACK; `null` if the SYN was sent again. */
+function handshakeTime(fd: number): number | null {
+  // struct tcp_info: tcpi_rtt in microseconds, include/uapi/linux/tcp.h
+  const info = getOptionBytes(fd, TCP_INFO, 72);
+  if (info.length < 72) return null;
+  return new DataView(info.buffer).getUint32(68, true) / 1000;
 }
 
 let message: MessageBuffer | undefined;

@@ -197,6 +197,13 @@ export class Chain implements AsyncDisposable {
       for (const [at, host] of hosts.entries()) {
         await host.script("ip -batch - <<end", ...addresses[at], ...routes[at], "end");
       }
+      // The kernel may take a second to see that a link is up; only then IPv6 uses it.
+      for (const [at, host] of hosts.entries()) {
+        for (const device of [...at > 0 ? ["near"] : [], ...at < 4 ? ["far"] : []]) {
+          const ready = `ip -6 -oneline address show dev ${device} scope link | grep -q fe80`;
+          await host.script(`until ${ready}; do sleep 0.01; done`);
+        }
+      }
       const [client, ...rest] = hosts;
       return new Chain(client, rest.slice(0, -1), rest.at(-1)!);
     } catch (error) {
