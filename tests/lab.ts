@@ -6,6 +6,7 @@
  * deno task lab --svg FILE            # the same, and its picture
  * deno task lab --scene rewrite       # a router that clears some code points
  * deno task lab --scene pfifo         # Linux's default queue, where EF gains nothing
+ * deno task lab --scene path          # a router that rewrites EF, found hop by hop
  * ```
  *
  * @module
@@ -15,6 +16,7 @@ import { parseArgs } from "node:util";
 import { describe, markOf, parseDscp } from "../ffi/mod.ts";
 import { mannWhitney, quantile } from "../main.ts";
 import { Network, SERVER } from "./support/namespaces.ts";
+import { pathScene } from "./support/path_scene.ts";
 import { Background, dscpGet, missing } from "./support/processes.ts";
 import { FarEnd } from "./support/servers.ts";
 
@@ -332,10 +334,21 @@ async function play(network: Network, scene: string, file: string | undefined): 
   return 0;
 }
 
+/** The path scene; its hosts go away when it is abandoned. */
+async function playPath(interrupted: Promise<number>): Promise<number> {
+  const runs = pathScene();
+  for (;;) {
+    const next = await Promise.race([runs.next(), interrupted]);
+    if (typeof next === "number") return await runs.return(undefined), next;
+    if (next.done) return 0;
+    say(`${next.value.title}\n${next.value.stdout}exit ${next.value.code}\n`);
+  }
+}
+
 async function main(args: string[]): Promise<number> {
   if (args[0] === "--sink") return await sink(), 0;
   if (args[0] === "--source") return await source(args[1]), 0;
-  const scenes = ["bottleneck", "rewrite", "pfifo"];
+  const scenes = ["bottleneck", "rewrite", "pfifo", "path"];
   const options = {
     scene: { type: "string", default: scenes[0] },
     svg: { type: "string" },
@@ -348,7 +361,13 @@ async function main(args: string[]): Promise<number> {
     say(`lab: ${(error as Error).message}`);
     return 2;
   }
-  const needs = ["root", "ip", "tc", "sysctl", ...values.scene === "rewrite" ? ["nft"] : []];
+  const needs = [
+    "root",
+    "ip",
+    "tc",
+    "sysctl",
+    ...["rewrite", "path"].includes(values.scene) ? ["nft"] : [],
+  ];
   if (missing(needs).length > 0) {
     say(
       `lab: needs ${
@@ -360,6 +379,7 @@ async function main(args: string[]): Promise<number> {
   const interrupted = Promise.withResolvers<number>();
   Deno.addSignalListener("SIGINT", () => interrupted.resolve(130));
   Deno.addSignalListener("SIGTERM", () => interrupted.resolve(143));
+  if (values.scene === "path") return await playPath(interrupted.promise);
   await using network = await Network.create();
   const playing = play(network, values.scene, values.svg);
   // Once interrupted, the network goes away under what is still playing.

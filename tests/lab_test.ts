@@ -59,7 +59,29 @@ testWith(NEEDS, "Ctrl-C in the lab leaves no namespace and no process behind", a
   assert.deepEqual(await namespacesOf(lab.child.pid), []);
 });
 
+testWith(
+  ["root", "ip", "nft", "sysctl", "setpriv"],
+  "the path scene shows the rewrite as root and as nobody, and leaves nothing behind",
+  async () => {
+    await using lab = new Background([...LAB, "--scene", "path"]);
+    const { code } = await lab.child.status;
+    assert.equal(code, 0, lab.said);
+    const runs = lab.said.split(/^(?=root|nobody)/m);
+    assert.equal(runs.length, 4, lab.said);
+    for (const at of [0, 2]) {
+      assert.match(runs[at], /^ {2}2 {2}\S+ +[\d.]+ {2}CS1 \(0x20\) {3}changed$/m);
+      assert.match(runs[at], /^EF \(0xB8\) was changed to CS1 \(0x20\) between hop 1 /m);
+    }
+    assert.match(runs[1], /^Between hop 1 \(.*\) and hop 2 \(.*\): EF → CS1$/m);
+    assert.match(runs[3], /^ {2}1 {2}\S+ +[\d.]+ {2}lower bits kept$/m);
+    assert.deepEqual(await namespacesOf(lab.child.pid), []);
+  },
+);
+
 Deno.test("an unknown scene is told what there is", async () => {
   const { code, stdout } = await execute([...LAB, "--scene", "moon"]);
-  assert.deepEqual([code, stdout], [2, "lab: --scene is one of bottleneck, rewrite, pfifo\n"]);
+  assert.deepEqual([code, stdout], [
+    2,
+    "lab: --scene is one of bottleneck, rewrite, pfifo, path\n",
+  ]);
 });
