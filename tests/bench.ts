@@ -5,7 +5,7 @@
  * ```sh
  * deno task bench                # everything, some minutes
  * deno task bench --runs 10      # fewer runs
- * deno task bench --only process # or mark, proof, body, chunks, series, serve, calm, lines
+ * deno task bench --only process # or mark, proof, body, chunks, series, serve, calm, trace, lines
  * deno task bench --json         # for machines
  * ```
  *
@@ -17,8 +17,9 @@
 
 import { parseArgs } from "node:util";
 import { quantile } from "../main.ts";
+import { Chain, CHAIN_SERVER } from "./support/namespaces.ts";
 import { Background, MAIN, missing } from "./support/processes.ts";
-import { startNginx } from "./support/servers.ts";
+import { FarEnd, startNginx } from "./support/servers.ts";
 
 // ─── Limits ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -39,6 +40,8 @@ const LIMITS: Record<string, number> = {
   "memory of --serve after the runs": 100,
   "of 20 runs on an idle path, -n 50": 1,
   "of 20 runs on an idle path, -n 5000": 0,
+  "--trace / traceroute -T -n": 2,
+  "64 marks over three routers": 3,
   "lines of main.ts + ffi/": 3250,
   "lines over 100 columns in main.ts": 20,
 };
@@ -474,6 +477,28 @@ async function calm(): Promise<void> {
   }
 }
 
+async function paths(runs: number): Promise<void> {
+  say(`Three routers in namespaces: median ratio of ${runs} runs in turn`);
+  const absent = missing(["root", "ip", "sysctl", "traceroute"]);
+  if (absent.length > 0) return say(`  not measured: needs ${absent.join(", ")}`);
+  await using chain = await Chain.create();
+  await using _server = await FarEnd.start("[::]:8086", chain.server.under);
+  const url = `http://${CHAIN_SERVER.ipv4}:8086/`, { under } = chain.client;
+  const traceroute = [...under, ..."traceroute -T -n -p 8086".split(" "), CHAIN_SERVER.ipv4];
+  const programs = { ours: [...under, ...dscpGet("-s", "--trace", url)], traceroute };
+  const [ours, theirs] = [await run(programs.ours), await run(traceroute)].map(({ stdout }) =>
+    [...stdout.matchAll(/^ *\d+ +([\d.]+) /gm)].map(([, address]) => address).join(" ")
+  );
+  if (ours !== theirs) say(`  other hops than traceroute: ${ours}, ${theirs}`);
+  const times = await alternate(programs, runs);
+  const detail = `${median(times.ours).toFixed(1)} / ${median(times.traceroute).toFixed(1)} ms`;
+  const faster = ratio(times.ours, times.traceroute);
+  show("trace", "--trace / traceroute -T -n", faster, "×", detail);
+  const all = { all: [...under, ...dscpGet("-s", "--trace", "-d", "all", url)] };
+  const seconds = median((await alternate(all, 3)).all) / 1000;
+  show("trace", "64 marks over three routers", seconds, "s");
+}
+
 function lines(): void {
   say("The code");
   const linesOf = (file: string | URL) => Deno.readTextFileSync(file).trimEnd().split("\n");
@@ -550,6 +575,7 @@ async function main(): Promise<void> {
       series: () => manyRequests(Math.ceil(runs / 3)),
       serve: farEnd,
       calm,
+      trace: () => paths(Math.ceil(runs * 2 / 3)),
       lines,
     };
     for (const [name, ask] of Object.entries(questions)) {
