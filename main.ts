@@ -2074,7 +2074,7 @@ function marksReport(all: readonly Trace[], width: number): string {
 async function traces(place: Place, options: Options): Promise<Failure | null | undefined> {
   const { marks } = options, isMany = marks.length > 1, width = widthOf(Deno.stdout);
   const how = { ...askOptions(options), maxHops: options.maxHops };
-  const traced = await prepareTrace(place.target, how, sinkFor(options), isMany);
+  const traced = await prepareTrace(place.target, how, sinkFor(options), isMany, true);
   using climb = traced.climb;
   const all = marks.map((mark) => new Trace(mark, () => Promise.resolve(traced)));
   const isQuiet = options.json || options.silent;
@@ -2088,6 +2088,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
       return known.map(line).join("");
     }
     if (isMany) return known.length === 0 ? "" : marksReport(known, width);
+    if (all[0].path.length === 0) return "";
     return wrapped(`${describe(marks[0])} was ${pathVerdict(all[0]).text}.`, width);
   };
   const interrupt = (code: number) => async () => {
@@ -2130,11 +2131,12 @@ async function prepareTrace(
   options: Traced["options"],
   sink: Sink,
   isMany = false,
+  isShared = isMany,
 ): Promise<Traced> {
   const { Climb } = await import("./ffi/path.ts");
   const { host: hostname, port } = target, { family } = options;
   const climb = new Climb({ hostname, port, family, many: isMany });
-  return { target, options: { ...options, markSyn: true }, sink, climb, isShared: isMany };
+  return { target, options: { ...options, markSyn: true }, sink, climb, isShared };
 }
 
 /** Asks the hops again that answered to some marks only, as long as a climb may take. */

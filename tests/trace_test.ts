@@ -200,6 +200,7 @@ EF (0xB8) was changed to CS1 (0x20) between hop 1 (10.78.1.2) and hop 2
 `,
     );
     assert.match(stderr, /^connected .*\nmark .*\nleft .*proved\narrived .*\nreply .*200 OK/);
+    assert.doesNotMatch(stderr, /hint/);
     const error = "the path changed EF (0xB8) to CS1 (0x20) between hop 1 and hop 2";
     assert.match(stderr, new RegExp(`^dscp-get: ${error.replace(/[()]/g, "\\$&")}$`, "m"));
     const terminal = await execute([
@@ -496,6 +497,14 @@ Deno.test("--trace asks --allow-net first, and libc nothing without it", async (
   const enough = { flags: [`--allow-net=127.0.0.1:${server.port}`, "--allow-ffi"] };
   assert.equal((await dscpGet(["--trace", server.url], enough)).code, 0);
   assert.equal(server.requests.length, 1);
+});
+
+Deno.test("a host that is not there has no table, and the words of the plain path", async () => {
+  for (const args of [["http://does-not-exist.invalid/"], ["-6", "http://127.0.0.1/"]]) {
+    const [plain, traced] = [await dscpGet(args), await dscpGet(["--trace", ...args])];
+    assert.deepEqual([traced.code, traced.stdout], [6, ""]);
+    assert.equal(traced.stderr, plain.stderr);
+  }
 });
 
 Deno.test("--max-hops and --trace refuse what makes no sense", async () => {
