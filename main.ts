@@ -1692,6 +1692,7 @@ export function verdict(rows: readonly Row[], width = 80): string {
   );
 }
 
+/** Text in lines of at most `width` characters. */
 function wrapped(text: string, width: number): string {
   let lines = "", line = "";
   for (const word of text.split(" ")) {
@@ -2080,7 +2081,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
   const isQuiet = options.json || options.silent;
   const screen = new Screen(Deno.stderr.isTerminal() && isMany && !isQuiet);
   const result = (interrupted: Failure | null = null) => {
-    screen.replace("");
+    screen.clear();
     const known = all.filter(({ path, exchange }) => path.length > 0 || exchange !== null);
     if (options.json) {
       const line = (trace: Trace) =>
@@ -2149,24 +2150,6 @@ async function askAgain(climb: Climb, all: readonly Trace[], options: AskOptions
   } finally {
     limits.end();
   }
-}
-
-/** Text in lines of at most `width` characters. */
-function wrapped(text: string, width: number): string {
-  let lines = "", line = "";
-  for (const word of text.split(" ")) {
-    if (line !== "" && line.length + 1 + word.length > width) {
-      lines += `${line}\n`;
-      line = "";
-    }
-    line += line === "" ? word : ` ${word}`;
-  }
-  return `${lines}${line}\n`;
-}
-
-/** How many columns may be used: a terminal's if it has fewer than 80. */
-function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
-  return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
 }
 
 // ─── Far end ────────────────────────────────────────────────────────────────────────────────────

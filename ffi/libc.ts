@@ -354,12 +354,14 @@ export class MessageBuffer {
 
   /** The address, `msg_name`. */
   get name(): Bytes {
-    return this.block.subarray(NAME, NAME + this.#view.getUint32(8, true));
+    // The length is the address's own, which may be longer than the room for it.
+    return this.block.subarray(NAME, Math.min(CONTROL, NAME + this.#view.getUint32(8, true)));
   }
 
   /** The control messages, `msg_control`. */
   get control(): Bytes {
-    return this.block.subarray(CONTROL, CONTROL + Number(this.#view.getBigUint64(40, true)));
+    const end = CONTROL + Number(this.#view.getBigUint64(40, true));
+    return this.block.subarray(CONTROL, Math.min(DATA, end));
   }
 
   /** Where the data are, which begin with as many bytes as recvmsg(2) returned. */

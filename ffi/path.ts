@@ -422,7 +422,11 @@ export class Climb implements Disposable {
           const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
           const sent = performance.timeOrigin + started;
           const time = error.received === null ? null : error.received - sent;
-          return answered(hop, isWayOn ? null : noWay(hop, ttl), time);
+          return answered(
+            hop,
+            isWayOn ? null : new Error(`${error.router} answers: ${answer}`),
+            time,
+          );
         }
         const errno = getOption(fd, SO_ERROR);
         if (errno === ECONNREFUSED) {
@@ -505,11 +509,6 @@ const NOTHING = { conn: null, error: null, started: 0 };
 function silentHop(hop: number | null): Hop {
   const nothing = { milliseconds: null, tos: null, outerTos: null, evidence: null, answer: null };
   return { hop, address: null, ...nothing };
-}
-
-function noWay({ address, answer }: { address: string; answer: string }, ttl: number | null) {
-  const hop = ttl === null ? address : `hop ${ttl} (${address})`;
-  return new Error(`${hop} answers: ${answer}`);
 }
 
 /** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */

@@ -249,7 +249,7 @@ testWith(NEEDS, "a prohibition, a refusal and a silent target end the path in wo
       assert.match(path[2].answer!, /administratively prohibited$/);
       assert.match(
         error!.message,
-        /cannot connect to .*: hop 3 \(.*:?2:*.*\) answers: .*prohibited$/,
+        /cannot connect to .*: (10\.78\.2\.2|2001:db8:2::2) answers: .*prohibited$/,
       );
       assert.equal(prohibited.code, 7);
 
@@ -260,11 +260,11 @@ testWith(NEEDS, "a prohibition, a refusal and a silent target end the path in wo
       assert.match(refused.stdout, /^EF \(0xB8\) was kept as far as hop 3 /m);
 
       await filter(server, "input", "tcp dport 8086 drop");
-      const late = ["--trace", "--connect-timeout", "1", url];
+      const late = ["--trace", "--connect-timeout", "3", url];
       const silent = await dscpGet(late, client);
       assert.equal(silent.code, 28, silent.stderr);
       assert.match(silent.stdout, /^ {2}4 {2}\(no answer\)$/m);
-      assert.match(silent.stderr, /connecting took longer than 1 second$/m);
+      assert.match(silent.stderr, /connecting took longer than 3 seconds$/m);
     }
     const silent = await dscpGet(["--trace", URLS.IPv4], client);
     assert.equal(silent.code, 28, silent.stderr);
