@@ -40,7 +40,7 @@ import {
   type Trust,
 } from "./ffi/mod.ts";
 
-const VERSION = "0.1.0";
+const VERSION = "0.2.0";
 const DEFAULT_HOST = "127.0.0.1";
 const DEFAULT_PORT = 8086;
 
@@ -163,8 +163,13 @@ export const DEFAULTS = {
   fail: false,
   silent: false,
   json: false,
-  print: null as "help" | "version" | null,
+  print: null as "help" | "version" | Shell | null,
 };
+
+/** A shell that `--completions` writes a script for. */
+export type Shell = "bash" | "zsh" | "fish";
+
+const SHELLS: readonly Shell[] = ["bash", "zsh", "fish"];
 
 /** What the command line asks for. */
 export type Options = Readonly<typeof DEFAULTS>;
@@ -231,6 +236,12 @@ no others; needs --allow-read`,
     ["-s, --silent", "no report", (o) => o.silent = true],
     ["-S, --show-error", "errors, as always: for scripts made for curl", () => {}],
     ["    --json", "one JSON object instead of body and report", (o) => o.json = true],
+    [
+      "    --completions SHELL",
+      `the completion script of bash, zsh or fish, for an
+installed dscp-get`,
+      (o, v) => o.print ??= parseShell(v),
+    ],
     ["-V, --version", "the version", (o) => o.print ??= "version"],
     ["-h, --help", "this text", (o) => o.print ??= "help"],
   ],
@@ -271,6 +282,19 @@ Ctrl-C; HOST is ${DEFAULT_HOST} unless given`,
   ],
 };
 
+/** How this program was started: by a URL, from a checkout, or as an installed command. */
+function commandLine(): string {
+  const run = "deno run --allow-net --allow-ffi";
+  if (!import.meta.url.startsWith("file:")) return `${run} ${printable(import.meta.url)}`;
+  try {
+    // The package's own name resolves if its deno.json is in use; an installed command has another.
+    import.meta.resolve("@dscp-get/dscp-get");
+    return `${run} main.ts`;
+  } catch {
+    return "dscp-get";
+  }
+}
+
 /** The text of `--help`, 80 columns wide. */
 function usage(): string {
   const indent = " ".repeat(26);
@@ -284,7 +308,7 @@ function usage(): string {
   });
   return `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it
 
-  deno run --allow-net --allow-ffi main.ts [options] [URL]
+  ${commandLine()} [options] [URL]
 
 Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself if nobody
 listens there. The reply's body goes to standard output, the report to standard
@@ -298,6 +322,60 @@ listen, 8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write,
 accept the mark, 101 packets left with another mark, 102 packets arrived with
 another mark, at the server or at a router, 103 cannot run here (not Linux, or a
 permission or libc missing).
+`;
+}
+
+function parseShell(text: string): Shell {
+  const shell = SHELLS.find((name) => name === text);
+  if (shell !== undefined) return shell;
+  throw usageError(`--completions takes bash, zsh or fish, not ${quote(text)}`);
+}
+
+/** The completion script of a shell, from the table of options. */
+function completions(shell: Shell): string {
+  const names = Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2).name);
+  const marks = ["EF", ...names.filter((name) => name !== null && name !== "EF"), "all"];
+  const quoted = (text: string) => `'${text.replaceAll("'", "'\\''")}'`;
+  const rows = Object.values(OPTIONS).flat().map(([label, help]) => {
+    const [, short, long, value] = /^ *(?:(-.), )?(--[\w-]+) ?(.*)$/.exec(label)!;
+    const words = value === "SHELL" ? SHELLS : value.startsWith("NAME") ? marks : [];
+    const flags = short === undefined ? [long] : [short, long];
+    return { flags, value, help: help.replaceAll("\n", " "), words: words.join(" ") };
+  });
+  if (shell === "fish") {
+    return rows.reduce((script, { flags, value, help, words }) => {
+      const names = flags.map((flag) => flag.replace("--", "-l ").replace(/^-(?=.$)/, "-s "));
+      const list = value.includes(",") ? `(__fish_append , ${words})` : words;
+      const values = value === "" ? "" : value === "FILE" ? "-r -F" : `-x -a ${quoted(list)}`;
+      return `${script}complete -c dscp-get ${names.join(" ")} ${values} -d ${quoted(help)}\n`;
+    }, "complete -c dscp-get -f\n");
+  }
+  if (shell === "zsh") {
+    const escaped = (text: string) => text.replace(/[[\]:]/g, "\\$&");
+    const specs = rows.flatMap(({ flags, value, help, words }) => {
+      const list = value.includes(",") ? `_sequence compadd - ${words}` : `(${words})`;
+      const values = value && `:${escaped(value)}:${value === "FILE" ? "_files" : words && list}`;
+      const end = (flag: string) => value && (flag.length > 2 ? "=" : "+");
+      return flags.map((flag) => quoted(`*${flag}${end(flag)}[${escaped(help)}]${values}`));
+    });
+    return `#compdef dscp-get\n_arguments -s -S ${specs.join(" \\\n  ")} \\\n  '*:URL:_urls'\n`;
+  }
+  const cases = rows.filter(({ value }) => value !== "").map(({ flags, value, words }) => {
+    const list = `COMPREPLY=($(compgen -P "\${cur%"$last"}" -W '${words}' -- "$last"))`;
+    return `    ${flags.join("|")}) ${
+      value === "FILE" ? "compopt -o default" : words && list
+    } ;;\n`;
+  });
+  return `_dscp_get() {
+  local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD-1]}
+  # --dscp=EF comes as three words.
+  if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=\${COMP_WORDS[COMP_CWORD-2]}; fi
+  local last=\${cur##*,} options='${rows.flatMap(({ flags }) => flags).join(" ")}'
+  case $prev in
+${cases.join("")}    *) [[ $cur != -* ]] || COMPREPLY=($(compgen -W "$options" -- "$cur")) ;;
+  esac
+}
+complete -F _dscp_get dscp-get
 `;
 }
 
@@ -2653,6 +2731,7 @@ export async function main(args: readonly string[]): Promise<number> {
     const options = parseArguments(args);
     if (options.print === "help") await toStandardOutput(usage());
     else if (options.print === "version") await toStandardOutput(`dscp-get ${VERSION}\n`);
+    else if (options.print !== null) await toStandardOutput(completions(options.print));
     else failure = await run(options);
   } catch (error) {
     failure = failureOf(error);

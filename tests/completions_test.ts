@@ -1,0 +1,89 @@
+import assert from "node:assert/strict";
+import { dscpGet, execute, testWith } from "./support/processes.ts";
+
+/** Runs a shell with a completion script in a file, in a home folder of its own. */
+async function withScript(
+  shell: string,
+  words: (file: string) => readonly string[],
+): Promise<string> {
+  const home = await Deno.makeTempDir({ prefix: "dscp-get-" });
+  try {
+    const script = await dscpGet(["--completions", shell]);
+    assert.deepEqual([script.code, script.stderr], [0, ""]);
+    await Deno.writeTextFile(`${home}/script`, script.stdout);
+    const env = { HOME: home, XDG_CONFIG_HOME: home, XDG_DATA_HOME: home };
+    const { code, stdout, stderr } = await execute([shell, ...words(`${home}/script`)], env);
+    assert.deepEqual([code, stderr], [0, ""]);
+    return stdout;
+  } finally {
+    await Deno.remove(home, { recursive: true });
+  }
+}
+
+for (const shell of ["bash", "zsh", "fish"]) {
+  testWith(
+    [shell],
+    `--completions: ${shell} reads the script, which has every option`,
+    async () => {
+      await withScript(shell, (file) => ["-n", file]);
+      const { stdout: script } = await dscpGet(["--completions", shell], { flags: [] });
+      const { stdout: help } = await dscpGet(["--help"]);
+      const options = [...help.matchAll(/^ +(?:-(\w), )?--([\w-]+)/gm)];
+      assert.ok(options.length > 15, "the help lists the options");
+      for (const [, short, long] of options) {
+        const flags = [...short ? [short] : [], long].map((name) =>
+          shell !== "fish" ? new RegExp(`[ '*]-{1,2}${name}\\b`) : new RegExp(` -[sl] ${name} `)
+        );
+        for (const flag of flags) assert.match(script, flag);
+      }
+    },
+  );
+}
+
+// What is typed behind `dscp-get`, as bash splits it, and what is offered for the last word.
+const NAMES = ["AF41", "AF42", "AF43"];
+for (
+  const [typed, offered] of [
+    [["--mark"], ["--mark-syn"]],
+    [["--json", "--connect"], ["--connect-timeout"]],
+    [["http://192.0.2.1/", "--ins"], ["--insecure"]],
+    [["-d", "AF4"], NAMES],
+    [["--dscp", "EF,AF4"], NAMES.map((name) => `EF,${name}`)],
+    [["--dscp", "=", "AF4"], NAMES],
+    [["--dscp", "=", "EF,AF4"], NAMES.map((name) => `EF,${name}`)],
+    [["--completions", ""], ["bash", "zsh", "fish"]],
+    [["--completions", "="], ["bash", "zsh", "fish"]],
+    [["--count", ""], []],
+    [["-H", "-"], []],
+    [[""], []],
+    [["nothing"], []],
+  ] as const
+) {
+  const line = typed.join(" ").replace(" = ", "=").replace(/ =$/, "=");
+
+  testWith(["bash"], `--completions: bash completes 'dscp-get ${line}'`, async () => {
+    const program = `source "$0"; COMP_WORDS=(dscp-get "$@") COMP_CWORD=$#
+      _dscp_get; [ \${#COMPREPLY[@]} = 0 ] || printf '%s\\n' "\${COMPREPLY[@]}"`;
+    const said = await withScript("bash", (file) => ["-c", program, file, ...typed]);
+    assert.deepEqual(said.split("\n").slice(0, -1), offered);
+  });
+}
+
+testWith(["fish"], "--completions: fish completes options, lists of marks and files", async () => {
+  const complete = async (line: string) => {
+    const said = await withScript("fish", (file) => {
+      const program = `source '${file}'; complete -C 'dscp-get ${line}'`;
+      return ["--no-config", "-c", program];
+    });
+    return said.trim().split("\n").map((offer) => offer.split("\t")[0]);
+  };
+  assert.deepEqual(await complete("--mark"), ["--mark-syn"]);
+  assert.deepEqual(await complete("-d EF,AF4"), NAMES.map((name) => `EF,${name}`));
+  assert.deepEqual(await complete("--cacert /etc/passw"), ["/etc/passwd"]);
+});
+
+Deno.test("--completions: another shell is bad usage", async () => {
+  const { code, stderr } = await dscpGet(["--completions", "tcsh"]);
+  assert.equal(code, 2);
+  assert.match(stderr, /^dscp-get: --completions takes bash, zsh or fish, not 'tcsh'\n/);
+});
