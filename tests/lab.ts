@@ -1,390 +1,307 @@
 /**
- * A congested network in three namespaces, and what a mark changes in it. Needs root and iproute2.
+ * A course in QoS: each scene builds a network in namespaces, measures one concept in it, and shows
+ * what was measured, in text and pictures. Needs root, iproute2 and, for some scenes, nftables.
  *
  * ```sh
- * deno task lab                       # EF through a busy bottleneck: unmarked, marked after connect, marked from the SYN on
- * deno task lab --svg FILE            # the same, and its picture
- * deno task lab --scene rewrite       # a router that clears some code points
- * deno task lab --scene pfifo         # Linux's default queue, where EF gains nothing
- * deno task lab --scene path          # a router that rewrites EF, found hop by hop
+ * deno task lab                              # priority queuing: what EF changes on a busy link
+ * deno task lab --scene call --svg call.svg  # a call beside a download, and its picture
+ * deno task lab --scene all --html lab.html  # all scenes, on one page
+ * deno task lab --list
  * ```
  *
  * @module
  */
 
-import { parseArgs } from "node:util";
-import { describe, markOf, parseDscp } from "../ffi/mod.ts";
-import { mannWhitney, quantile } from "../main.ts";
-import { Network, SERVER } from "./support/namespaces.ts";
-import { pathScene } from "./support/path_scene.ts";
-import { Background, dscpGet, missing } from "./support/processes.ts";
-import { FarEnd } from "./support/servers.ts";
+import { Exit } from "../main.ts";
+import { drawSvg, drawTopology, escape } from "./support/plot.ts";
+import { missing } from "./support/processes.ts";
+import { POLICING, SHAPING } from "./support/limits.ts";
+import { PATH, REWRITE } from "./support/marks.ts";
+import { CALL, PRIORITY, TOS } from "./support/queuing.ts";
+import type { Command, Scene, Shown } from "./support/scene.ts";
+import type { Stage } from "./support/traffic.ts";
 
-const say = (text = "") => Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+/** All scenes, in the order of the course. */
+export const SCENES: readonly Scene[] = [
+  PRIORITY,
+  CALL,
+  SHAPING,
+  POLICING,
+  TOS,
+  REWRITE,
+  PATH,
+];
 
-/** Where the router's bottleneck is, and how fast. */
-const DEVICE = "r1", RATE = "5mbit", QUEUE = 200;
+const USAGE = `A course in QoS: networks in namespaces, and what marks, queues and limits do
 
-/** One way of asking, and the times it took, in milliseconds. */
-interface Measured {
-  readonly label: string;
-  readonly sentence: string;
-  readonly connect: number[];
-  readonly total: number[];
+  sudo "$(command -v deno)" task lab [options]
+
+  --scene NAME   one of those below, or all of them: all; priority unless given
+  --svg FILE     write the picture of a scene
+  --html FILE    write a page with the scenes: it needs no script and no network
+  --list         the scenes
+  --help         this text
+
+${list()}
+Exit codes: 0 done, 2 bad usage, 23 cannot write, 103 root or a program missing.
+`;
+
+function list(): string {
+  return SCENES.map(({ name, concept }) => wrap(concept, `  ${name.padEnd(11)}`)).join("");
 }
 
-// ─── The network ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** An htb bottleneck with a class of its own for EF; what waits, waits in queues of {@linkcode QUEUE} packets. */
-async function expedite(network: Network): Promise<void> {
-  const tc = (...words: string[]) => network.router.run("tc", ...words);
-  await network.router.run("ip", "link", "set", DEVICE, "txqueuelen", String(QUEUE));
-  await tc("qdisc", "add", "dev", DEVICE, "root", "handle", "1:", "htb", "default", "20");
-  const classOf = (parent: string, id: string, ...rest: string[]) =>
-    tc("class", "add", "dev", DEVICE, "parent", parent, "classid", id, "htb", ...rest);
-  await classOf("1:", "1:1", "rate", RATE);
-  await classOf("1:1", "1:10", "rate", "2mbit", "ceil", RATE, "prio", "0");
-  await classOf("1:1", "1:20", "rate", "3mbit", "ceil", RATE, "prio", "1");
-  // EF is 0xB8, and the two ECN bits do not count.
-  await tc(
-    ..."filter add dev r1 parent 1: protocol ip u32 match ip dsfield 0xb8 0xfc flowid 1:10".split(
-      " ",
-    ),
-  );
-}
-
-/** The same bottleneck with Linux's default queue of three bands. */
-async function pfifoFast(network: Network): Promise<void> {
-  const tc = (...words: string[]) => network.router.run("tc", ...words);
-  await network.router.run("ip", "link", "set", DEVICE, "txqueuelen", String(QUEUE));
-  await tc(..."qdisc add dev r1 root handle 1: tbf rate 5mbit burst 5kb limit 1mb".split(" "));
-  await tc(..."qdisc add dev r1 parent 1:1 handle 10: pfifo_fast".split(" "));
-}
-
-/** Four flows that fill the bottleneck until disposed of. */
-async function fill(network: Network): Promise<AsyncDisposable> {
-  const stack = new AsyncDisposableStack();
-  const self = (
-    ...words: string[]
-  ) => [Deno.execPath(), "run", "--allow-net", import.meta.filename!, ...words];
-  const sink = stack.use(new Background([...network.server.under, ...self("--sink")]));
-  await sink.until((said) => said.includes("ready"));
-  const source = stack.use(
-    new Background([...network.client.under, ...self("--source", SERVER.ipv4)]),
-  );
-  await source.until((said) => said.includes("ready"));
-  return stack;
-}
-
-const BULK_PORT = 5001, FLOWS = 4;
-
-/** The bulk flows' far end: reads and forgets. */
-async function sink(): Promise<void> {
-  const listener = Deno.listen({ hostname: "0.0.0.0", port: BULK_PORT });
-  say("ready");
-  for await (const conn of listener) conn.readable.pipeTo(new WritableStream()).catch(() => {});
-}
-
-/** The bulk flows' near end: writes as fast as the network takes it, and says so once every flow waits for it. */
-async function source(host: string): Promise<void> {
-  const bytes = new Uint8Array(65536);
-  let waiting = 0;
-  const flow = async () => {
-    const conn = await Deno.connect({ hostname: host, port: BULK_PORT });
-    for (let sent = 0, told = false;;) {
-      sent += await conn.write(bytes);
-      // By then the sender's own buffer is full, and the queue of the bottleneck with it.
-      if (told || sent < 1_000_000) continue;
-      told = true;
-      if (++waiting === FLOWS) say("ready");
+/** Breaks a text into lines of 80 columns, with `first` before it and as many spaces below. */
+function wrap(text: string, first = ""): string {
+  const indent = " ".repeat(first.length);
+  let lines = "", line = first;
+  // A number stays with its unit.
+  for (const word of text.split(/ (?!(?:ms|s|kB)\b)/)) {
+    if (line.length + word.length > 80 && line.trim() !== "") {
+      lines += `${line.trimEnd()}\n`;
+      line = indent;
     }
-  };
-  await Promise.all(Array.from({ length: FLOWS }, flow));
-}
-
-// ─── Scenes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** What is used of a line of JSON. */
-interface Line {
-  readonly mark: { readonly dscp: number };
-  readonly arrived: { readonly syn: number } | null;
-  readonly reply: { readonly complete: boolean } | null;
-  readonly milliseconds: { readonly connect: number; readonly total: number };
-}
-
-/** Runs the script in the client, and gives its JSON lines. */
-async function ask(network: Network, ...args: string[]): Promise<Line[]> {
-  const { stdout } = await dscpGet(
-    ["--json", "-m", "15", ...args, `http://${SERVER.ipv4}:8086/`],
-    network.client,
-  );
-  return stdout.trim().split("\n").map((line) => JSON.parse(line));
-}
-
-async function measure(
-  network: Network,
-  label: string,
-  sentence: string,
-  ...args: string[]
-): Promise<Measured> {
-  const times = (await ask(network, ...args)).filter(({ reply }) => reply?.complete).map((line) =>
-    line.milliseconds
-  );
-  return {
-    label,
-    sentence,
-    connect: times.map(({ connect }) => connect),
-    total: times.map(({ total }) => total),
-  };
-}
-
-/** EF through a busy bottleneck. */
-export async function bottleneck(network: Network, rounds: number): Promise<Measured[]> {
-  await expedite(network);
-  await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
-  const count = ["-n", String(rounds)];
-  const idle = await measure(
-    network,
-    "idle, DF",
-    "With nobody else on the link, no mark is needed.",
-    "-d",
-    "DF",
-    ...count,
-  );
-  await using _flows = await fill(network);
-  // Side by side, so that all meet the same queue.
-  const busy = await Promise.all([
-    measure(
-      network,
-      "busy, DF",
-      "Unmarked, every packet waits behind the bulk flows.",
-      "-d",
-      "DF",
-      ...count,
-    ),
-    measure(
-      network,
-      "busy, EF",
-      "Marked after connect, the SYN still waits.",
-      "-d",
-      "EF",
-      ...count,
-    ),
-    measure(
-      network,
-      "busy, EF, --mark-syn",
-      "Marked from the SYN on, nothing waits.",
-      "-d",
-      "EF",
-      "--mark-syn",
-      ...count,
-    ),
-  ]);
-  return [idle, ...busy];
-}
-
-/** The code points that the router of the second scene clears. */
-export const CLEARED = ["CS6", "CS7", "AF11", "AF12", "AF13", "7"];
-
-/** Which code points arrive changed: DSCP sent → DSCP arrived. */
-export async function rewrite(network: Network): Promise<Map<number, number>> {
-  const points = CLEARED.map((name) => parseDscp(name).dscp).join(", ");
-  await network.router.run(
-    "nft",
-    "add table ip q; add chain ip q f { type filter hook forward priority mangle; }",
-  );
-  await network.router.run(
-    "nft",
-    `add rule ip q f iifname r0 ip dscp { ${points} } ip dscp set cs0`,
-  );
-  await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
-  const seen = (await ask(network, "-d", "all", "--mark-syn")).map((
-    { mark, arrived },
-  ) => [mark.dscp, arrived!.syn >> 2]);
-  return new Map(seen.filter(([sent, arrived]) => sent !== arrived) as [number, number][]);
-}
-
-/** Linux's default queue: EF beside DF and DSCP 4, the old ToS 0x10 "low delay". */
-export async function pfifo(network: Network, rounds: number): Promise<Measured[]> {
-  await pfifoFast(network);
-  await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
-  await using _flows = await fill(network);
-  const count = ["-n", String(rounds), "--mark-syn"];
-  return await Promise.all([
-    measure(
-      network,
-      "busy, DF",
-      "Best effort goes into the middle band of three.",
-      "-d",
-      "DF",
-      ...count,
-    ),
-    measure(
-      network,
-      "busy, EF",
-      "EF goes into the same band, and gains nothing.",
-      "-d",
-      "EF",
-      ...count,
-    ),
-    measure(
-      network,
-      "busy, ToS 0x10",
-      "Low delay in the ToS byte's old reading goes into the first band.",
-      "--tos",
-      "0x10",
-      ...count,
-    ),
-  ]);
-}
-
-// ─── What is shown ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-const ms = (value: number) => value.toFixed(value < 10 ? 2 : 0);
-
-/** Each row against `reference`, in a sentence. */
-function against(row: Measured, reference: Measured): string {
-  const p = mannWhitney(row.total, reference.total);
-  if (!(p < 0.01)) {
-    return `not seen to differ from "${reference.label}" (Mann–Whitney U, p = ${p.toPrecision(2)})`;
+    line += `${word} `;
   }
-  const [ours, theirs] = [quantile(row.total, 0.5), quantile(reference.total, 0.5)];
-  const [ratio, word] = ours < theirs ? [theirs / ours, "faster"] : [ours / theirs, "slower"];
-  return `${ms(ratio)} times ${word} than "${reference.label}" (Mann–Whitney U, p = ${
-    p.toPrecision(2)
-  })`;
+  return `${lines}${line.trimEnd()}\n`;
 }
 
-function show(rows: Measured[], reference: Measured): void {
-  const longest = Math.max(...rows.map(({ total }) => quantile(total, 0.5)));
-  say(
-    `${"".padEnd(22)}${
-      ["requests", "connect ms", "total ms", "p95"].map((name) => name.padStart(11)).join("")
-    }`,
-  );
-  for (const { label, connect, total } of rows) {
-    const median = quantile(total, 0.5);
-    const cells = [
-      String(total.length),
-      ms(quantile(connect, 0.5)),
-      ms(median),
-      ms(quantile(total, 0.95)),
-    ];
-    const bar = "█".repeat(Math.max(1, Math.round(median / longest * 30)));
-    say(`${label.padEnd(22)}${cells.map((cell) => cell.padStart(11)).join("")}  ${bar}`);
-  }
-  say();
-  for (const row of rows) {
-    say(
-      `${row.label}: ${row.sentence}${
-        row === reference ? "" : ` It is ${against(row, reference)}.`
-      }`,
-    );
+/** What ends the lab early: an exit code, and one line for a person or none. */
+class End extends Error {
+  constructor(readonly code: number, message: string) {
+    super(message);
   }
 }
 
-/** The rows as a picture that needs nothing else and is readable on light and dark. */
-export function svg(rows: readonly Measured[], title: string): string {
-  const [left, width, step, top] = [190, 420, 46, 56];
-  const longest = Math.max(...rows.map(({ total }) => quantile(total, 0.5)));
-  const height = top + rows.length * step + 20;
-  const bars = rows.map(({ label, connect, total }, at) => {
-    const [c, t] = [quantile(connect, 0.5), quantile(total, 0.5)];
-    const y = top + at * step;
-    const x = (value: number) => Math.max(1, value / longest * width).toFixed(1);
-    return `  <text x="${left - 12}" y="${y + 19}" text-anchor="end">${label}</text>
-  <rect class="total" x="${left}" y="${y}" width="${x(t)}" height="28" rx="3"/>
-  <rect class="connect" x="${left}" y="${y}" width="${x(Math.min(c, t))}" height="28" rx="3"/>
-  <text x="${(left + Number(x(t)) + 10).toFixed(1)}" y="${y + 19}">${ms(t)} ms</text>`;
-  });
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${
-    left + width + 110
-  } ${height}" role="img" aria-label="${title}">
-  <style>
-    text { font: 14px system-ui, sans-serif; fill: #1f2328 }
-    .title { font-weight: 600 } .total { fill: #0a7cff } .connect { fill: #f2780c }
-    @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } }
-  </style>
-  <text class="title" x="16" y="24">${title}</text>
-  <text x="16" y="44"><tspan class="connect">■</tspan> connect <tspan class="total">■</tspan> the rest of the request, median</text>
-${bars.join("\n")}
-</svg>
+// ─── Arguments ───────────────────────────────────────────────────────────────────────────────────
+
+interface Options {
+  readonly scenes: readonly Scene[];
+  readonly svg: string | null;
+  readonly html: string | null;
+  readonly print: string | null;
+}
+
+function parseArguments(args: readonly string[]): Options {
+  const values: Record<string, string | null> = { scene: null, svg: null, html: null };
+  const words = [...args];
+  for (let word; (word = words.shift()) !== undefined;) {
+    if (word === "--help" || word === "-h") return { ...NOTHING, print: USAGE };
+    if (word === "--list") return { ...NOTHING, print: list() };
+    const [, name, inline] = /^--(scene|svg|html)(?:=(.*))?$/s.exec(word) ?? [];
+    if (name === undefined) throw usage(`unknown argument '${word}'`);
+    const value = inline ?? words.shift();
+    if (value === undefined || value === "") throw usage(`--${name} needs a value`);
+    values[name] = value;
+  }
+  const wanted = values.scene ?? SCENES[0].name;
+  const scenes = SCENES.filter(({ name }) => name === wanted || wanted === "all");
+  const names = SCENES.map(({ name }) => name).join(", ");
+  if (scenes.length === 0) throw usage(`unknown scene '${wanted}': there are ${names}, and all`);
+  if (scenes.length > 1 && values.svg !== null) {
+    throw usage("--svg takes one scene: use --html for all of them");
+  }
+  return { scenes, svg: values.svg, html: values.html, print: null };
+}
+
+const NOTHING: Options = { scenes: [], svg: null, html: null, print: null };
+
+function usage(message: string): End {
+  return new End(Exit.usage, message);
+}
+
+// ─── Output ──────────────────────────────────────────────────────────────────────────────────────
+
+function say(text: string): void {
+  let bytes = new TextEncoder().encode(text);
+  while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
+}
+
+/** A file that is opened before, and written after, something is measured. */
+class Output {
+  readonly #file: Deno.FsFile;
+
+  constructor(readonly path: string) {
+    try {
+      this.#file = Deno.openSync(path, { write: true, create: true });
+    } catch (error) {
+      throw cannotWrite(path, error);
+    }
+  }
+
+  write(text: string): void {
+    let bytes = new TextEncoder().encode(text);
+    try {
+      if (this.#file.statSync().isFile) this.#file.truncateSync(0);
+      while (bytes.length > 0) bytes = bytes.subarray(this.#file.writeSync(bytes));
+      this.#file.close();
+    } catch (error) {
+      throw cannotWrite(this.path, error);
+    }
+  }
+}
+
+function cannotWrite(path: string, error: unknown): End {
+  const reason = (error as Error).message.replace(/ \(os error.*$/, "").toLowerCase();
+  return new End(Exit.cannotWrite, `cannot write ${path}: ${reason}`);
+}
+
+/** Says what is being measured: on a terminal in one line that counts seconds. */
+class Progress implements Disposable {
+  readonly #isLive = Deno.stderr.isTerminal();
+  #timer: ReturnType<typeof setInterval> | undefined;
+
+  constructor(readonly scene: string) {}
+
+  step(text: string, seconds: number): void {
+    clearInterval(this.#timer);
+    if (!this.#isLive) return warn(`${this.scene}: ${text}\n`);
+    const began = performance.now();
+    const draw = () => {
+      const passed = Math.round((performance.now() - began) / 1000);
+      warn(
+        `\r\x1b[K${this.scene}: ${text}, ${passed} of about ${Math.round(seconds)} s`.slice(0, 84),
+      );
+    };
+    draw();
+    this.#timer = setInterval(draw, 250);
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#timer);
+    if (this.#isLive) warn("\r\x1b[K");
+  }
+}
+
+function warn(text: string): void {
+  try {
+    Deno.stderr.writeSync(new TextEncoder().encode(text));
+  } catch { /* nobody is there to read it */ }
+}
+
+/** The commands of a scene, ready to be copied, under comments with their hosts. */
+function commandsText(commands: readonly Command[]): string {
+  return commands.map(([host, line], at) =>
+    `${commands[at - 1]?.[0] === host ? "" : `# on ${host}\n`}${line}\n`
+  ).join("");
+}
+
+function before({ name, concept, topology, commands }: Scene): string {
+  const title = `── ${name} ${"─".repeat(76 - name.length)}`;
+  return `${title}\n${wrap(concept)}\n${drawTopology(topology)}\n${commandsText(commands)}\n`;
+}
+
+function after({ table, sentences }: Shown): string {
+  return `${table}\n${sentences.map((sentence) => wrap(sentence)).join("")}\n`;
+}
+
+/** A page with scenes and what was measured in them. */
+export function page(played: readonly { scene: Scene; shown: Shown }[]): string {
+  const sections = played.map(({ scene, shown }) =>
+    `<section id="${scene.name}">
+<h2>${scene.name}</h2>
+<p>${escape(scene.concept)}</p>
+<pre>${escape(drawTopology(scene.topology))}</pre>
+<pre>${escape(commandsText(scene.commands))}</pre>
+${drawSvg(shown.picture)}<pre>${escape(shown.table)}</pre>
+${shown.sentences.map((sentence) => `<p class="said">${escape(sentence)}</p>\n`).join("")}</section>
+`
+  );
+  const links = played.map(({ scene: { name } }) => `<a href="#${name}">${name}</a>`).join(" · ");
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>QoS, measured</title>
+<style>
+  :root { color-scheme: light dark }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 0 auto; padding: 1rem }
+  section { border-top: 1px solid #8888; margin-top: 2rem }
+  pre { font-size: 13px; line-height: 1.35; overflow-x: auto; padding: .75rem; background: #8882; border-radius: 6px }
+  svg { display: block; width: 100%; height: auto; border: 1px solid #8884; border-radius: 6px }
+  .said { font-weight: 600 }
+</style>
+</head>
+<body>
+<h1>QoS, measured</h1>
+<p>Networks in namespaces on one machine, and what marks, queues and limits do in them.</p>
+<p>${links}</p>
+${sections.join("")}</body>
+</html>
 `;
 }
 
-async function play(network: Network, scene: string, file: string | undefined): Promise<number> {
-  if (scene === "rewrite") {
-    const changed = await rewrite(network);
-    const name = (dscp: number) => describe(markOf(dscp << 2));
-    say(`Of 64 code points, ${changed.size} arrived changed:`);
-    for (const [sent, arrived] of changed) say(`  ${name(sent)} arrived as ${name(arrived)}`);
-  } else if (scene === "pfifo") {
-    const rows = await pfifo(network, 25);
-    show(rows, rows[0]);
-  } else {
-    const rows = await bottleneck(network, 25);
-    show(rows, rows[1]);
-    if (file !== undefined) {
-      await Deno.writeTextFile(
-        file,
-        svg(rows, "One GET through a busy 5 Mbit/s link, by its mark"),
-      );
-    }
-  }
-  return 0;
-}
+// ─── Main ────────────────────────────────────────────────────────────────────────────────────────
 
-/** The path scene; its hosts go away when it is abandoned. */
-async function playPath(interrupted: Promise<number>): Promise<number> {
-  const runs = pathScene();
-  for (;;) {
-    const next = await Promise.race([runs.next(), interrupted]);
-    if (typeof next === "number") return await runs.return(undefined), next;
-    if (next.done) return 0;
-    say(`${next.value.title}\n${next.value.stdout}exit ${next.value.code}\n`);
+/**
+ * A process that removes the namespaces of this one when it is over, even if it was killed. Signals
+ * from the terminal do not reach it.
+ */
+class Guard implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+
+  constructor() {
+    const script = `trap '' INT TERM HUP
+cat
+for name in $(ip netns list | grep -o '^dscp-get-${Deno.pid}-[0-9]*'); do
+  ip netns pids $name | xargs -r kill -9
+  ip netns delete $name
+done`;
+    const [stdin, stdout, stderr] = ["piped", "null", "null"] as const;
+    this.#child = new Deno.Command("sh", { args: ["-c", script], stdin, stdout, stderr }).spawn();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#child.stdin.close();
+    await this.#child.status;
   }
 }
 
-async function main(args: string[]): Promise<number> {
-  if (args[0] === "--sink") return await sink(), 0;
-  if (args[0] === "--source") return await source(args[1]), 0;
-  const scenes = ["bottleneck", "rewrite", "pfifo", "path"];
-  const options = {
-    scene: { type: "string", default: scenes[0] },
-    svg: { type: "string" },
-  } as const;
-  let values: { scene: string; svg?: string };
+async function play(options: Options, signal: AbortSignal): Promise<void> {
+  const svg = options.svg === null ? null : new Output(options.svg);
+  const html = options.html === null ? null : new Output(options.html);
+  await using _guard = new Guard();
+  const played: { scene: Scene; shown: Shown }[] = [];
+  for (const scene of options.scenes) {
+    say(before(scene));
+    using progress = new Progress(scene.name);
+    const stage: Stage = { signal, step: (text, seconds) => progress.step(text, seconds) };
+    const shown = await scene.play(stage);
+    progress[Symbol.dispose]();
+    say(after(shown));
+    played.push({ scene, shown });
+    svg?.write(drawSvg(shown.picture));
+  }
+  html?.write(page(played));
+}
+
+function checkNeeds(scenes: readonly Scene[]): void {
+  const absent = missing([...new Set(scenes.flatMap(({ needs }) => needs))]);
+  if (absent.length === 0) return;
+  const from = "on Debian: apt-get install iproute2 nftables procps util-linux";
+  const how = absent.includes("root") ? 'run it with sudo "$(command -v deno)" task lab' : from;
+  throw new End(Exit.cannotRun, `needs ${absent.join(", ")}; ${how}`);
+}
+
+async function main(args: readonly string[]): Promise<number> {
+  const abort = new AbortController();
+  for (const [signal, number] of [["SIGHUP", 1], ["SIGINT", 2], ["SIGTERM", 15]] as const) {
+    Deno.addSignalListener(signal, () => abort.abort(new End(128 + number, "")));
+  }
   try {
-    values = parseArgs({ args, options }).values;
-    if (!scenes.includes(values.scene)) throw new Error(`--scene is one of ${scenes.join(", ")}`);
+    const options = parseArguments(args);
+    if (options.print !== null) return say(options.print), Exit.ok;
+    checkNeeds(options.scenes);
+    await play(options, abort.signal);
+    return Exit.ok;
   } catch (error) {
-    say(`lab: ${(error as Error).message}`);
-    return 2;
+    // What was interrupted fails in many ways.
+    const end = abort.signal.aborted ? abort.signal.reason : error;
+    if (end instanceof Deno.errors.BrokenPipe) return Exit.cannotWrite;
+    if (!(end instanceof End)) throw end;
+    if (end.message !== "") warn(`lab: ${end.message}\n`);
+    return end.code;
   }
-  const needs = [
-    "root",
-    "ip",
-    "tc",
-    "sysctl",
-    ...["rewrite", "path"].includes(values.scene) ? ["nft"] : [],
-  ];
-  if (missing(needs).length > 0) {
-    say(
-      `lab: needs ${
-        missing(needs).join(", ")
-      }: run it as root, on a Linux with iproute2, procps and nftables`,
-    );
-    return 103;
-  }
-  const interrupted = Promise.withResolvers<number>();
-  Deno.addSignalListener("SIGINT", () => interrupted.resolve(130));
-  Deno.addSignalListener("SIGTERM", () => interrupted.resolve(143));
-  if (values.scene === "path") return await playPath(interrupted.promise);
-  await using network = await Network.create();
-  const playing = play(network, values.scene, values.svg);
-  // Once interrupted, the network goes away under what is still playing.
-  playing.catch(() => {});
-  return await Promise.race([playing, interrupted.promise]);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -1,6 +1,6 @@
 /**
- * Network namespaces for the tests and the lab: a single one, one that drops packets, and three
- * connected hosts, client – router – server. Needs root and iproute2.
+ * Network namespaces for the tests and the lab: a single one, one that drops packets, three
+ * connected hosts, client – router – server, and four, with two routers. Needs root and iproute2.
  *
  * @module
  */
@@ -36,14 +36,19 @@ export class Namespace implements AsyncDisposable {
     return await this.run("sh", "-ec", commands.join("\n"));
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    // A process that still runs inside keeps the namespace alive after its name is deleted.
+  /** Ends all processes inside. */
+  async kill(): Promise<void> {
     const { stdout } = await execute(["ip", "netns", "pids", this.name]);
     for (const pid of stdout.split("\n").filter((line) => line !== "")) {
       try {
         Deno.kill(Number(pid), "SIGKILL");
       } catch { /* it has ended */ }
     }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    // A process that still runs inside keeps the namespace alive after its name is deleted.
+    await this.kill();
     await succeed("ip", "netns", "delete", this.name);
   }
 }
@@ -120,8 +125,82 @@ export class Network implements AsyncDisposable {
     await router.run("sysctl", "-q", "-w", ...forwarding);
   }
 
+  /** All three. */
+  get hosts(): Namespace[] {
+    return [this.client, this.router, this.server];
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const host of [this.client, this.router, this.server]) await host[Symbol.asyncDispose]();
+    for (const host of this.hosts) await host[Symbol.asyncDispose]();
+  }
+}
+
+/** Four connected hosts, client – r1 – r2 – server, deleted when disposed of. */
+export class Path implements AsyncDisposable {
+  /** The server's addresses. */
+  static readonly server = { ipv4: "10.78.3.2", ipv6: "fd78:3::2" };
+
+  private constructor(
+    readonly client: Namespace,
+    readonly r1: Namespace,
+    readonly r2: Namespace,
+    readonly server: Namespace,
+  ) {}
+
+  /**
+   * Creates them. Link n, from 1 to 3, has the networks 10.78.n.0/24 and fd78:n::/64; its left end is
+   * device `right` of one host with address 1, its right end device `left` of the next with address 2.
+   */
+  static async create(): Promise<Path> {
+    const stack = new AsyncDisposableStack();
+    const make = async () => stack.use(await Namespace.create());
+    try {
+      const path = new Path(await make(), await make(), await make(), await make());
+      await path.#wire();
+      return path;
+    } catch (error) {
+      await stack.disposeAsync();
+      throw error;
+    }
+  }
+
+  async #wire(): Promise<void> {
+    const { hosts } = this, [client, r1, r2, server] = hosts;
+    const settings = [
+      "net.ipv4.ip_forward=1",
+      "net.ipv6.conf.all.forwarding=1",
+      // A test asks each router more often than a router answers by default.
+      "net.ipv4.icmp_ratelimit=0",
+      "net.ipv6.icmp.ratelimit=0",
+      "net.ipv6.conf.default.accept_dad=0",
+      "net.ipv6.conf.all.accept_dad=0",
+    ];
+    for (const host of hosts) await host.run("sysctl", "-q", "-w", ...settings);
+    const ip = (host: Namespace, line: string) => host.run("ip", ...line.split(" "));
+    for (const [at, host] of hosts.slice(0, -1).entries()) {
+      const next = hosts[at + 1];
+      await ip(host, `link add right type veth peer name left netns ${next.name}`);
+      for (const [end, device, number] of [[host, "right", 1], [next, "left", 2]] as const) {
+        await ip(end, `addr add 10.78.${at + 1}.${number}/24 dev ${device}`);
+        await ip(end, `addr add fd78:${at + 1}::${number}/64 dev ${device}`);
+        await ip(end, `link set ${device} up`);
+      }
+    }
+    for (
+      const [host, net, number] of [[client, 1, 2], [r1, 2, 2], [r2, 2, 1], [server, 3, 1]] as const
+    ) {
+      await ip(host, `route add default via 10.78.${net}.${number}`);
+      await ip(host, `-6 route add default via fd78:${net}::${number}`);
+    }
+  }
+
+  /** All four. */
+  get hosts(): Namespace[] {
+    return [this.client, this.r1, this.r2, this.server];
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const host of this.hosts) await host[Symbol.asyncDispose]();
   }
 }
 
