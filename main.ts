@@ -65,6 +65,7 @@ export const Exit = {
   leftChanged: 101,
   arrivedChanged: 102,
   cannotRun: 103,
+  notProved: 104,
 } as const;
 
 /** What ends a run: an exit code, one line for a person, and perhaps a hint what to do. */
@@ -104,6 +105,23 @@ function plural(count: number, unit: string): string {
   return `${count} ${unit}${count === 1 ? "" : "s"}`;
 }
 
+/** Calls `stop` with the exit code at the first SIGINT or SIGTERM; the second ends the process. */
+function onInterrupt(stop: (code: number) => void): Disposable {
+  let isStopping = false;
+  const listener = (code: number) => () => {
+    if (isStopping) Deno.exit(code);
+    isStopping = true;
+    stop(code);
+  };
+  const signals = [["SIGINT", listener(130)], ["SIGTERM", listener(143)]] as const;
+  for (const [signal, act] of signals) Deno.addSignalListener(signal, act);
+  return {
+    [Symbol.dispose]() {
+      for (const [signal, act] of signals) Deno.removeSignalListener(signal, act);
+    },
+  };
+}
+
 /** The message of a system or TLS error, without the number or the link that Deno adds. */
 function reason(error: Error): string {
   const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$/, "");
@@ -136,6 +154,8 @@ export interface AskOptions {
   readonly connectTimeout: number;
   /** Seconds for the whole request (30); 0 is no limit. */
   readonly maxTime: number;
+  /** Whether it is a failure, 104, if not all of the request was seen to leave. */
+  readonly requireProof: boolean;
 }
 
 const ASK: AskOptions = {
@@ -145,6 +165,7 @@ const ASK: AskOptions = {
   trust: null,
   connectTimeout: 10,
   maxTime: 30,
+  requireProof: false,
 };
 
 /** What a run without arguments does; the help describes each option. */
@@ -233,6 +254,11 @@ no others; needs --allow-read`,
   "The output": [
     ["-i, --include", "status line and headers before the body", (o) => o.include = true],
     ["-f, --fail", "exit 22 on status 400 and above, without the body", (o) => o.fail = true],
+    [
+      "    --require-proof",
+      "exit 104 if not all of the request was seen to leave",
+      (o) => o.requireProof = true,
+    ],
     ["-s, --silent", "no report", (o) => o.silent = true],
     ["-S, --show-error", "errors, as always: for scripts made for curl", () => {}],
     ["    --json", "one JSON object instead of body and report", (o) => o.json = true],
@@ -295,34 +321,34 @@ function commandLine(): string {
   }
 }
 
-/** The text of `--help`, 80 columns wide. */
-function usage(): string {
-  const indent = " ".repeat(26);
+/** The text of `--help`, in lines of at most `width` columns. */
+function usage(width: number): string {
+  const indent = " ".repeat(width < 72 ? 8 : 26);
+  const filled = (text: string) =>
+    wrapped(text.replaceAll("\n", " "), width - indent.length).replace(/^/gm, indent).trimEnd();
   const groups = Object.entries(OPTIONS).map(([title, options]) => {
     const rows = options.map(([label, help]) => {
-      const start = `  ${label}`.padEnd(26);
-      const separator = start.length > 26 ? `\n${indent}` : "";
-      return `${start}${separator}${help.replaceAll("\n", `\n${indent}`)}\n`;
+      const start = `  ${label}`.padEnd(indent.length);
+      const isAlone = start.length > indent.length;
+      return `${start}${isAlone ? "\n" + filled(help) : filled(help).slice(indent.length)}\n`;
     });
     return `${title}\n${rows.join("")}`;
   });
-  return `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it
-
-  ${commandLine()} [options] [URL]
-
-Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself if nobody
-listens there. The reply's body goes to standard output, the report to standard
-error.
-
-${groups.join("\n")}
-Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect or
-listen, 8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write,
-28 timeout, 35 TLS failed, 52 empty reply, 56 connection lost,
-60 bad certificate, 77 bad --cacert file; 2 bad usage; 100 the kernel did not
-accept the mark, 101 packets left with another mark, 102 packets arrived with
-another mark, at the server or at a router, 103 cannot run here (not Linux, or a
-permission or libc missing).
-`;
+  const paragraphs = [
+    `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it`,
+    `  ${commandLine()} [options] [URL]`,
+    `Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself if nobody \
+listens there. The reply's body goes to standard output, the report to standard error.`,
+  ];
+  const codes =
+    `Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect or listen, \
+8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write, 28 timeout, 35 TLS failed, \
+52 empty reply, 56 connection lost, 60 bad certificate, 77 bad --cacert file; 2 bad usage; \
+100 the kernel did not accept the mark, 101 packets left with another mark, 102 packets arrived with \
+another mark, at the server or at a router, 103 cannot run here (not Linux, or a permission or libc \
+missing), 104 not proved with --require-proof.`;
+  const intro = paragraphs.map((text) => `${wrapped(text, width)}\n`).join("");
+  return `${intro}${groups.join("\n")}\n${wrapped(codes, width)}`;
 }
 
 function parseShell(text: string): Shell {
@@ -625,6 +651,16 @@ export interface Exchange {
 /** How far a request has come, which decides what an error means. */
 type Stage = "connecting" | "securing" | "connected";
 
+/** What a request may be given besides where and how. */
+interface AskContext {
+  /** The limits of a series, which has one request after the other. */
+  readonly limits?: Limits;
+  /** A connection to use in place of a new one. */
+  readonly opened?: Opened;
+  /** Gets the exchange as it begins, to look at while it is under way. */
+  readonly watch?: (exchange: Exchange) => void;
+}
+
 /** A connection that was opened before its request. */
 interface Opened {
   /** When it was begun, as `performance.now()` has it. */
@@ -636,17 +672,13 @@ interface Opened {
 /**
  * Connects, marks, asks, reads, proves and closes. Does not throw for what happens to the request:
  * that is the exchange's `failure`.
- *
- * @param limits those of a series, which has one after the other
- * @param opened a connection to use in place of a new one
  */
 async function ask(
   target: Target,
   mark: Mark,
   options: AskOptions,
   sink: Sink,
-  limits: Limits = new Limits(options),
-  opened: Opened | null = null,
+  { limits = new Limits(options), opened, watch }: AskContext = {},
 ): Promise<Exchange> {
   const request = encodeRequest(target, options.headers);
   const how: ConnectOptions = {
@@ -670,9 +702,10 @@ async function ask(
     arrived: null,
     failure: null,
   };
+  watch?.(exchange);
   const { milliseconds } = exchange;
   const signal = limits.begin();
-  let conn: MarkedConn | null = null, stage: Stage = "connecting";
+  let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
     exchange.connection = conn = opened?.take(how) ?? await MarkedConn.connect(how, signal);
@@ -682,14 +715,17 @@ async function ask(
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""));
     stage = "connected";
     limits.connected();
-    // The reply may come before all of a large request is out.
-    const writing = conn.write(request);
-    writing.catch(() => {});
+    // The reply may come before all of a large request is out, and after a write that failed.
+    conn.write(request).catch((error) => {
+      writeError = error;
+      if (!isLost(error)) conn?.close();
+    });
     await readReply(conn, exchange, sink, signal);
     // A connection that is closed when its time is over may look like one that came to its end.
     signal.throwIfAborted();
   } catch (error) {
-    exchange.failure = signal.aborted ? signal.reason : failureOf(error, stage, how);
+    const cause = error instanceof Failure ? error : writeError ?? error;
+    exchange.failure = signal.aborted ? signal.reason : failureOf(cause, stage, how);
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
@@ -697,8 +733,14 @@ async function ask(
   }
   if (conn !== null) exchange.left = judgeLeft(conn, mark);
   exchange.arrived = judgeArrived(exchange);
-  exchange.failure ??= markFailure(exchange);
+  exchange.failure ??= markFailure(exchange) ?? proofFailure(exchange, options);
   return exchange;
+}
+
+/** Whether the other end has gone: what it has sent can still be read. */
+function isLost(error: unknown): boolean {
+  const { BrokenPipe, ConnectionReset, ConnectionAborted } = Deno.errors;
+  return [BrokenPipe, ConnectionReset, ConnectionAborted].some((lost) => error instanceof lost);
 }
 
 /** The bytes of the GET. */
@@ -832,16 +874,26 @@ function connectFailure(error: Error, { hostname, port, family, trust }: Connect
   if (error instanceof Deno.errors.TimedOut) {
     return new Failure(Exit.timeout, `no answer from ${where}`);
   }
-  const hint = error instanceof Deno.errors.ConnectionRefused && trust === null
-    ? `to start a server there: python3 -m http.server ${port}`
+  const isHere = /^(127\.|::1$|localhost$)|\.localhost$/.test(hostname);
+  const isRefused = error instanceof Deno.errors.ConnectionRefused;
+  const hint = isHere && isRefused && trust === null
+    ? `to start a server there: this script with --serve ${port}, or python3 -m http.server ${port}`
     : undefined;
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
 }
 
 function tlsFailure(error: Error): Failure {
   const message = reason(error);
-  const why = message.replace(/^invalid peer certificate: /, "");
-  if (why === message) return new Failure(Exit.tlsFailed, `TLS failed: ${message}`);
+  const why = message.replace(/^invalid peer certificate: /, "")
+    .replace(
+      /^Other\(OtherError\(CaUsedAsEndEntity\)\)$/,
+      "it is that of a CA itself (self-signed)",
+    );
+  if (why === message) {
+    const isPlain = /InvalidContentType|wrong version number|packet length too long/.test(message);
+    const hint = isPlain ? "the server does not speak TLS: is it http://?" : undefined;
+    return new Failure(Exit.tlsFailed, `TLS failed: ${message}`, hint);
+  }
   return new Failure(
     Exit.badCertificate,
     `the server's certificate is not valid: ${why}`,
@@ -1067,7 +1119,13 @@ async function readHead(
 const MAX_INTERIM = 100;
 
 function notHttp(line: string): Failure {
-  return badReply(`it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`);
+  // An alert or a handshake record, RFC 8446 section 5.1
+  const isTls = /^[\x15\x16]\x03/.test(line);
+  return new Failure(
+    Exit.badReply,
+    `malformed reply: it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`,
+    isTls ? "the server speaks TLS: is it https://?" : undefined,
+  );
 }
 
 function statusOf(line: string, tos: number | null): Reply {
@@ -1290,12 +1348,23 @@ function judgeLeft({ sent: packets, dataSent: sent }: MarkedConn, mark: Mark): L
   const outer = packets.flatMap(({ outerTos }) => outerTos ?? []);
   const outerTos = outer.find(isWrong) ?? outer[0] ?? null;
   const toTunnel = packets.some(({ linkHeader }) => linkHeader === 0);
-  // A packet that was sent again is counted once.
-  const payloads = new Map(packets.map(({ sequence, payload }) => [sequence, payload]));
-  const seen = [...payloads.values()].reduce((sum, payload) => sum + payload, 0);
+  const seen = bytesCovered(packets);
   const isWhole = packets.length > 0 && sent !== null && seen >= sent && !toTunnel;
   const proved = wrong !== null || outer.some(isWrong) ? false : isWhole ? true : null;
   return { proved, packets, bytes: { seen, sent }, wrong, outerTos, toTunnel };
+}
+
+/** Bytes of data in packets, each counted once: some may have been sent again. */
+function bytesCovered(packets: readonly SentPacket[]): number {
+  // Sequence numbers wrap around (RFC 9293 section 3.4), so they count from the first.
+  const first = packets[0]?.sequence ?? 0;
+  const runs = packets.map(({ sequence, payload }) => ({ from: sequence - first | 0, payload }));
+  let covered = 0, end = -Infinity;
+  for (const { from, payload } of runs.sort((a, b) => a.from - b.from)) {
+    covered += Math.max(0, from + payload - Math.max(end, from));
+    end = Math.max(end, from + payload);
+  }
+  return covered;
 }
 
 /** What the far end reports, and what follows from it. */
@@ -1304,15 +1373,15 @@ export interface ArrivedReport extends Arrived {
   readonly isOther: boolean;
   /** The bytes with which those packets of this connection arrived that were sent with the mark. */
   readonly marked: readonly number[];
-  /** Whether they all are the mark's; `null` if it reports none. */
+  /** Whether all packets reported have the byte they were sent with; `null` if none was marked. */
   readonly kept: boolean | null;
-  /** The first that is not the mark's. */
-  readonly wrong: number | null;
+  /** The first packet that arrived with another byte than it was sent with. */
+  readonly changed: { packet: "SYN" | "ACK" | "data"; sent: number; arrived: number } | null;
   /** Whether the handshake arrived with the mark; `null` if it had none, or no SYN is reported. */
   readonly handshake: boolean | null;
 }
 
-/** Did the mark arrive? Only packets that were marked count: the handshake's only if it was. */
+/** Did packets arrive as they were sent? An unmarked handshake was sent with 0. */
 function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | null {
   if (reply === null || connection === null) return null;
   const valueOf = (wanted: string) => reply.headers.find(([name]) => name === wanted)?.[1] ?? "";
@@ -1331,15 +1400,20 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
   const isWrong = (tos: number) => !sameDscp(tos, mark.tos);
   const handshake = (connection.markedSyn ? [syn, ack] : []).filter(isKnown) as number[];
   const marked = [...handshake, ...[data].filter(isKnown) as number[]];
-  const wrong = marked.find(isWrong) ?? null;
+  const first = connection.markedSyn ? mark.tos : 0;
+  const sent = [["SYN", first, syn], ["ACK", first, ack], ["data", mark.tos, data]] as const;
+  const changed =
+    sent.flatMap(([packet, sent, arrived]) =>
+      isOther || arrived === null || sameDscp(sent, arrived) ? [] : [{ packet, sent, arrived }]
+    )[0] ?? null;
   return {
     syn,
     ack,
     data,
     isOther,
     marked,
-    kept: marked.length === 0 ? null : wrong === null,
-    wrong,
+    kept: changed !== null ? false : marked.length === 0 ? null : true,
+    changed,
     handshake: handshake.some(isWrong) ? false : handshake.length > 0 && syn !== null ? true : null,
   };
 }
@@ -1362,12 +1436,30 @@ function markFailure({ mark, left, arrived }: Exchange): Failure | null {
     const hint = "a tunnel has to copy the mark: VXLAN does with 'tos inherit', ip-link(8)";
     return new Failure(Exit.leftChanged, message, hint);
   }
-  if (arrived === null || arrived.wrong === null) return null;
+  if (arrived === null || arrived.changed === null) return null;
+  const { packet, sent, arrived: tos } = arrived.changed;
   // Nobody saw the handshake leave, so it may have left with this other mark.
   const isPath = left.proved && arrived.data !== null && !sameDscp(arrived.data, mark.tos);
   const verdict = isPath ? "the path rewrote it" : "rewritten by this host or the path";
-  const message = `sent ${describe(mark)}, arrived ${describe(markOf(arrived.wrong))}: ${verdict}`;
-  return new Failure(Exit.arrivedChanged, message);
+  const what = sameDscp(sent, mark.tos) ? "" : `${packet} `;
+  const message = `${what}sent ${describe(markOf(sent))}, arrived ${describe(markOf(tos))}`;
+  return new Failure(Exit.arrivedChanged, `${message}: ${verdict}`);
+}
+
+/** 104, if a proof is required: of what left, and of what arrived if the far end is our own. */
+function proofFailure(exchange: Exchange, { requireProof }: AskOptions): Failure | null {
+  if (!requireProof) return null;
+  const { left: { proved, packets, bytes }, arrived, reply } = exchange;
+  if (packets.length === 0) return new Failure(Exit.notProved, "no packet was observed leaving");
+  if (proved === null) {
+    const message = `only ${bytes.seen} of ${bytes.sent ?? "?"} bytes were observed leaving`;
+    return new Failure(Exit.notProved, message);
+  }
+  const isOurs = reply?.headers.some(([name, value]) =>
+    name === "server" && value.startsWith("dscp-get/")
+  );
+  if (!isOurs || (arrived !== null && !arrived.isOther)) return null;
+  return new Failure(Exit.notProved, "the far end does not report what arrived");
 }
 
 // ─── Report ─────────────────────────────────────────────────────────────────────────────────────
@@ -1428,10 +1520,10 @@ function failOnError({ status, reason }: Reply): void {
   throw new Failure(Exit.httpError, message);
 }
 
-/** The report's lines: what is known of an exchange, for a person. */
-function report(exchange: Exchange, isBuiltIn: boolean): string {
+/** The report's lines: what is known of an exchange, for a person. @param isOver it has ended */
+function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[] {
   const { connection, mark, left, arrived, reply, milliseconds } = exchange;
-  if (connection === null) return "";
+  if (connection === null) return [];
   const { localAddr, remoteAddr, fd, readBack, markedSyn } = connection;
   const ends = `${formatAddress(localAddr)} → ${formatAddress(remoteAddr)}`;
   const name = `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}`;
@@ -1439,15 +1531,26 @@ function report(exchange: Exchange, isBuiltIn: boolean): string {
     ["connected", `${ends}${isBuiltIn ? ", the built-in server" : ""}; descriptor ${fd}`],
     ["mark", `${name}; the kernel reads back ${hex(readBack!)}`],
   ];
-  // A TLS handshake that fails takes the descriptor with it, before anything could be read.
-  if (left.packets.length > 0 || reply !== null) lines.push(["left", leftText(left)]);
-  if (arrived !== null) lines.push(["arrived", arrivedText(arrived)]);
-  if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
-  lines.push(["handshake", handshakeText(markedSyn, arrived?.handshake ?? null)]);
-  const isBold = Deno.stderr.isTerminal() && !Deno.noColor;
-  const bold = (text: string) => isBold ? `\x1b[1m${text}\x1b[0m` : text;
-  const indented = (text: string) => text.replaceAll("\n", `\n${" ".repeat(11)}`);
-  return lines.map(([label, text]) => `${bold(label.padEnd(11))}${indented(text)}\n`).join("");
+  if (isOver) {
+    // A TLS handshake that fails takes the descriptor with it, before anything could be read.
+    if (left.packets.length > 0 || reply !== null) lines.push(["left", leftText(left)]);
+    // That an unmarked handshake arrived unmarked is no news: the last line has it.
+    const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther);
+    if (isNews) lines.push(["arrived", arrivedText(arrived)]);
+    if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
+    lines.push(["handshake", handshakeText(markedSyn, arrived)]);
+  }
+  const width = widthOf(Deno.stderr) - 11;
+  const isColored = Deno.stderr.isTerminal() && !Deno.noColor;
+  const colored = (code: number, text: string) => isColored ? `\x1b[${code}m${text}\x1b[0m` : text;
+  return lines.map(([label, text]) => {
+    const wrappedText = text.split("\n").map((line) => wrapped(line, width)).join("").trimEnd();
+    return colored(1, label.padEnd(11)) +
+      wrappedText.replaceAll("\n", `\n${" ".repeat(11)}`)
+        .replace(/\bproved(?= by|$|\n)/, (word) => colored(32, word))
+        .replace(/NOT the mark/, (words) => colored(31, words)) +
+      "\n";
+  });
 }
 
 function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string {
@@ -1475,18 +1578,19 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
   if (isOther) {
     return `${bytes}, reported by the server for another connection:\na proxy or NAT in between`;
   }
-  if (kept === null) {
-    return `${bytes}, reported by the server; covers only the unmarked handshake ` +
-      "(--mark-syn tests the path)";
-  }
   const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
   return `${bytes}, reported by the server: ${verdict}`;
 }
 
-function handshakeText(markedSyn: boolean, proved: boolean | null): string {
-  if (!markedSyn) {
-    return "unmarked: SYN and ACK left before the mark could be set (--mark-syn marks them)";
+function handshakeText(markedSyn: boolean, arrived: ArrivedReport | null): string {
+  const confirmed = arrived?.isOther === false ? arrived.syn ?? arrived.ack : null;
+  if (!markedSyn && confirmed !== null && sameDscp(confirmed, 0)) {
+    return `unmarked, as the server confirms (${hex(confirmed)}); --mark-syn marks it too`;
   }
+  if (!markedSyn) {
+    return "unmarked: SYN and ACK leave before the mark is set; --mark-syn marks them";
+  }
+  const proved = arrived?.handshake ?? null;
   if (proved === null) return "set before the SYN; not proved (--serve at the far end reports it)";
   const verdict = proved ? "proved by the mark" : "NOT the mark";
   return `set before the SYN; ${verdict} that the server reports`;
@@ -1826,44 +1930,38 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
   };
   const interrupted = Promise.withResolvers<Failure>();
   let end: Failure | null = null;
-  const interrupt = (signal: number) => () => {
-    if (end !== null) Deno.exit(128 + signal);
-    end = new Failure(128 + signal, "");
+  using _signals = onInterrupt((code) => {
+    end = new Failure(code, "");
     interrupted.resolve(end);
     limits.stop(end);
-  };
-  const signals = [["SIGINT", interrupt(2)], ["SIGTERM", interrupt(15)]] as const;
-  for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
+  });
   let first: Failure | null = null, done = 0;
-  try {
-    await warmUp(options, how);
-    for (let round = 1; round <= options.count; round++) {
-      for (const row of rows) {
-        if (done > 0 && options.interval > 0) {
-          await Promise.race([pause(options.interval * 1000), interrupted.promise]);
-        }
-        const exchange = await ask(place.target, row.mark, how, sink, limits);
-        if (end !== null) {
-          await result();
-          return end;
-        }
-        if (done === 0 && await place.isGone(exchange)) return undefined;
-        const { failure } = exchange;
-        // Without a permission or libc no other request would fare better.
-        if (failure?.code === Exit.cannotRun) throw failure;
-        first ??= failure;
-        row.add(exchange);
-        done++;
-        if (options.json) await toStandardOutput(json(place, exchange, failure, round));
-        else {screen.offer((width) =>
-            `${table(rows, width)}${done} of ${count} requests, Ctrl-C ends it here\n`
-          );}
+  await warmUp(options, how);
+  for (let round = 1; round <= options.count; round++) {
+    for (const row of rows) {
+      if (done > 0 && options.interval > 0) {
+        await Promise.race([pause(options.interval * 1000), interrupted.promise]);
+      }
+      const exchange = end ?? await ask(place.target, row.mark, how, sink, { limits });
+      if (end !== null || exchange instanceof Failure) {
+        if (done > 0) await result();
+        return end;
+      }
+      if (done === 0 && await place.isGone(exchange)) return undefined;
+      const { failure } = exchange;
+      // Without a permission or libc no other request would fare better.
+      if (failure?.code === Exit.cannotRun) throw failure;
+      first ??= failure;
+      row.add(exchange);
+      done++;
+      if (options.json) await toStandardOutput(json(place, exchange, failure, round));
+      else {
+        const progress = `${done} of ${count} requests, Ctrl-C ends it here\n`;
+        screen.offer((width) => table(rows, width) + progress);
       }
     }
-    await result();
-  } finally {
-    for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
   }
+  await result();
   if (first === null) return null;
   const sum = (of: "failed" | "wrong") => rows.reduce((sum, row) => sum + row[of], 0);
   const parts = [
@@ -2004,7 +2102,7 @@ export class Trace implements AsyncIterable<Hop> {
     } finally {
       limits.end();
     }
-    const exchange = await ask(target, this.mark, options, sink, undefined, opened);
+    const exchange = await ask(target, this.mark, options, sink, { opened });
     if (last !== null) {
       const { syn = null, ack = null, data = null } = exchange.arrived ?? {};
       const tos = syn ?? data ?? ack;
@@ -2170,28 +2268,22 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
     if (all[0].path.length === 0) return "";
     return wrapped(`${describe(marks[0])} was ${pathVerdict(all[0]).text}.`, width);
   };
-  const interrupt = (code: number) => async () => {
+  using _signals = onInterrupt(async (code) => {
     await toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
     Deno.exit(code);
-  };
-  const signals = [["SIGINT", interrupt(130)], ["SIGTERM", interrupt(143)]] as const;
-  for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
-  try {
-    for (const [done, trace] of all.entries()) {
-      screen.offer(() => `${done} of ${all.length} marks, Ctrl-C ends it here\n`);
-      for await (const _hop of trace) {
-        if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
-      }
-      if (done === 0 && await place.isGone(trace.exchange!)) return undefined;
-      // Without a permission or libc no other mark would fare better.
-      if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
+  });
+  for (const [done, trace] of all.entries()) {
+    screen.offer(() => `${done} of ${all.length} marks, Ctrl-C ends it here\n`);
+    for await (const _hop of trace) {
+      if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
     }
-    if (isMany) await askAgain(climb, all, how);
-    await toStandardOutput(result());
-  } finally {
-    for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
+    if (done === 0 && await place.isGone(trace.exchange!)) return undefined;
+    // Without a permission or libc no other mark would fare better.
+    if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
-  if (!isQuiet && !isMany) toStandardError(report(all[0].exchange!, place.isBuiltIn));
+  if (isMany) await askAgain(climb, all, how);
+  await toStandardOutput(result());
+  if (!isQuiet && !isMany) toStandardError(report(all[0].exchange!, place.isBuiltIn).join(""));
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
   if (!isQuiet && isHidden) {
     const how = "run as root, or sudo setcap cap_net_raw+ep on a copy of deno";
@@ -2499,20 +2591,12 @@ async function serveUntilSignal(
     log: log === null ? undefined : (line) => log.add(line),
   });
   const sweeping = setInterval(() => farEnd.sweep(), 200);
-  let isStopping = false;
-  const onSignal = (code: number) => () => {
-    if (isStopping) Deno.exit(code);
-    isStopping = true;
-    farEnd.stop();
-  };
-  const signals = [["SIGINT", onSignal(130)], ["SIGTERM", onSignal(143)]] as const;
-  for (const [signal, action] of signals) Deno.addSignalListener(signal, action);
+  using _signals = onInterrupt(() => farEnd.stop());
   log?.add(`listening on ${formatAddress(listener.addr)}; Ctrl-C ends it`);
   await farEnd.serve();
   clearInterval(sweeping);
   // The second signal ends it also while the log waits for its reader.
   await Promise.race([log?.written, pause(200)]);
-  for (const [signal, action] of signals) Deno.removeSignalListener(signal, action);
 }
 
 /** Lines on standard error that wait for no reader: those that find no room are counted instead. */
@@ -2673,7 +2757,9 @@ export async function get(
 ): Promise<Exchange> {
   const { dscp = "EF", ...rest } = options;
   for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
-  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), { ...ASK, ...rest }, sink);
+  const given = Object.entries(rest).filter(([, value]) => value !== undefined);
+  const how: AskOptions = { ...ASK, ...Object.fromEntries(given) };
+  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), how, sink);
   if (exchange.failure === null) return exchange;
   exchange.failure.exchange = exchange;
   throw exchange.failure;
@@ -2711,17 +2797,67 @@ export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}):
 
 /** One request, its report or JSON. @returns `undefined` if it found nobody any more */
 async function single(place: Place, options: Options): Promise<Failure | null | undefined> {
-  const how = askOptions(options);
-  const exchange = await ask(place.target, options.marks[0], how, sinkFor(options));
+  const how = askOptions(options), limits = new Limits(how), body = new BodyEnd();
+  const isReported = !options.json && !options.silent;
+  let under: Exchange | null = null, shown = 0;
+  const show = (exchange: Exchange, isOver: boolean) => {
+    if (!isReported || exchange.failure?.code === Exit.cannotRun) return;
+    const lines = report(exchange, place.isBuiltIn, isOver);
+    if (isOver) body.endLine();
+    toStandardError(lines.slice(shown).join(""));
+    shown = Math.max(shown, lines.length);
+  };
+  using _signals = onInterrupt((code) => {
+    if (Deno.stderr.isTerminal()) toStandardError("\n");
+    limits.stop(new Failure(code, "interrupted"));
+  });
+  const watch = (exchange: Exchange) => {
+    under = exchange;
+    // What takes long shows what is known of it, until its body does.
+    const look = () => {
+      if (under === null || under.reply !== null) return;
+      show(exchange, false);
+      pause(1000).then(look);
+    };
+    pause(1000).then(look);
+  };
+  const sink = body.watching(sinkFor(options));
+  const exchange = await ask(place.target, options.marks[0], how, sink, { limits, watch });
+  under = null;
   if (await place.isGone(exchange)) return undefined;
   const { failure } = exchange;
   // With standard output gone there is nobody to report to.
   if (failure?.code === Exit.cannotWrite) return failure;
   if (options.json) await toStandardOutput(json(place, exchange, failure));
-  else if (!options.silent && failure?.code !== Exit.cannotRun) {
-    toStandardError(report(exchange, place.isBuiltIn));
-  }
+  else show(exchange, true);
   return failure;
+}
+
+/** How the body ends that is printed on the same terminal as the report. */
+class BodyEnd {
+  #isOpen = false;
+
+  /** The sink, looked at as it prints on a terminal. */
+  watching(sink: Sink): Sink {
+    if (sink.body === undefined || !Deno.stdout.isTerminal()) return sink;
+    const print = sink.body;
+    const body = (piece: Uint8Array) => {
+      // As curl does, which looks for a zero byte too.
+      if (piece.includes(0)) {
+        const hint = "redirect it, with > FILE or through a pipe";
+        throw new Failure(Exit.cannotWrite, "the reply is binary and can mess up a terminal", hint);
+      }
+      this.#isOpen = piece.at(-1) !== LF;
+      return print(piece);
+    };
+    return { ...sink, body };
+  }
+
+  /** Ends a line that the body has left open. */
+  endLine(): void {
+    if (this.#isOpen && Deno.stderr.isTerminal()) toStandardError("\n");
+    this.#isOpen = false;
+  }
 }
 
 /** Runs the script. @returns the exit code */
@@ -2729,7 +2865,7 @@ export async function main(args: readonly string[]): Promise<number> {
   let failure: Failure | null | undefined;
   try {
     const options = parseArguments(args);
-    if (options.print === "help") await toStandardOutput(usage());
+    if (options.print === "help") await toStandardOutput(usage(widthOf(Deno.stdout)));
     else if (options.print === "version") await toStandardOutput(`dscp-get ${VERSION}\n`);
     else if (options.print !== null) await toStandardOutput(completions(options.print));
     else failure = await run(options);

@@ -94,7 +94,11 @@ async function lookUp(
     if (signal?.aborted) reject(signal.reason);
     signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
-  return await Promise.race([lookup(hostname, { all: true }).catch(() => []), aborted]);
+  const found = lookup(hostname, { all: true }).catch((error) => {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return [];
+  });
+  return await Promise.race([found, aborted]);
 }
 
 /**
