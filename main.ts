@@ -336,7 +336,7 @@ function usage(width: number): string {
   });
   const paragraphs = [
     `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it`,
-    `  ${commandLine()} [options] [URL]`,
+    `\xa0\xa0${commandLine()} [options] [URL]`,
     `Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself if nobody \
 listens there. The reply's body goes to standard output, the report to standard error.`,
   ];
@@ -347,7 +347,8 @@ listens there. The reply's body goes to standard output, the report to standard 
 100 the kernel did not accept the mark, 101 packets left with another mark, 102 packets arrived with \
 another mark, at the server or at a router, 103 cannot run here (not Linux, or a permission or libc \
 missing), 104 not proved with --require-proof.`;
-  const intro = paragraphs.map((text) => `${wrapped(text, width)}\n`).join("");
+  const intro = paragraphs.map((text) => `${wrapped(text, width)}\n`).join("")
+    .replaceAll("\xa0", " ");
   return `${intro}${groups.join("\n")}\n${wrapped(codes, width)}`;
 }
 
@@ -1120,7 +1121,7 @@ const MAX_INTERIM = 100;
 
 function notHttp(line: string): Failure {
   // An alert or a handshake record, RFC 8446 section 5.1
-  const isTls = /^[\x15\x16]\x03/.test(line);
+  const isTls = line.startsWith("\x15\x03") || line.startsWith("\x16\x03");
   return new Failure(
     Exit.badReply,
     `malformed reply: it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`,
@@ -1579,7 +1580,7 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
     return `${bytes}, reported by the server for another connection:\na proxy or NAT in between`;
   }
   const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
-  return `${bytes}, reported by the server: ${verdict}`;
+  return `${bytes}, as the server reports: ${verdict}`;
 }
 
 function handshakeText(markedSyn: boolean, arrived: ArrivedReport | null): string {

@@ -79,7 +79,7 @@ testWith(["fish"], "--completions: fish completes options, lists of marks and fi
   };
   assert.deepEqual(await complete("--mark"), ["--mark-syn"]);
   assert.deepEqual(await complete("-d EF,AF4"), NAMES.map((name) => `EF,${name}`));
-  assert.deepEqual(await complete("--cacert /etc/passw"), ["/etc/passwd"]);
+  assert.deepEqual(await complete("--cacert /etc/nsswitch.con"), ["/etc/nsswitch.conf"]);
 });
 
 Deno.test("--completions: another shell is bad usage", async () => {

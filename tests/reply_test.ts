@@ -380,7 +380,7 @@ Deno.test("redirects are not followed, and the report shows where they lead", as
   ]);
   assert.equal(code, 0);
   assert.match(
-    stderr,
+    stderr.replaceAll(/\n +/g, " "),
     /301 Moved, 0 bytes in .*; leads to http:\/\/example\.org\/\\x1b\[31m, not followed/,
   );
 });
