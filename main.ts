@@ -1580,7 +1580,7 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
     return `${bytes}, reported by the server for another connection:\na proxy or NAT in between`;
   }
   const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
-  return `${bytes}, as the server reports: ${verdict}`;
+  return `${bytes} at the server: ${verdict}`;
 }
 
 function handshakeText(markedSyn: boolean, arrived: ArrivedReport | null): string {

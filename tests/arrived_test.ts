@@ -211,16 +211,16 @@ Deno.test("the report says what the far end tells, and what that is worth", asyn
   );
   assert.equal(
     await line("--mark-syn", ipv4),
-    "SYN 0xB8, ACK 0xB8, as the server reports: the mark survived the path",
+    "SYN 0xB8, ACK 0xB8 at the server: the mark survived the path",
   );
   assert.equal(
     await line(ipv6),
-    "SYN 0x00, data 0xB8, as the server reports: the mark survived the path",
+    "SYN 0x00, data 0xB8 at the server: the mark survived the path",
   );
   await using liar = replying("HTTP/1.1 200 OK\r\nArrived-ToS: 0x20\r\nContent-Length: 0\r\n\r\n");
   assert.equal(
     await line("--mark-syn", liar.url),
-    "SYN 0x20, as the server reports: NOT the mark that was sent",
+    "SYN 0x20 at the server: NOT the mark that was sent",
   );
 });
 
