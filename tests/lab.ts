@@ -116,15 +116,23 @@ function say(text: string): void {
   while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
 }
 
-/** A file that is opened before, and written after, something is measured. */
-class Output {
+/** A file that is opened before something is measured, and written after it. */
+class Output implements Disposable {
   readonly #file: Deno.FsFile;
+  /** Whether the file is new, and nothing is in it yet. */
+  #isBlank = true;
 
   constructor(readonly path: string) {
     try {
-      this.#file = Deno.openSync(path, { write: true, create: true });
+      this.#file = Deno.openSync(path, { write: true, createNew: true });
     } catch (error) {
-      throw cannotWrite(path, error);
+      if (!(error instanceof Deno.errors.AlreadyExists)) throw cannotWrite(path, error);
+      this.#isBlank = false;
+      try {
+        this.#file = Deno.openSync(path, { write: true });
+      } catch (error) {
+        throw cannotWrite(path, error);
+      }
     }
   }
 
@@ -133,10 +141,15 @@ class Output {
     try {
       if (this.#file.statSync().isFile) this.#file.truncateSync(0);
       while (bytes.length > 0) bytes = bytes.subarray(this.#file.writeSync(bytes));
-      this.#file.close();
+      this.#isBlank = false;
     } catch (error) {
       throw cannotWrite(this.path, error);
     }
+  }
+
+  [Symbol.dispose](): void {
+    this.#file.close();
+    if (this.#isBlank) Deno.removeSync(this.path);
   }
 }
 
@@ -203,7 +216,10 @@ export function page(played: readonly { scene: Scene; shown: Shown }[]): string 
 <pre>${escape(drawTopology(scene.topology))}</pre>
 <pre>${escape(commandsText(scene.commands))}</pre>
 ${drawSvg(shown.picture)}<pre>${escape(shown.table)}</pre>
-${shown.sentences.map((sentence) => `<p class="said">${escape(sentence)}</p>\n`).join("")}</section>
+<p class="said">${
+      escape(shown.sentences.join(" ")).replace(/(\d) (?=(?:ms|s|kB)\b)/g, "$1\u00a0")
+    }</p>
+</section>
 `
   );
   const links = played.map(({ scene: { name } }) => `<a href="#${name}">${name}</a>`).join(" · ");
@@ -218,7 +234,7 @@ ${shown.sentences.map((sentence) => `<p class="said">${escape(sentence)}</p>\n`)
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 0 auto; padding: 1rem }
   section { border-top: 1px solid #8888; margin-top: 2rem }
   pre { font-size: 13px; line-height: 1.35; overflow-x: auto; padding: .75rem; background: #8882; border-radius: 6px }
-  svg { display: block; width: 100%; height: auto; border: 1px solid #8884; border-radius: 6px }
+  svg { display: block; box-sizing: border-box; width: 100%; height: auto; border: 1px solid #8884; border-radius: 6px }
   .said { font-weight: 600 }
 </style>
 </head>
@@ -258,8 +274,8 @@ done`;
 }
 
 async function play(options: Options, signal: AbortSignal): Promise<void> {
-  const svg = options.svg === null ? null : new Output(options.svg);
-  const html = options.html === null ? null : new Output(options.html);
+  using svg = options.svg === null ? null : new Output(options.svg);
+  using html = options.html === null ? null : new Output(options.html);
   await using _guard = new Guard();
   const played: { scene: Scene; shown: Shown }[] = [];
   for (const scene of options.scenes) {

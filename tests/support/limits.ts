@@ -248,7 +248,7 @@ export const SHAPING = scene({
   topology: {
     hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
     links: [{ label: "2 Mbit/s", note: "the rest waits", queue: "right" }, {}],
-    traffic: "← a 300 kB reply and the replies to small GETs queue in the router",
+    traffic: "← a 300 kB reply and small ones; they queue in the router",
   },
   commands: [...ENDS, ...SHAPER],
   needs: ["root", "ip", "tc", "nft", "sysctl"],
@@ -311,7 +311,7 @@ export const POLICING = scene({
   topology: {
     hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
     links: [{ label: "2 Mbit/s", note: "the rest is lost", drop: "right" }, {}],
-    traffic: "← a 300 kB reply and the replies to small GETs: first shaped, then policed",
+    traffic: "← a 300 kB reply and small ones: shaped, then policed",
   },
   commands: [...ENDS, ...SHAPER, ...NO_SHAPER, ...POLICER],
   needs: ["root", "ip", "tc", "nft", "sysctl"],

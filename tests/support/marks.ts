@@ -92,7 +92,7 @@ export const REWRITE = scene({
   topology: {
     hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
     links: [{ label: "any mark" }, { label: "some cleared" }],
-    traffic: "→ one GET with each of the 64 code points; the server reports each SYN's",
+    traffic: "→ 64 GETs; the server reports the mark of each SYN",
   },
   commands: CLEARING,
   needs: ["root", "ip", "nft", "sysctl"],
@@ -197,7 +197,7 @@ export const PATH = scene({
   topology: {
     hosts: [{ name: "client" }, { name: "r1" }, { name: "r2" }, { name: "server" }],
     links: [{}, {}, {}],
-    traffic: "→ probes with EF whose time to live ends at hop 1, 2, 3; r1 changes EF to CS1",
+    traffic: "→ probes with EF that end at hop 1, 2 and 3; r1 sets CS1",
   },
   commands: CHANGING,
   needs: ["root", "ip", "nft", "sysctl", "setpriv"],

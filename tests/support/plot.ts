@@ -119,13 +119,13 @@ export function drawTopology({ hosts, links, traffic }: Topology): string {
 
 // ─── SVG ─────────────────────────────────────────────────────────────────────────────────────────
 
-const WIDTH = 640, LEFT = 68, RIGHT = WIDTH - 16;
+const WIDTH = 640, LEFT = 76, RIGHT = WIDTH - 16;
 
 const STYLE = `
     .paper { fill: #fff } .box { fill: #f6f8fa; stroke: #59636e }
     text { fill: #1f2328; font: 15px system-ui, "DejaVu Sans", sans-serif }
     .title { font-weight: 600 } .small { font-size: 14px; fill: #59636e }
-    .code { font: 14px ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre }
+    .code { font: 12px ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre }
     .middle { text-anchor: middle } .end { text-anchor: end }
     .wire { stroke: #59636e; stroke-width: 2 } .grid { stroke: #d1d9e0 } .minor { stroke: #eaeef2 }
     .shade { fill: #fff1c2 } .edge { stroke: #9a6700; stroke-dasharray: 2 3 }
@@ -142,6 +142,7 @@ const STYLE = `
       .s2 { fill: #3fb950; stroke: #3fb950 } .s3 { fill: #bc8cff; stroke: #bc8cff }
     }
     .line { fill: none }
+    @media (max-width: 500px) { text { font-size: 18px } .small, .title { font-size: 17px } }
   `;
 
 /** Draws a picture as a complete SVG document. */
@@ -202,11 +203,16 @@ class Canvas {
   }
 
   /** A line of a series: its dashes differ from those of others, without colour too. */
-  polyline(points: readonly (readonly [x: number, y: number])[], style: Style): void {
-    const dashes = ["", "7 4", "2 4", "9 3 2 3"][style];
-    const dashed = dashes === "" ? "" : ` stroke-dasharray="${dashes}"`;
+  polyline(
+    points: readonly (readonly [x: number, y: number])[],
+    style: Style,
+    isAlone: boolean,
+  ): void {
+    const dashes = isAlone ? "none" : ["none", "7 4", "2 4", "9 3 2 3"][style];
     const joined = points.map(([x, y]) => `${fixed(x)},${fixed(y)}`).join(" ");
-    this.elements.push(`<polyline points="${joined}" class="s${style} line"${dashed}/>`);
+    this.elements.push(
+      `<polyline points="${joined}" class="s${style} line" stroke-dasharray="${dashes}"/>`,
+    );
   }
 
   /** A request. */
@@ -348,9 +354,10 @@ function strips(canvas: Canvas, { strips }: Strips): void {
 }
 
 function course(canvas: Canvas, { unit, from, to, shaded, series }: Course): void {
+  const isAlone = series.length === 1;
   for (const { label, style, isLine } of series) {
     canvas.y += 18;
-    if (isLine) canvas.polyline([[16, canvas.y - 5], [44, canvas.y - 5]], style);
+    if (isLine) canvas.polyline([[16, canvas.y - 5], [44, canvas.y - 5]], style, isAlone);
     else canvas.dot(30, canvas.y - 5, style);
     canvas.text(54, canvas.y, label, "small");
   }
@@ -387,7 +394,7 @@ function course(canvas: Canvas, { unit, from, to, shaded, series }: Course): voi
   canvas.line(LEFT, bottom, RIGHT, bottom, "wire");
   for (const { points, style, isLine } of series) {
     const placed = points.map(([at, value]) => [x(at), place(value ?? NaN)] as const);
-    if (isLine) canvas.polyline(placed.filter(([, y]) => !Number.isNaN(y)), style);
+    if (isLine) canvas.polyline(placed.filter(([, y]) => !Number.isNaN(y)), style, isAlone);
     else {for (const [x, y] of placed) {
         Number.isNaN(y) ? canvas.cross(x, top + 6, style) : canvas.dot(x, y, style);
       }}
@@ -401,20 +408,20 @@ function course(canvas: Canvas, { unit, from, to, shaded, series }: Course): voi
 }
 
 function grid(canvas: Canvas, { cells }: Grid): void {
-  const width = (RIGHT - 16) / 8, height = 40, top = canvas.y + 4;
+  const width = (RIGHT - 16) / 8, height = 44, top = canvas.y + 4;
   for (const [at, { label, became }] of cells.entries()) {
     const x = 16 + at % 8 * width, y = top + Math.floor(at / 8) * height;
     canvas.box(x + 2, y + 2, width - 4, height - 4, "box", 3);
-    if (became === null) canvas.text(x + width / 2, y + 25, label, "small middle");
+    if (became === null) canvas.text(x + width / 2, y + 27, label, "small middle");
     else {
       canvas.box(x + 2, y + 2, 5, height - 4, "s1", 2);
-      canvas.text(x + width / 2 + 3, y + 18, label, "title middle");
-      canvas.text(x + width / 2 + 3, y + 34, `→ ${became}`, "middle");
+      canvas.text(x + width / 2 + 3, y + 19, label, "title middle");
+      canvas.text(x + width / 2 + 3, y + 36, `→ ${became}`, "middle");
     }
   }
   canvas.y = top + Math.ceil(cells.length / 8) * height;
 }
 
 function lines(canvas: Canvas, { lines }: Lines): void {
-  for (const line of lines) canvas.text(16, canvas.y += 19, line, "code");
+  for (const line of lines) canvas.text(16, canvas.y += 17, line, "code");
 }

@@ -1,6 +1,6 @@
 /**
- * The scenes about queues: priority queuing, a call beside a download, and ToS and DSCP in Linux's
- * default queue.
+ * The scenes about queues: priority queuing, a call beside a download, and ToS and DSCP in
+ * pfifo_fast.
  *
  * @module
  */
@@ -153,7 +153,7 @@ export const PRIORITY = scene({
   topology: {
     hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
     links: [{}, { label: "5 Mbit/s", note: "EF goes first", queue: "left" }],
-    traffic: "→ four bulk flows and the GETs share the link; they queue in the router",
+    traffic: "→ four bulk flows and the GETs; they queue in the router",
   },
   commands: BOTTLENECK,
   needs: ["root", "ip", "tc", "sysctl"],
@@ -303,7 +303,7 @@ export const CALL = scene({
   topology: {
     hosts: [{ name: "client" }, { name: "router" }, { name: "far end" }],
     links: [{}, { label: "5 Mbit/s", note: "EF goes first", queue: "left" }],
-    traffic: "→ a GET every 100 ms is the call; the far end downloads over four flows",
+    traffic: "→ the call: a GET every 100 ms; the download: four flows",
   },
   commands: BOTTLENECK,
   needs: ["root", "ip", "tc", "sysctl"],
@@ -322,7 +322,7 @@ const PFIFO_FAST: readonly Command<"client" | "router">[] = [
 
 const READINGS = [way("DF", 0, true), way("EF", 0xb8, true), way("ToS 0x10", 0x10, true)];
 
-/** Asks through Linux's default queue: EF beside DF and the old ToS 0x10, "low delay". */
+/** Asks through pfifo_fast: EF beside DF and the old ToS 0x10, "low delay". */
 export async function measureTos(
   network: Network,
   stage: Stage = {},
@@ -362,7 +362,7 @@ export function showTos(measured: Measured): Shown {
     table: table(rows),
     sentences,
     picture: {
-      title: "ToS and DSCP: Linux's default queue reads the old bits",
+      title: "ToS and DSCP: pfifo_fast reads the old bits",
       description: sentences.join(" "),
       topology: TOS.topology,
       panels: [stripsOf([0, 1, 2], measured)],
@@ -378,7 +378,7 @@ export const TOS = scene({
   topology: {
     hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
     links: [{}, { label: "5 Mbit/s", note: "pfifo_fast", queue: "left" }],
-    traffic: "→ four bulk flows and the GETs share the link; three bands queue in the router",
+    traffic: "→ four bulk flows and the GETs; three bands in the router",
   },
   commands: PFIFO_FAST,
   needs: ["root", "ip", "tc", "sysctl"],
