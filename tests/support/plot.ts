@@ -161,8 +161,7 @@ export function drawSvg({ title, description, topology, panels }: Picture): stri
     else lines(canvas, panel);
   }
   const height = Math.ceil(canvas.y + 16);
-  return `<!-- deno-fmt-ignore-file -->
-<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}" role="img">
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}" role="img">
   <title>${escape(title)}</title>
   <desc>${escape(description)}</desc>
   <style>${STYLE}</style>
