@@ -5,7 +5,7 @@
  */
 
 import { describe, hex, markOf, nameOf, parseDscp } from "../../ffi/mod.ts";
-import { Network, Path } from "./namespaces.ts";
+import { Chain, Network } from "./namespaces.ts";
 import { dscpGet, execute, Nobody, type Outcome } from "./processes.ts";
 import { apply, askAll, type Command, scene, type Shown, startFarEnd } from "./scene.ts";
 import { FarEnd } from "./servers.ts";
@@ -122,17 +122,16 @@ export interface Trace {
   };
 }
 
-/** Traces a path on which the first router changes EF to CS1; `null` if the script cannot. */
-export async function measurePath(network: Path, stage: Stage = {}): Promise<Trace | null> {
-  const { client, server } = network;
-  await apply(network, CHANGING);
+/** Traces a path on which the first router changes EF to CS1. */
+export async function measurePath(chain: Chain, stage: Stage = {}): Promise<Trace> {
+  const { client, routers: [r1], server, serverAddress } = chain;
+  await apply({ r1 }, CHANGING);
   await using _ipv4 = await FarEnd.start("0.0.0.0:8086", server.under);
   await using _ipv6 = await FarEnd.start("[::]:8087", server.under);
-  const ipv4 = `http://${Path.server.ipv4}:8086/`, ipv6 = `http://[${Path.server.ipv6}]:8087/`;
+  const ipv4 = `http://${serverAddress.ipv4}:8086/`, ipv6 = `http://[${serverAddress.ipv6}]:8087/`;
   const options = ["--trace", "--mark-syn"];
   stage.step?.("--trace through two routers", 3);
-  const { code, stdout } = await dscpGet([...options, "--json", ipv4], client);
-  if (code === 2) return null;
+  const { stdout } = await dscpGet([...options, "--json", ipv4], client);
   const asRoot = await dscpGet([...options, ipv4], client);
   stage.step?.("the same without privilege", 5);
   await using nobody = await Nobody.create();
@@ -152,15 +151,12 @@ export async function measurePath(network: Path, stage: Stage = {}): Promise<Tra
 }
 
 /** Shows where the mark was changed. */
-export function showPath(trace: Trace | null): Shown {
-  const { runs, path, changed } = trace ?? { runs: [], path: [], changed: null };
+export function showPath({ runs, path, changed }: Trace): Shown {
   const { hosts } = PATH.topology;
   const mark = (tos: number | null) => tos === null ? "unknown" : describe(markOf(tos));
   const known = path.filter(({ tos }) => tos !== null).length;
   const sentences = [
-    trace === null
-      ? "--trace is not available in this version of main.ts: nothing was measured."
-      : changed !== null
+    changed !== null
       ? `${mark(changed.from)} was changed to ${mark(changed.to)} between ` +
         `${hosts[changed.after].name} and ${hosts[changed.at].name}.`
       : known === 0
@@ -177,14 +173,12 @@ export function showPath(trace: Trace | null): Shown {
     picture: {
       title: "Where is the mark changed? --trace, hop by hop",
       description: sentences.join(" "),
-      topology: { ...PATH.topology, hosts: trace === null ? hosts : received },
-      panels: trace === null
-        ? [{ kind: "lines", title: "Nothing was measured", lines: ["--trace is not available."] }]
-        : runs.map(({ title, text }) => ({
-          kind: "lines",
-          title: `What --trace prints, ${title}`,
-          lines: text.split("\n"),
-        })),
+      topology: { ...PATH.topology, hosts: received },
+      panels: runs.map(({ title, text }) => ({
+        kind: "lines",
+        title: `What --trace prints, ${title}`,
+        lines: text.split("\n"),
+      })),
     },
   };
 }
@@ -201,7 +195,7 @@ export const PATH = scene({
   },
   commands: CHANGING,
   needs: ["root", "ip", "nft", "sysctl", "setpriv"],
-  create: () => Path.create(),
+  create: () => Chain.create(2),
   measure: measurePath,
   show: showPath,
 });
