@@ -2347,11 +2347,15 @@ interface Client {
   readonly conn: Deno.TcpConn;
   /** When it began to wait, as `performance.now()` has it. */
   since: number;
+  /** Whether it has sent some of its head. */
+  hasBegun: boolean;
   isAnswered: boolean;
 }
 
 /** What the far end allows its clients. */
 const ALLOWED = { connections: 1024, head: 16 * 1024, headSeconds: 10, lingerSeconds: 1 };
+/** How long clients may take for their heads once it is stopped: those who have begun, and others. */
+const LAST_SECONDS = { begun: 2, idle: 0.5 };
 
 /** Answers what connects to a listener, until it is stopped. */
 class FarEnd {
@@ -2359,7 +2363,7 @@ class FarEnd {
   readonly #service: Service;
   /** Oldest first. */
   readonly #clients = new Map<Client, Promise<void>>();
-  #headSeconds = ALLOWED.headSeconds;
+  #isStopped = false;
 
   constructor(listener: Deno.TcpListener, service: Service) {
     this.#listener = listener;
@@ -2382,7 +2386,7 @@ class FarEnd {
         continue;
       }
       if (this.#clients.size >= ALLOWED.connections) this.#makeRoom();
-      const client: Client = { conn, since: performance.now(), isAnswered: false };
+      const client: Client = { conn, since: performance.now(), hasBegun: false, isAnswered: false };
       this.#clients.set(client, answer(client, this.#service).finally(() => this.#drop(client)));
     }
     await Promise.all(this.#clients.values());
@@ -2413,7 +2417,12 @@ class FarEnd {
     for (const client of this.#clients.keys()) {
       const seconds = (now - client.since) / 1000;
       if (client.isAnswered && seconds > ALLOWED.lingerSeconds) this.#drop(client);
-      if (!client.isAnswered && seconds > this.#headSeconds) {
+      const allowed = !this.#isStopped
+        ? ALLOWED.headSeconds
+        : client.hasBegun
+        ? LAST_SECONDS.begun
+        : LAST_SECONDS.idle;
+      if (!client.isAnswered && seconds > allowed) {
         client.since = now;
         client.isAnswered = true;
         const reply = replyOf({ status: 408 }, this.#service, null);
@@ -2422,10 +2431,10 @@ class FarEnd {
     }
   }
 
-  /** Accepts nobody else; those who have not sent their head have another half second. */
+  /** Accepts nobody else; those who have not sent their head have {@linkcode LAST_SECONDS}. */
   stop(): void {
     this.#listener.close();
-    this.#headSeconds = 0.5;
+    this.#isStopped = true;
     const now = performance.now();
     for (const client of this.#clients.keys()) if (!client.isAnswered) client.since = now;
   }
@@ -2451,7 +2460,7 @@ async function answer(client: Client, service: Service): Promise<void> {
     const handshake = marked?.arrived ?? UNKNOWN;
     // A new buffer for each client would cost as much as two system calls.
     const buffer = spareBuffers.pop() ?? new Uint8Array(4096);
-    const request = await readRequest(conn, buffer);
+    const request = await readRequest(client, buffer);
     spareBuffers.push(buffer);
     if (request === null || client.isAnswered) return;
     client.isAnswered = true;
@@ -2511,11 +2520,12 @@ const STATUS: Record<number, string> = {
 };
 
 /** Reads the head of a request; `null` if the client sends nothing. */
-async function readRequest(conn: Deno.TcpConn, buffer: Uint8Array): Promise<Request | null> {
+async function readRequest(client: Client, buffer: Uint8Array): Promise<Request | null> {
   let text = "", end = 0;
   while (end === 0 && text.length <= ALLOWED.head) {
-    const size = await conn.read(buffer);
+    const size = await client.conn.read(buffer);
     if (size === null) break;
+    client.hasBegun = true;
     // The blank line may lie across reads.
     const blank = /\n\r?\n/g;
     blank.lastIndex = Math.max(0, text.length - 2);

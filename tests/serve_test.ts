@@ -1,6 +1,13 @@
 import assert from "node:assert/strict";
 import { Capture } from "./support/packets.ts";
-import { dscpGet, execute, openDescriptors, testWith } from "./support/processes.ts";
+import {
+  command,
+  cpuTicks,
+  dscpGet,
+  execute,
+  openDescriptors,
+  testWith,
+} from "./support/processes.ts";
 import { FarEnd, reset, send } from "./support/servers.ts";
 
 const decoder = new TextDecoder();
@@ -16,6 +23,19 @@ async function exchange(
   const reply = [];
   for await (const piece of conn.readable) reply.push(decoder.decode(piece));
   return reply.join("");
+}
+
+/** Reads the first bytes of a reply, which hold at least its status line. */
+async function firstLine(conn: Deno.Conn): Promise<string> {
+  const buffer = new Uint8Array(1000);
+  const size = await conn.read(buffer);
+  return decoder.decode(buffer.subarray(0, size ?? 0)).split("\r\n")[0];
+}
+
+/** The resident memory of a process, proc(5). */
+function residentMiB(pid: number): number {
+  const status = Deno.readTextFileSync(`/proc/${pid}/status`);
+  return Number(/VmRSS:\s+(\d+)/.exec(status)![1]) / 1024;
 }
 
 Deno.test("--serve answers GET and HEAD with what it saw", async () => {
@@ -258,3 +278,92 @@ testWith(
     assert.equal((await execute(["curl", "--silent", "--fail", server.url])).code, 0);
   },
 );
+
+testWith(
+  ["bash"],
+  "more idle clients than descriptors cost next to no CPU and no memory",
+  async () => {
+    const few = ["bash", "-c", 'ulimit -n 64; exec "$@"', "bash"];
+    await using server = await FarEnd.start("0", few);
+    const { pid } = server.process.child;
+    const clients: Deno.TcpConn[] = [];
+    for (let at = 0; at < 100; at++) {
+      clients.push(await Deno.connect({ hostname: "127.0.0.1", port: server.port }));
+    }
+    const before = cpuTicks(pid), memory = residentMiB(pid);
+    // Those that found a place have 10 seconds, and the others wait for theirs.
+    assert.match(await firstLine(clients[0]), /^HTTP\/1\.1 408 /);
+    const ticks = cpuTicks(pid) - before, grown = residentMiB(pid) - memory;
+    assert.ok(ticks < 100, `${ticks} ticks`);
+    assert.ok(grown < 30, `${grown} MiB`);
+    for (const conn of clients) conn.close();
+  },
+);
+
+Deno.test("400 connections that are reset before they are accepted hold up nobody", async () => {
+  await using server = await FarEnd.start();
+  const { child } = server.process;
+  child.kill("SIGSTOP");
+  for (let at = 0; at < 400; at++) {
+    using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+    reset(conn);
+  }
+  child.kill("SIGCONT");
+  assert.equal((await dscpGet(["-s", "-m", "5", server.url])).code, 0);
+});
+
+Deno.test("a second signal ends --serve at once, without a stack trace", async () => {
+  await using server = await FarEnd.start();
+  using idle = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await exchange(server.port, "GET / HTTP/1.1\r\n\r\n"); // it has accepted both by now
+  const { child } = server.process;
+  child.kill("SIGINT");
+  child.kill("SIGTERM");
+  const { code } = await server.process.stop("SIGTERM");
+  // Whichever it heard first.
+  assert.ok(code === 143 || code === 130, String(code));
+  assert.doesNotMatch(server.process.said, /^ +at /m);
+  assert.ok(idle.remoteAddr);
+});
+
+Deno.test("--serve that is stopped does not give idle clients the time that others have for a head", async () => {
+  await using other = await FarEnd.start();
+  using waiting = await Deno.connect({ hostname: "127.0.0.1", port: other.port });
+  const timedOut = firstLine(waiting).then(() => "the other server's 408", () => "closed");
+
+  await using server = await FarEnd.start();
+  using idle = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  using rest = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await send(rest, "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n");
+  assert.match(await firstLine(rest), /^HTTP\/1\.1 405 /); // it has accepted both by now
+  const stopped = server.process.stop("SIGTERM").then(({ code }) => code);
+  assert.match(await firstLine(idle), /^HTTP\/1\.1 408 /);
+  assert.equal(await Promise.race([stopped, timedOut]), 0);
+});
+
+Deno.test("a log that nobody reads holds up neither clients nor SIGTERM; what was dropped is counted", async () => {
+  const [program, ...args] = command(["--serve", "0"]);
+  const output = { stdin: "null", stdout: "null", stderr: "piped" } as const;
+  const child = new Deno.Command(program, { args, ...output }).spawn();
+  const log = child.stderr.pipeThrough(new TextDecoderStream()).getReader();
+  const { value: first } = await log.read();
+  const port = Number(/:(\d+);/.exec(first!)![1]);
+  // A pipe holds 64 KiB, this is much more.
+  const path = "x".repeat(190), count = 2000;
+  const ask = async (path: string) =>
+    assert.match(await exchange(port, `GET /${path} HTTP/1.1\r\n\r\n`), /^HTTP\/1\.1 200/);
+  for (let at = 0; at < count; at++) await ask(path);
+  let said = "";
+  while (!/\n… \d+ lines dropped\n/.test(said)) said += (await log.read()).value;
+  const dropped = Number(/… (\d+) lines dropped/.exec(said)![1]);
+  assert.equal(said.split(path).length - 1 + dropped, count);
+  assert.ok(dropped > 100, String(dropped));
+  await ask("again");
+  while (!said.includes("/again 200")) said += (await log.read()).value;
+
+  for (let at = 0; at < count; at++) await ask(path);
+  child.kill("SIGTERM");
+  const { code, signal } = await child.status;
+  assert.deepEqual([code, signal], [0, null]);
+  await log.cancel();
+});
