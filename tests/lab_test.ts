@@ -17,7 +17,7 @@ import {
   showRewrite,
   type Trace,
 } from "./support/marks.ts";
-import { Network, Path } from "./support/namespaces.ts";
+import { Chain, Network } from "./support/namespaces.ts";
 import { Capture, type Seen } from "./support/packets.ts";
 import { drawSvg, drawTopology, duration, logScale } from "./support/plot.ts";
 import { Background, execute, testWith } from "./support/processes.ts";
@@ -112,7 +112,7 @@ testWith(
 );
 
 testWith([...NEEDS, "setpriv"], "path: EF changes between the two routers", async () => {
-  await using network = await Path.create();
+  await using network = await Chain.create(2);
   const trace = await measurePath(network);
   assert.deepEqual(trace.changed, { after: 1, at: 2, from: 0xb8, to: 0x20 });
   assert.equal(trace.runs.length, 3);

@@ -1,6 +1,6 @@
 /**
  * Network namespaces for the tests and the lab: a single one, one that drops packets, three
- * connected hosts, client – router – server, and four, with two routers. Needs root and iproute2.
+ * connected hosts, client – router – server, and more of them in a row. Needs root and iproute2.
  *
  * @module
  */
@@ -135,75 +135,6 @@ export class Network implements AsyncDisposable {
   }
 }
 
-/** Four connected hosts, client – r1 – r2 – server, deleted when disposed of. */
-export class Path implements AsyncDisposable {
-  /** The server's addresses. */
-  static readonly server = { ipv4: "10.78.3.2", ipv6: "fd78:3::2" };
-
-  private constructor(
-    readonly client: Namespace,
-    readonly r1: Namespace,
-    readonly r2: Namespace,
-    readonly server: Namespace,
-  ) {}
-
-  /**
-   * Creates them. Link n, from 1 to 3, has the networks 10.78.n.0/24 and fd78:n::/64; its left end is
-   * device `right` of one host with address 1, its right end device `left` of the next with address 2.
-   */
-  static async create(): Promise<Path> {
-    const stack = new AsyncDisposableStack();
-    const make = async () => stack.use(await Namespace.create());
-    try {
-      const path = new Path(await make(), await make(), await make(), await make());
-      await path.#wire();
-      return path;
-    } catch (error) {
-      await stack.disposeAsync();
-      throw error;
-    }
-  }
-
-  async #wire(): Promise<void> {
-    const { hosts } = this, [client, r1, r2, server] = hosts;
-    const settings = [
-      "net.ipv4.ip_forward=1",
-      "net.ipv6.conf.all.forwarding=1",
-      // A test asks each router more often than a router answers by default.
-      "net.ipv4.icmp_ratelimit=0",
-      "net.ipv6.icmp.ratelimit=0",
-      "net.ipv6.conf.default.accept_dad=0",
-      "net.ipv6.conf.all.accept_dad=0",
-    ];
-    for (const host of hosts) await host.run("sysctl", "-q", "-w", ...settings);
-    const ip = (host: Namespace, line: string) => host.run("ip", ...line.split(" "));
-    for (const [at, host] of hosts.slice(0, -1).entries()) {
-      const next = hosts[at + 1];
-      await ip(host, `link add right type veth peer name left netns ${next.name}`);
-      for (const [end, device, number] of [[host, "right", 1], [next, "left", 2]] as const) {
-        await ip(end, `addr add 10.78.${at + 1}.${number}/24 dev ${device}`);
-        await ip(end, `addr add fd78:${at + 1}::${number}/64 dev ${device}`);
-        await ip(end, `link set ${device} up`);
-      }
-    }
-    for (
-      const [host, net, number] of [[client, 1, 2], [r1, 2, 2], [r2, 2, 1], [server, 3, 1]] as const
-    ) {
-      await ip(host, `route add default via 10.78.${net}.${number}`);
-      await ip(host, `-6 route add default via fd78:${net}::${number}`);
-    }
-  }
-
-  /** All four. */
-  get hosts(): Namespace[] {
-    return [this.client, this.r1, this.r2, this.server];
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const host of this.hosts) await host[Symbol.asyncDispose]();
-  }
-}
-
 /**
  * Two hosts with two links, which have the same addresses: fe80::1 is the server on each, fe80::2 the
  * client. The devices are `c0` and `c1` of the client, `s0` and `s1` of the server. Deleted when
@@ -244,7 +175,7 @@ export class TwinLinks implements AsyncDisposable {
 }
 
 /**
- * A chain of hosts: client – r1 – r2 – r3 – server. Link n between them has the networks
+ * A chain of hosts: a client, routers and a server. Link n between them has the networks
  * 10.78.n.0/24 and 2001:db8:n::/64, its nearer end the address 1, its farther one 2. Deleted when
  * disposed of.
  */
@@ -259,11 +190,11 @@ export class Chain implements AsyncDisposable {
    * Creates them. Devices are `near`, towards the client, and `far`, towards the server. Routers
    * answer without a rate limit.
    */
-  static async create(): Promise<Chain> {
+  static async create(routers = 3): Promise<Chain> {
     const stack = new AsyncDisposableStack();
     try {
       const hosts: Namespace[] = [];
-      for (let at = 0; at < 5; at++) hosts.push(stack.use(await Namespace.create()));
+      for (let at = 0; at < routers + 2; at++) hosts.push(stack.use(await Namespace.create()));
       // Duplicate address detection would keep IPv6 addresses unusable for a second.
       const settings = "net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.all.accept_dad=0 " +
         "net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.icmp_ratelimit=0 " +
@@ -278,7 +209,7 @@ export class Chain implements AsyncDisposable {
       }
       // The kernel may take a second to see that a link is up; only then IPv6 uses it.
       for (const [at, host] of hosts.entries()) {
-        for (const device of [...at > 0 ? ["near"] : [], ...at < 4 ? ["far"] : []]) {
+        for (const device of [...at > 0 ? ["near"] : [], ...at <= routers ? ["far"] : []]) {
           const ready = `ip -6 -oneline address show dev ${device} scope link | grep -q fe80`;
           await host.script(`until ${ready}; do sleep 0.01; done`);
         }
@@ -291,14 +222,23 @@ export class Chain implements AsyncDisposable {
     }
   }
 
+  /** All of them. */
+  get hosts(): Namespace[] {
+    return [this.client, ...this.routers, this.server];
+  }
+
+  /** The addresses of the server. */
+  get serverAddress(): { ipv4: string; ipv6: string } {
+    const link = this.routers.length + 1;
+    return { ipv4: `10.78.${link}.2`, ipv6: `2001:db8:${link}::2` };
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const host of [this.client, ...this.routers, this.server]) {
-      await host[Symbol.asyncDispose]();
-    }
+    for (const host of this.hosts) await host[Symbol.asyncDispose]();
   }
 }
 
-/** The addresses of the server in a {@linkcode Chain}. */
+/** The addresses of the server in a {@linkcode Chain} of three routers. */
 export const CHAIN_SERVER = { ipv4: "10.78.4.2", ipv6: "2001:db8:4::2" };
 
 /** The commands of ip(8) that connect hosts in a row. */
