@@ -5,7 +5,8 @@
  * ```sh
  * deno task bench                # everything, some minutes
  * deno task bench --runs 10      # fewer runs
- * deno task bench --only process # or mark, proof, body, chunks, series, serve, calm, trace, lines
+ * deno task bench --only process # or mark, proof, body, chunks, series, serve, endure, dials,
+ *                                # calm, trace, lines
  * deno task bench --json         # for machines
  * ```
  *
@@ -16,9 +17,10 @@
  */
 
 import { parseArgs } from "node:util";
+import { dial } from "../ffi/mod.ts";
 import { quantile } from "../main.ts";
 import { Chain, CHAIN_SERVER } from "./support/namespaces.ts";
-import { Background, MAIN, missing } from "./support/processes.ts";
+import { Background, cpuTicks, MAIN, missing } from "./support/processes.ts";
 import { FarEnd, startNginx } from "./support/servers.ts";
 
 // ─── Limits ──────────────────────────────────────────────────────────────────────────────────────
@@ -38,6 +40,11 @@ const LIMITS: Record<string, number> = {
   "memory after 10,000 above that after 100": 8,
   "Deno.serve / --serve -s": 1.67,
   "memory of --serve after the runs": 100,
+  "--serve with slow clients: processor": 10,
+  "--serve with slow clients: memory added": 16,
+  "--serve with slow clients: p99 of a reply": 50,
+  "1,000 dials / 1,000 Deno.connect": 1.1,
+  "a file read beside 1,000 dials": 50,
   "of 20 runs on an idle path, -n 50": 1,
   "of 20 runs on an idle path, -n 5000": 0,
   "--trace / an empty Deno script": 2,
@@ -443,6 +450,85 @@ async function farEnd(): Promise<void> {
   show("serve", "memory of --serve after the runs", memory(ours.child.pid, "VmRSS"), "MiB");
 }
 
+/** Slow clients, 20 a second: each takes half a second to send its request. */
+async function endure(runs: number): Promise<void> {
+  const seconds = 3 * runs;
+  say(`--serve with 20 clients a second that take 0.5 s each, for ${seconds} s`);
+  const port = freePort();
+  await using server = new Background(dscpGet("--serve", `127.0.0.1:${port}`, "-s"));
+  await (await replyOf(`http://127.0.0.1:${port}/`)).body?.cancel();
+  const { pid } = server.child;
+  const times: number[] = [];
+  const client = async () => {
+    using conn = await Deno.connect({ hostname: "127.0.0.1", port });
+    await pause(500);
+    const sent = performance.now();
+    await conn.write(new TextEncoder().encode(GET));
+    await conn.read(new Uint8Array(4096));
+    times.push(performance.now() - sent);
+    await pause(300);
+  };
+  const clients: Promise<void>[] = [];
+  let early = NaN, ticks = NaN;
+  for (let second = 0; second < seconds; second++) {
+    if (second === Math.floor(seconds / 3)) {
+      [early, ticks] = [memory(pid, "VmRSS"), cpuTicks(pid)];
+    }
+    for (let at = 0; at < 20; at++) {
+      clients.push(client());
+      await pause(50);
+    }
+  }
+  await Promise.all(clients);
+  const used = (cpuTicks(pid) - ticks) / (seconds - Math.floor(seconds / 3));
+  const name = "--serve with slow clients:";
+  show("endure", `${name} processor`, used, "%");
+  show("endure", `${name} memory added`, memory(pid, "VmRSS") - early, "MiB");
+  show("endure", `${name} p99 of a reply`, quantile(times, 0.99), "ms");
+}
+
+/** A thousand connections at once that wait five seconds each, and a file read beside them. */
+async function dials(): Promise<void> {
+  say("1,000 connections at once to a server that answers after 5 s");
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  const serving = (async () => {
+    for await (const conn of listener) {
+      pause(5000).then(async () => {
+        await conn.write(new Uint8Array(1));
+        conn.close();
+      });
+    }
+  })();
+  const all = async (open: () => Promise<Pick<Deno.Conn, "read" | "close">>) => {
+    const started = performance.now();
+    const ask = async () => {
+      const conn = await open();
+      await conn.read(new Uint8Array(1));
+      conn.close();
+    };
+    const asked = Promise.all(Array.from({ length: 1000 }, ask));
+    await pause(1000);
+    const before = performance.now();
+    await Deno.readTextFile(MAIN);
+    const reading = performance.now() - before;
+    await asked;
+    return { total: performance.now() - started, reading };
+  };
+  const hostname = "127.0.0.1";
+  const plain = await all(() => Deno.connect({ hostname, port }));
+  const dialed = await all(() => dial({ hostname, port, tos: 0xb8 }));
+  listener.close();
+  await serving;
+  const detail = `${dialed.total.toFixed(0)} / ${plain.total.toFixed(0)} ms`;
+  const name = "1,000 dials / 1,000 Deno.connect";
+  show("dials", name, dialed.total / plain.total, "×", detail);
+  const beside = `beside Deno.connect: ${plain.reading.toFixed(1)}`;
+  show("dials", "a file read beside 1,000 dials", dialed.reading, "ms", beside);
+}
+
+const pause = (milliseconds: number) => new Promise((go) => setTimeout(go, milliseconds));
+
 async function requestRate(url: string): Promise<number> {
   const { stdout } = await run(["ab", "-q", "-c", "32", "-n", "5000", url]);
   return Number(/Requests per second:\s+([\d.]+)/.exec(stdout)![1]);
@@ -460,7 +546,7 @@ async function replyOf(url: string): Promise<Response> {
       return await fetch(url);
     } catch (error) {
       if (tries === 0) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 20));
+      await pause(20);
     }
   }
 }
@@ -582,6 +668,8 @@ async function main(): Promise<void> {
       chunks: () => manyChunks(Math.ceil(runs / 5)),
       series: () => manyRequests(Math.ceil(runs / 3)),
       serve: farEnd,
+      endure: () => endure(runs),
+      dials,
       calm,
       trace: () => paths(Math.ceil(runs * 2 / 3)),
       lines,
