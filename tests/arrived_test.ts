@@ -126,7 +126,7 @@ testWith(
     );
     assert.equal(answer?.tos, 0x88);
     const report = (await dscpGet(["--mark-syn", url], network.client)).stderr;
-    assert.match(report, /^arrived +ACK 0xB8, .*: the mark survived the path$/m);
+    assert.match(report, /^arrived +ACK 0xB8 at the server: the mark survived the path$/m);
 
     const table = "add table ip q; add chain ip q f { type filter hook forward priority mangle; }";
     await network.router.run("nft", table);

@@ -101,6 +101,6 @@ Deno.test("deno publish accepts the package, without tests and CI", async () => 
   const files = [...stderr.matchAll(/^ +(file:\S+) \(/gm)].map(([, url]) => url.slice(href.length));
   const modules = [...Deno.readDirSync(new URL("ffi", ROOT))].map(({ name }) => `ffi/${name}`);
   const others = ["LICENSE", "README.md", "deno.json", "main.ts"];
-  const wanted = [".github/lab.svg", ...others, ...modules].sort();
+  const wanted = [".github/call.svg", ".github/lab.svg", ...others, ...modules].sort();
   assert.deepEqual(files.sort(), wanted);
 });
