@@ -268,3 +268,27 @@ Deno.test("saved SYNs and control messages that are short, cut or random tell no
     );
   }
 });
+
+testWith(
+  NEEDS,
+  "an unmarked SYN that arrives marked is found out: 102, and --require-proof asks the far end too",
+  async () => {
+    await using network = await Network.create();
+    await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
+    const url = `http://${SERVER.ipv4}:8086/`;
+    const proved = await dscpGet(["--require-proof", url], network.client);
+    assert.equal(proved.code, 0, proved.stderr);
+    const chain = "add table ip q; add chain ip q f { type filter hook forward priority mangle; }";
+    await network.router.run("nft", chain);
+    await network.router.run(
+      "nft",
+      "add rule ip q f tcp flags & (syn|ack) == syn ip dscp set af41",
+    );
+    await using far = await Capture.start(8086, "s0", network.server.under);
+    const { code, stderr } = await dscpGet([url], network.client);
+    assert.equal(code, 102, stderr);
+    assert.match(stderr, /^dscp-get: SYN sent DF \(0x00\), arrived AF41 \(0x88\): rewritten by /m);
+    const [syn] = await far.connection();
+    assert.equal(syn.tos, 0x88, "tcpdump agrees");
+  },
+);

@@ -1,6 +1,13 @@
 import assert from "node:assert/strict";
-import { command, dscpGet, execute, onTerminal, testWith } from "./support/processes.ts";
-import { closedPort, OK, replying } from "./support/servers.ts";
+import {
+  Background,
+  command,
+  dscpGet,
+  execute,
+  onTerminal,
+  testWith,
+} from "./support/processes.ts";
+import { closedPort, OK, RawServer, readRequest, replying } from "./support/servers.ts";
 
 Deno.test("-s silences the report, not the errors", async () => {
   await using server = replying(OK);
@@ -107,3 +114,55 @@ print(run.wait(), got.hexdigest())`;
     assert.equal(stdout, `0 ${hash}\n`);
   },
 );
+
+Deno.test("Ctrl-C in a single request prints what is known: 130", async () => {
+  for (
+    const [args, known] of [[["--json"], /"readBack":184.*"code":130/], [[], /^mark +EF/m]] as const
+  ) {
+    const reached = Promise.withResolvers<void>();
+    await using server = new RawServer(async (conn) => {
+      await readRequest(conn);
+      reached.resolve();
+      await conn.read(new Uint8Array(1));
+    });
+    await using run = new Background(command([...args, server.url]));
+    await reached.promise;
+    const { code } = await run.stop("SIGINT");
+    assert.equal(code, 130);
+    assert.match(run.said, known);
+  }
+});
+
+testWith(
+  ["script"],
+  "a binary body is not printed on a terminal: 23; into a pipe it is",
+  async () => {
+    await using server = replying(
+      "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",
+      Uint8Array.of(1, 0, 2),
+    );
+    const { code, stdout } = await execute(onTerminal(command([server.url]).join(" ")));
+    assert.equal(code, 23, stdout);
+    assert.match(stdout, /the reply is binary and can mess up a terminal/);
+    assert.deepEqual((await dscpGet(["-s", server.url])).bytes, Uint8Array.of(1, 0, 2));
+  },
+);
+
+testWith(["script"], "on a terminal the report begins on a line of its own", async () => {
+  await using server = replying(OK);
+  const { stdout } = await execute(onTerminal(command([server.url]).join(" ")));
+  assert.match(stdout, /^ok\r\n/);
+});
+
+testWith(["script"], "the help and the report fit 80 and 60 columns", async () => {
+  await using server = replying(OK);
+  for (const columns of [80, 60]) {
+    for (const args of [["--help"], [server.url]]) {
+      const shell = `stty rows 24 cols ${columns}; NO_COLOR=1 ${command(args).join(" ")}`;
+      const { stdout } = await execute(onTerminal(shell));
+      // Deno clears its own progress line first.
+      const text = stdout.replace(/\p{Cc}\[\d*[A-Z]/gu, "");
+      for (const line of text.split(/\r?\n/)) assert.ok([...line].length <= columns, line);
+    }
+  }
+});
