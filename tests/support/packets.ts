@@ -30,7 +30,8 @@ export class Capture implements AsyncDisposable {
 
   /** Starts tcpdump and waits until it captures. */
   static async start(port: number, device = "lo", under: readonly string[] = []): Promise<Capture> {
-    const words = `tcpdump -i ${device} -n -v -l -U --immediate-mode`.split(" ");
+    // Headers only: with whole packets the kernel's buffer holds few, and under load it drops some.
+    const words = `tcpdump -i ${device} -s 256 -n -v -l -U --immediate-mode`.split(" ");
     const tcpdump = new Background([...under, ...words, `tcp port ${port}`]);
     await tcpdump.until((said) => said.includes("listening on"));
     return new Capture(tcpdump);
