@@ -324,6 +324,7 @@ Deno.test("the action: hostile replies are only text", async () => {
 /** One command, three outputs, no file, and no markup in the summary. */
 function checkHarmless(ran: Ran, kind: "error" | "notice"): void {
   assert.equal(ran.commands.length, 1, ran.log);
+  assert.ok(ran.commands[0].length < 1000);
   assert.match(ran.commands[0], new RegExp(`^::${kind} title=dscp-get::[^\\n\\r]`));
   assert.deepEqual(Object.keys(ran.outputs), ["proved", "exit-code", "json"]);
   assert.deepEqual(ran.files, []);

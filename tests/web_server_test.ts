@@ -41,16 +41,6 @@ async function ask(conn: Deno.Conn): Promise<string> {
   return await new Response(open.readable).text();
 }
 
-/**
- * Waits until a port has closed its end. Its peer may then still send, as TLS's close_notify is, and
- * get a reset or no answer.
- */
-async function untilClosed(capture: Capture, port: number): Promise<Seen[]> {
-  return await capture.until((packets) =>
-    packets.some(({ from, flags }) => flags.includes("R") || (from === port && flags.includes("F")))
-  );
-}
-
 /** The bytes of what a port sent: its handshake, and the rest but for resets. */
 function sentBy(
   port: number,
@@ -92,7 +82,7 @@ for (
     assert.equal(setTos(server, 0xb8), 0xb8);
     await using capture = await Capture.start(port);
     assert.match(await ask(await Deno.connect({ hostname: asked, port })), /\r\n\r\nhello$/);
-    assertServerMarked(await untilClosed(capture, port), port);
+    assertServerMarked(await capture.connection(), port);
   });
 }
 
@@ -103,7 +93,7 @@ testWith([...NEEDS, "openssl"], `${MARKS}: TLS`, async () => {
   await using capture = await Capture.start(port);
   const conn = await Deno.connectTls({ hostname: "127.0.0.1", port, caCerts });
   assert.match(await ask(conn), /\r\n\r\nhello$/);
-  assertServerMarked(await untilClosed(capture, port), port);
+  assertServerMarked(await capture.connection(), port);
 });
 
 testWith(NEEDS, `${MARKS}: WebSocket`, async () => {
@@ -122,7 +112,7 @@ testWith(NEEDS, `${MARKS}: WebSocket`, async () => {
   assert.equal(echoed, "x".repeat(1000));
   socket.close();
   await closed;
-  const packets = await untilClosed(capture, port);
+  const packets = await capture.connection();
   assertServerMarked(packets, port);
   const messages = packets.filter(({ from, length }) => from === port && length > 1000);
   assert.deepEqual(messages.map(({ tos }) => tos), [0xb8]);
@@ -136,7 +126,7 @@ testWith(NEEDS, "a handler of Deno.serve marks its own connection", async () => 
   const { port } = server.addr;
   await using capture = await Capture.start(port);
   await ask(await Deno.connect({ hostname: "127.0.0.1", port }));
-  const { handshake, data } = sentBy(port, await untilClosed(capture, port));
+  const { handshake, data } = sentBy(port, await capture.connection());
   assert.deepEqual([handshake, [...new Set(data)]], [[0], [0x88]]);
 });
 
@@ -150,7 +140,7 @@ testWith(NEEDS, "setTos marks an accepted connection, from then on", async () =>
   await send(conn, "hello");
   await conn.closeWrite();
   assert.equal(await new Response(client.readable).text(), "hello");
-  const { handshake, rest } = sentBy(port, await untilClosed(capture, port));
+  const { handshake, rest } = sentBy(port, await capture.connection());
   assert.deepEqual([handshake, [...rest]], [[0], [0xb8]]);
 });
 
@@ -172,7 +162,7 @@ for (const how of ["Deno.connectTls", "Deno.startTls"]) {
       conn = await Deno.startTls(plain, { hostname: "127.0.0.1", caCerts });
     }
     await ask(conn);
-    const sent = (await untilClosed(capture, port)).filter((packet) => packet.to === port);
+    const sent = (await capture.connection()).filter((packet) => packet.to === port);
     const [hello, ...others] = sent.filter(({ length }) => length > 0);
     assert.ok(others.length > 0, "the request comes after the ClientHello");
     assert.deepEqual(new Set(others.map(({ tos }) => tos)), new Set([0xb8]));
