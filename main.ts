@@ -385,13 +385,14 @@ function completions(shell: Shell): string {
       const end = (flag: string) => value && (flag.length > 2 ? "=" : "+");
       return flags.map((flag) => quoted(`*${flag}${end(flag)}[${escaped(help)}]${values}`));
     });
-    return `#compdef dscp-get\n_arguments -s -S ${specs.join(" \\\n  ")} \\\n  '*:URL:_urls'\n`;
+    return `#compdef dscp-get
+_dscp-get() { _arguments -s -S ${specs.join(" \\\n  ")} '*:URL:_urls'; }
+if [[ $funcstack[1] == _dscp-get ]]; then _dscp-get "$@"; else compdef _dscp-get dscp-get; fi\n`;
   }
   const cases = rows.filter(({ value }) => value !== "").map(({ flags, value, words }) => {
     const list = `COMPREPLY=($(compgen -P "\${cur%"$last"}" -W '${words}' -- "$last"))`;
-    return `    ${flags.join("|")}) ${
-      value === "FILE" ? "compopt -o default" : words && list
-    } ;;\n`;
+    const action = value === "FILE" ? "compopt -o default" : words && list;
+    return `    ${flags.join("|")}) ${action} ;;\n`;
   });
   return `_dscp_get() {
   local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD-1]}

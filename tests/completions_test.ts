@@ -69,6 +69,19 @@ for (
   });
 }
 
+testWith(
+  ["zsh"],
+  "--completions: zsh takes the script, sourced or as a file of fpath",
+  async () => {
+    const load = "autoload -U compinit; compinit -u -D";
+    const sourced = `${load}; source "$0"; print $_comps[dscp-get]`;
+    assert.equal(await withScript("zsh", (file) => ["-f", "-c", sourced, file]), "_dscp-get\n");
+    const found = `mv "$0" "\${0:h}/_dscp-get"; fpath=("\${0:h}" $fpath); ${load}
+    print $_comps[dscp-get]; autoload +X _dscp-get; print $+functions[_dscp-get]`;
+    assert.equal(await withScript("zsh", (file) => ["-f", "-c", found, file]), "_dscp-get\n1\n");
+  },
+);
+
 testWith(["fish"], "--completions: fish completes options, lists of marks and files", async () => {
   const complete = async (line: string) => {
     const said = await withScript("fish", (file) => {
