@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Namespace, Network, SERVER } from "./support/namespaces.ts";
-import { dscpGet, execute, succeed, testWith } from "./support/processes.ts";
+import { execute, succeed, testWith } from "./support/processes.ts";
 import { closedPort, FarEnd, OK, RawServer, readRequest, replying } from "./support/servers.ts";
 import { startPython } from "./support/servers.ts";
 
@@ -8,10 +8,6 @@ const ROOT = new URL("..", import.meta.url).pathname;
 const ACTION = `${ROOT}.github/actions/dscp-get`;
 const action = await Deno.readTextFile(`${ACTION}/action.yml`);
 const readme = await Deno.readTextFile(`${ROOT}README.md`);
-
-// Until main.ts has --require-proof, runs do without it.
-const canRequire = (await dscpGet(["--help"])).stdout.includes("--require-proof");
-const UNLESS: Record<string, string> = canRequire ? {} : { "require-proof": "false" };
 
 /** A folder of its own, for what a step writes; gone when disposed of. */
 class Folder implements AsyncDisposable {
@@ -68,7 +64,7 @@ async function run(inputs: Record<string, string>, under: readonly string[] = []
   const [declared] = action.split(/^outputs:$/m), [, last] = action.split("- id: run\n");
   const defaults = [...declared.matchAll(/^ {2}([\w-]+):\n.*\n {4}default: "(.*)"$/gm)];
   const values = { ...Object.fromEntries(defaults.map(([, name, value]) => [name, value])) };
-  for (const [name, value] of Object.entries({ ...UNLESS, ...inputs })) {
+  for (const [name, value] of Object.entries(inputs)) {
     assert.ok(name in values, `${name} is an input`);
     values[name] = value;
   }
@@ -201,9 +197,8 @@ testWith(
 
 for (const isRequired of [true, false]) {
   const name = `the action: no packet observed is ${isRequired ? "red: 104" : "green if allowed"}`;
-  const define = canRequire || !isRequired ? testWith : skipped("--require-proof");
 
-  define(["root", "ip", "nft", "python3"], name, async () => {
+  testWith(["root", "ip", "nft", "python3"], name, async () => {
     await using namespace = await Namespace.create();
     const nft = (rule: string) => namespace.run("nft", rule);
     // The kernel loops such packets back with other ends.
@@ -221,10 +216,6 @@ for (const isRequired of [true, false]) {
     assert.equal(ran.outputs.proved, "unknown");
     assert.equal(ran.table[2][1], "not observed");
   });
-}
-
-function skipped(why: string): typeof testWith {
-  return (_, name, fn) => Deno.test({ name: `${name} (skipped: needs ${why})`, ignore: true, fn });
 }
 
 Deno.test("the action: a server that is down is red: 7", async () => {
@@ -395,8 +386,7 @@ async function snippet(
     await Deno.symlink(`${ROOT}${name}`, `${folder.path}/${name}`);
   }
   const scripts = snippets.flatMap((text) => [...text.matchAll(/^(?:- | {2})run: (.*)$/gm)])
-    .map(([, script]) => script.replace(/http:\/\/\S+/, url))
-    .map((script) => canRequire ? script : script.replace("--require-proof ", ""));
+    .map(([, script]) => script.replace(/http:\/\/\S+/, url));
   assert.ok(scripts.length > 0 && scripts.every((script) => script.includes(url)));
   let code = 0, stderr = "";
   for (const script of scripts) {
