@@ -176,14 +176,17 @@ function hasPeer(fd: number, remote: Uint8Array): boolean {
   return getpeername(fd, address) === 0 && sameEnd(address, remote);
 }
 
-let lastFound = 0;
+let lastFound = 0, lastStep = 0;
 
 /** The first descriptor that matches, or `null`. */
 function search(matches: (fd: number) => boolean): number | null {
-  // Connections that follow each other get the same descriptor again, or the next one if the first
-  // is still open.
-  if (matches(lastFound)) return lastFound;
-  if (matches(lastFound + 1)) return ++lastFound;
+  // Connections that follow each other get the same descriptor again, or the next one if those
+  // before are still open.
+  for (const step of [lastStep, 1 - lastStep]) {
+    if (!matches(lastFound + step)) continue;
+    lastStep = step;
+    return lastFound += step;
+  }
   // The kernel hands out the lowest free descriptor, so the newest socket is right under the lowest
   // free one. Others are above it if an older descriptor was closed since.
   const free = lowestFreeDescriptor();
