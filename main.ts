@@ -2329,7 +2329,7 @@ async function askAgain(climb: Climb, all: readonly Trace[], options: AskOptions
 /** How a server answers and what it says of a connection. */
 interface Service {
   readonly type: string;
-  /** The body for a client. */
+  /** The body for a client, in ASCII. */
   page(peer: Deno.NetAddr, arrived: Arrived): string;
   /** Gets a line for each request. */
   log?(line: string): void;
@@ -2363,8 +2363,11 @@ class FarEnd {
   readonly #listener: Deno.TcpListener;
   readonly #service: Service;
   /** Oldest first. */
-  readonly #clients = new Map<Client, Promise<void>>();
+  readonly #clients = new Set<Client>();
   #isStopped = false;
+  /** Whether nobody is accepted any more, and what resolves when the last client has left. */
+  #isOver = false;
+  readonly #empty = Promise.withResolvers<void>();
 
   constructor(listener: Deno.TcpListener, service: Service) {
     this.#listener = listener;
@@ -2388,9 +2391,45 @@ class FarEnd {
       }
       if (this.#clients.size >= ALLOWED.connections) this.#makeRoom();
       const client: Client = { conn, since: performance.now(), hasBegun: false, isAnswered: false };
-      this.#clients.set(client, answer(client, this.#service).finally(() => this.#drop(client)));
+      this.#clients.add(client);
+      this.#answer(client);
     }
-    await Promise.all(this.#clients.values());
+    this.#isOver = true;
+    if (this.#clients.size === 0) this.#empty.resolve();
+    await this.#empty.promise;
+  }
+
+  /** Answers one connection; clients may do as they like, so nothing here is an error. */
+  async #answer(client: Client): Promise<void> {
+    const { conn } = client, service = this.#service;
+    try {
+      const peer = conn.remoteAddr as Deno.NetAddr;
+      const marked = acceptedOf(conn);
+      const handshake = marked?.arrived ?? UNKNOWN;
+      // A new buffer for each client would cost as much as two system calls.
+      const buffer = spareBuffers.pop() ?? new Uint8Array(4096);
+      const request = await readRequest(client, buffer);
+      spareBuffers.push(buffer);
+      if (request === null || client.isAnswered) return;
+      client.isAnswered = true;
+      client.since = performance.now();
+      // The request is here, so on IPv6 the latest packet is one of its own.
+      const arrived = marked === null ? UNKNOWN : { ...handshake, data: marked.arrivedTos };
+      const strongest = arrived.data ?? arrived.syn ?? arrived.ack;
+      if (strongest) marked?.mark(markOf(strongest).tos); // 0 is what it has
+      let reply: Uint8Array = replyOf(request, service, { peer, arrived });
+      while (reply.length > 0) reply = reply.subarray(await conn.write(reply));
+      service.log?.(logLine(peer, request, arrived));
+      if (!request.hasMore) return;
+      // Closing with bytes of the client unread would reset the reply away.
+      await conn.closeWrite();
+      const rest = new Uint8Array(ALLOWED.head);
+      while (await conn.read(rest) !== null);
+    } catch {
+      /* the client is gone */
+    } finally {
+      this.#drop(client);
+    }
   }
 
   #drop(client: Client): void {
@@ -2400,12 +2439,13 @@ class FarEnd {
     try {
       client.conn.close();
     } catch { /* it is closed already */ }
+    if (this.#isOver && this.#clients.size === 0) this.#empty.resolve();
   }
 
   /** Drops the client that has waited longest without sending a whole head, or else the oldest. */
   #makeRoom(): void {
     let oldest: Client | undefined;
-    for (const client of this.#clients.keys()) {
+    for (const client of this.#clients) {
       oldest ??= client;
       if (!client.isAnswered) return this.#drop(client);
     }
@@ -2415,7 +2455,7 @@ class FarEnd {
   /** Ends what takes too long; to be called a few times a second. */
   sweep(): void {
     const now = performance.now();
-    for (const client of this.#clients.keys()) {
+    for (const client of this.#clients) {
       const seconds = (now - client.since) / 1000;
       if (client.isAnswered && seconds > ALLOWED.lingerSeconds) this.#drop(client);
       const allowed = !this.#isStopped
@@ -2437,7 +2477,7 @@ class FarEnd {
     this.#listener.close();
     this.#isStopped = true;
     const now = performance.now();
-    for (const client of this.#clients.keys()) if (!client.isAnswered) client.since = now;
+    for (const client of this.#clients) if (!client.isAnswered) client.since = now;
   }
 
   /** Stops and does not wait for anybody who is slow. */
@@ -2445,39 +2485,9 @@ class FarEnd {
     // Who has connected until now is accepted, and answered.
     await pause(0);
     this.#listener.close();
-    if (this.#clients.size > 0) {
-      await Promise.race([Promise.all(this.#clients.values()), pause(100)]);
-    }
-    for (const client of this.#clients.keys()) this.#drop(client);
+    if (this.#clients.size > 0) await Promise.race([this.#empty.promise, pause(100)]);
+    for (const client of this.#clients) this.#drop(client);
   }
-}
-
-/** Answers one connection; clients may do as they like, so nothing here is an error. */
-async function answer(client: Client, service: Service): Promise<void> {
-  const { conn } = client;
-  try {
-    const peer = conn.remoteAddr as Deno.NetAddr;
-    const marked = acceptedOf(conn);
-    const handshake = marked?.arrived ?? UNKNOWN;
-    // A new buffer for each client would cost as much as two system calls.
-    const buffer = spareBuffers.pop() ?? new Uint8Array(4096);
-    const request = await readRequest(client, buffer);
-    spareBuffers.push(buffer);
-    if (request === null || client.isAnswered) return;
-    client.isAnswered = true;
-    client.since = performance.now();
-    // The request is here, so on IPv6 the latest packet is one of its own.
-    const arrived = marked === null ? UNKNOWN : { ...handshake, data: marked.arrivedTos };
-    const strongest = arrived.data ?? arrived.syn ?? arrived.ack;
-    if (strongest) marked?.mark(markOf(strongest).tos); // 0 is what it has
-    await writeAll(conn, replyOf(request, service, { peer, arrived }));
-    service.log?.(logLine(peer, request, arrived));
-    if (!request.hasMore) return;
-    // Closing with bytes of the client unread would reset the reply away.
-    await conn.closeWrite();
-    const rest = new Uint8Array(ALLOWED.head);
-    while (await conn.read(rest) !== null);
-  } catch { /* the client is gone */ }
 }
 
 const spareBuffers: Uint8Array[] = [];
@@ -2560,7 +2570,7 @@ function replyOf(
     ["Server", `dscp-get/${VERSION}`],
     ["Allow", status === 405 ? "GET, HEAD" : null],
     ["Content-Type", isOk ? service.type : "text/plain; charset=utf-8"],
-    ["Content-Length", String(encoder.encode(body).length)],
+    ["Content-Length", String(body.length)],
     ["Arrived-ToS", byteText(data ?? syn ?? ack)],
     ["Arrived-SYN", byteText(syn)],
     ["Arrived-ACK", byteText(ack)],
@@ -2571,10 +2581,6 @@ function replyOf(
   let text = `HTTP/1.1 ${status} ${STATUS[status]}\r\n`;
   for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
   return encoder.encode(`${text}\r\n${method === "HEAD" ? "" : body}`);
-}
-
-async function writeAll(conn: Deno.Conn, bytes: Uint8Array): Promise<void> {
-  while (bytes.length > 0) bytes = bytes.subarray(await conn.write(bytes));
 }
 
 /** `--serve`: the far end, until SIGINT or SIGTERM. */
