@@ -1,22 +1,29 @@
 import assert from "node:assert/strict";
 import { Namespace, silent } from "./support/namespaces.ts";
-import { Background, command, dscpGet, execute, testWith } from "./support/processes.ts";
-import { FarEnd, OK, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
+import { Background, command, cpuTicks, dscpGet, execute, testWith } from "./support/processes.ts";
+import {
+  Certificates,
+  ENDLESS,
+  EndlessServer,
+  FarEnd,
+  OK,
+  RawServer,
+  readRequest,
+  replying,
+  reset,
+  send,
+  startNginx,
+} from "./support/servers.ts";
 
 Deno.test("waiting ten seconds for a slow reply costs next to no CPU, in spite of the error queue", async () => {
   const wait = async (path: readonly string[]) => {
     let seconds = NaN;
     let pid = 0;
-    // user and system time in ticks of 10 ms, proc(5)
-    const ticks = () => {
-      const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1].split(" ");
-      return Number(fields[11]) + Number(fields[12]);
-    };
     await using server = new RawServer(async (conn) => {
       await readRequest(conn);
-      const before = ticks();
+      const before = cpuTicks(pid);
       await new Promise((resolve) => setTimeout(resolve, 10_000)); // the wait is what is tested
-      seconds = (ticks() - before) / 100;
+      seconds = (cpuTicks(pid) - before) / 100;
       await send(conn, OK);
     });
     await using run = new Background(command([...path, server.url]));
@@ -51,6 +58,61 @@ for (const moment of ["request", "head", "body"] as const) {
     }
   });
 }
+
+Deno.test("Ctrl-C ends a series whose peer always has bytes ready: 130", async () => {
+  for (const path of [[], ["--mark-syn"]]) {
+    await using server = new EndlessServer(...ENDLESS["chunks of one byte"]);
+    await using run = new Background(command(["-n", "2", "-m", "0", ...path, server.url]));
+    while (server.sent < 10_000_000) await new Promise((resolve) => setImmediate(resolve));
+    const { code } = await run.stop("SIGINT");
+    assert.equal(code, 130);
+    assert.ok(!server.gaveUp);
+  }
+});
+
+testWith(
+  ["root", "ip", "tc", "nginx", "openssl", "bash"],
+  "a large request that waits for a slow link does not spin, and all of it is proved",
+  async () => {
+    await using certificates = await Certificates.create();
+    const { folder, key, certificate } = certificates;
+    await using namespace = await Namespace.create();
+    await namespace.run(..."ip link set lo mtu 1500".split(" "));
+    await namespace.run(
+      ..."tc qdisc add dev lo root tbf rate 1mbit burst 3kb latency 10s".split(" "),
+    );
+    // With a small send buffer each write has to wait for room.
+    await namespace.run(..."sysctl -qw net.ipv4.tcp_wmem=4096	16384	65536".split(" "));
+    await using _server = await startNginx(
+      folder,
+      `large_client_header_buffers 16 128k; ssl_certificate ${certificate}; ssl_certificate_key ${key};
+       server { listen 8080; listen 8443 ssl; return 200 "ok"; }`,
+      namespace.under,
+    );
+    /** Runs it with a header of this size four times. @returns the seconds of CPU, and the report */
+    const run = async (size: number, args: readonly string[]) => {
+      const headers = [1, 2, 3, 4].flatMap((at) => ["-H", `X-${at}: ${"x".repeat(size)}`]);
+      const timed = [...namespace.under, "bash", "-c", 'TIMEFORMAT="cpu %U %S"; time "$@"', "bash"];
+      const { code, stderr } = await execute([...timed, ...command([...headers, ...args])]);
+      assert.equal(code, 0, stderr);
+      const [, user, system] = /^cpu (\S+) (\S+)$/m.exec(stderr)!;
+      return { cpu: Number(user) + Number(system), stderr };
+    };
+    for (
+      const args of [
+        ["http://127.0.0.1:8080/"],
+        ["--mark-syn", "http://127.0.0.1:8080/"],
+        ["-k", "https://127.0.0.1:8443/"],
+      ]
+    ) {
+      const small = await run(10, args);
+      const large = await run(75_000, args);
+      const seconds = large.cpu - small.cpu;
+      assert.ok(seconds < 0.5, `${args}: ${seconds} s of CPU`);
+      assert.match(large.stderr, /^left +2\d\d packets with 0xB8.*: proved$/m);
+    }
+  },
+);
 
 /** Returns the connections that wait for an answer to their SYN, one line of ss(8) each. */
 async function attempts(namespace: Namespace): Promise<string[]> {
@@ -110,18 +172,20 @@ testWith(
   "with hardly a descriptor to spare a run says so: 7 or 103, no stack trace",
   async () => {
     await using server = replying(OK);
-    for (const limit of [19, 20, 21, 22, 23, 24, 32]) {
-      const words = command([server.url]);
-      const limited = ["bash", "-c", `ulimit -n ${limit}; exec "$@"`, "bash"];
-      const { code, stderr } = await execute([...limited, ...words]);
-      // Below some number Deno itself cannot start.
-      if (
-        /panicked|failed to|Too many open files \(os error 24\)$/m.test(stderr) &&
-        !/^dscp-get/m.test(stderr)
-      ) continue;
-      assert.ok(code === 0 || code === 7 || code === 103, `${limit}: ${code} ${stderr}`);
-      assert.doesNotMatch(stderr, /^ +at /m);
-      if (limit === 32) assert.equal(code, 0, stderr);
+    for (const path of [[], ["--mark-syn"]]) {
+      for (const limit of [19, 20, 21, 22, 23, 24, 25, 26, 32]) {
+        const words = command([...path, server.url]);
+        const limited = ["bash", "-c", `ulimit -n ${limit}; exec "$@"`, "bash"];
+        const { code, stderr } = await execute([...limited, ...words]);
+        // Below some number Deno itself cannot start.
+        if (
+          /panicked|failed to|Too many open files \(os error 24\)$/m.test(stderr) &&
+          !/^dscp-get/m.test(stderr)
+        ) continue;
+        assert.ok(code === 0 || code === 7 || code === 103, `${limit}: ${code} ${stderr}`);
+        assert.doesNotMatch(stderr, /^ +at /m);
+        if (limit === 32) assert.equal(code, 0, stderr);
+      }
     }
   },
 );

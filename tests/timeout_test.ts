@@ -1,8 +1,17 @@
 import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
 import { silent } from "./support/namespaces.ts";
-import { dscpGet, testWith } from "./support/processes.ts";
-import { OK, RawServer, readRequest, replying, send } from "./support/servers.ts";
+import { command, dscpGet, testWith } from "./support/processes.ts";
+import {
+  Certificates,
+  ENDLESS,
+  EndlessServer,
+  OK,
+  RawServer,
+  readRequest,
+  replying,
+  send,
+} from "./support/servers.ts";
 
 Deno.test("-m bounds the whole request: 28, and what left before is told", async () => {
   await using server = new RawServer(async (conn) => {
@@ -58,4 +67,110 @@ Deno.test("a server that drips is read to its end within the time, and given up 
     }
   });
   assert.equal((await dscpGet([server.url])).stdout, "ok");
+});
+
+Deno.test("--connect-timeout covers the TLS handshake: 28", async () => {
+  await using server = new RawServer(async (conn) => {
+    while (await conn.read(new Uint8Array(4096)) !== null);
+  });
+  for (const path of [[], ["--mark-syn"], ["-k"]]) {
+    const args = [...path, "--connect-timeout", "0.3", "-m", "5"];
+    const { code, stderr } = await dscpGet([...args, `https://127.0.0.1:${server.port}/`]);
+    assert.equal(code, Exit.timeout);
+    assert.match(stderr, /^dscp-get: connecting took longer than 0\.3 seconds$/m);
+  }
+});
+
+Deno.test("interim replies without end are a bad reply: 8", async () => {
+  await using server = new EndlessServer("", "HTTP/1.1 100 Continue\r\n\r\n".repeat(50), OK);
+  for (const path of [[], ["--mark-syn"]]) {
+    const { code, stderr } = await dscpGet(["-m", "5", ...path, server.url]);
+    assert.equal(code, Exit.badReply, stderr);
+  }
+  assert.ok(!server.gaveUp);
+});
+
+/** The ways to connect; those for https trust the certificates that the test made. */
+const PATHS = [
+  { name: "http", args: [], isHttps: false },
+  { name: "http, --mark-syn", args: ["--mark-syn"], isHttps: false },
+  { name: "https", args: [], isHttps: true },
+  { name: "https, --mark-syn", args: ["--mark-syn", "-k"], isHttps: true },
+];
+
+for (const { name, args, isHttps } of PATHS) {
+  testWith(["openssl"], `a reply without end is over when -m is: 28, over ${name}`, async () => {
+    await using certificates = await Certificates.create();
+    const env = { DENO_CERT: certificates.root };
+    for (const [what, reply] of Object.entries(ENDLESS)) {
+      await using server = new EndlessServer(...reply, isHttps ? certificates : undefined);
+      const outcome = await dscpGet(["-m", "0.5", "--json", ...args, server.url], { env });
+      assert.equal(outcome.code, Exit.timeout, `${what}: ${outcome.stderr}`);
+      assert.ok(JSON.parse(outcome.stdout).reply.bodyBytes > 0);
+      assert.ok(!server.gaveUp, what);
+    }
+  });
+
+  testWith(["openssl"], `-m ends a run whose reader is slow: 28, over ${name}`, async () => {
+    await using certificates = await Certificates.create();
+    const [head, piece] = ENDLESS["a body without length"];
+    await using server = new EndlessServer(head, piece, "", isHttps ? certificates : undefined);
+    const env = { DENO_CERT: certificates.root };
+    const { code } = await readSlowly(["-s", "-m", "0.5", ...args, server.url], 3, env);
+    assert.equal(code, Exit.timeout);
+    assert.ok(!server.gaveUp);
+  });
+}
+
+Deno.test("a body that ends does not excuse a slow reader: 28", async () => {
+  await using server = replying(
+    `HTTP/1.1 200 OK\r\nContent-Length: ${40 << 20}\r\n\r\n`,
+    ...Array<Uint8Array>(40).fill(new Uint8Array(1 << 20)),
+  );
+  for (const path of [[], ["--mark-syn"]]) {
+    const { code, bytes } = await readSlowly(["-s", "-m", "0.5", ...path, server.url], 3);
+    assert.equal(code, Exit.timeout);
+    assert.ok(bytes < 40 << 20, String(bytes));
+  }
+});
+
+/** Runs the script, and reads 64 KiB of its output at a time, that many milliseconds apart. */
+async function readSlowly(
+  args: readonly string[],
+  milliseconds: number,
+  env: Record<string, string> = {},
+): Promise<{ code: number; bytes: number }> {
+  const [program, ...words] = command(args);
+  const child = new Deno.Command(program, {
+    args: words,
+    env,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "null",
+  }).spawn();
+  let bytes = 0;
+  for await (const piece of child.stdout) {
+    bytes += piece.length;
+    await new Promise((resolve) => setTimeout(resolve, milliseconds)); // the slowness under test
+  }
+  return { code: (await child.status).code, bytes };
+}
+
+Deno.test("-m ends a run whose reader has stopped, however small the pieces are: 28", async () => {
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await send(conn, "HTTP/1.1 200 OK\r\n\r\n");
+    for (let at = 0; at < 1000; at++) {
+      await send(conn, "x".repeat(1000));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await conn.read(new Uint8Array(1)); // until the client is gone
+  });
+  for (const path of [[], ["--mark-syn"]]) {
+    const [program, ...words] = command(["-s", "-m", "1", ...path, server.url]);
+    const output = { stdin: "null", stdout: "piped", stderr: "null" } as const;
+    const child = new Deno.Command(program, { args: words, ...output }).spawn();
+    assert.equal((await child.status).code, Exit.timeout);
+    await child.stdout.cancel();
+  }
 });

@@ -106,6 +106,66 @@ export function reset(conn: Deno.Conn): void {
   connect(fdOf(conn), new Uint8Array(16).fill(AF_UNSPEC));
 }
 
+/**
+ * A server, behind TLS if it is given certificates, that sends a head and then a piece again and
+ * again until the client is gone. After ten seconds it gives up and ends its reply: clients with a
+ * limit are gone by then.
+ */
+export class EndlessServer implements AsyncDisposable {
+  /** Whether a client stayed until the end. */
+  gaveUp = false;
+  /** Bytes sent so far. */
+  sent = 0;
+  /** `http` or `https`, `//127.0.0.1:PORT/` */
+  readonly url: string;
+  readonly #listener: Deno.Listener<Deno.Conn>;
+  readonly #serving: Promise<void>;
+
+  constructor(head: string, piece: string, end: string, certificates?: Certificates) {
+    const where = { hostname: "127.0.0.1", port: 0 };
+    if (certificates === undefined) this.#listener = Deno.listen(where);
+    else {
+      const key = Deno.readTextFileSync(certificates.key);
+      const cert = Deno.readTextFileSync(certificates.certificate);
+      this.#listener = Deno.listenTls({ ...where, key, cert });
+    }
+    const { port } = this.#listener.addr as Deno.NetAddr;
+    this.url = `${certificates === undefined ? "http" : "https"}://127.0.0.1:${port}/`;
+    this.#serving = this.#serve(head, latin1(piece), end);
+  }
+
+  async #serve(head: string, piece: Uint8Array, end: string): Promise<void> {
+    for await (using conn of this.#listener) {
+      try {
+        await readRequest(conn);
+        const giveUp = performance.now() + 10_000;
+        await send(conn, head);
+        while (performance.now() < giveUp) {
+          await send(conn, piece);
+          this.sent += piece.length;
+        }
+        this.gaveUp = true;
+        await send(conn, end);
+      } catch { /* the client is gone */ }
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#listener.close();
+    await this.#serving;
+  }
+}
+
+/** Heads of replies without end, the pieces to send again and again, and what would end them. */
+export const ENDLESS: Record<string, [head: string, piece: string, end: string]> = {
+  "a body without length": ["HTTP/1.1 200 OK\r\n\r\n", "x".repeat(1 << 20), ""],
+  "chunks of one byte": [
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "1\r\nx\r\n".repeat(100_000),
+    "0\r\n\r\n",
+  ],
+};
+
 /** Returns a port on which no process listens. */
 export function closedPort(hostname = "127.0.0.1"): number {
   using listener = Deno.listen({ hostname, port: 0 });
@@ -145,7 +205,11 @@ export class FarEnd implements AsyncDisposable {
  *
  * @param http directives of the http block, with its servers
  */
-export async function startNginx(folder: string, http: string): Promise<Background> {
+export async function startNginx(
+  folder: string,
+  http: string,
+  under: readonly string[] = [],
+): Promise<Background> {
   const temporary = "client_body proxy fastcgi uwsgi scgi".split(" ").map((kind) =>
     `${kind}_temp_path ${folder}/${kind};`
   );
@@ -155,7 +219,7 @@ export async function startNginx(folder: string, http: string): Promise<Backgrou
     events { worker_connections 4096; }
     http { access_log off; ${temporary.join(" ")} ${http} }`,
   );
-  const server = new Background(["nginx", "-c", `${folder}/nginx.conf`, "-e", "stderr"]);
+  const server = new Background([...under, "nginx", "-c", `${folder}/nginx.conf`, "-e", "stderr"]);
   await server.until((said) => said.includes("start worker process"));
   return server;
 }
