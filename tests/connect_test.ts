@@ -1,8 +1,17 @@
 import assert from "node:assert/strict";
+import { connectToFirst } from "../ffi/dial.ts";
 import { Exit, Failure, parseTarget } from "../main.ts";
-import { TwinLinks } from "./support/namespaces.ts";
-import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
-import { closedPort, FarEnd, OK, replying, replyingOn } from "./support/servers.ts";
+import { attempts, Namespace, TwinLinks } from "./support/namespaces.ts";
+import { Background, command, dscpGet, execute, testWith } from "./support/processes.ts";
+import {
+  Certificates,
+  closedPort,
+  FarEnd,
+  OK,
+  replying,
+  replyingOn,
+  startNginx,
+} from "./support/servers.ts";
 
 Deno.test("with a URL there is no built-in server: refused is 7, with the hint how to start one", async () => {
   for (const host of ["127.0.0.1", "[::1]", "localhost"]) {
@@ -149,4 +158,135 @@ Deno.test("a zone is read as curl reads it: after % or %25, as a name or a numbe
       authority,
     );
   }
+});
+
+/** A namespace whose server has an address that works and two that drop all packets. */
+async function halfDead(): Promise<Namespace> {
+  const namespace = await Namespace.create(`192.0.2.1 server.example
+2001:db8::9 server.example
+192.0.2.9 two.example
+192.0.2.1 two.example
+192.0.2.1 owt.example
+192.0.2.9 owt.example
+`);
+  for (const address of ["192.0.2.1/32", "192.0.2.9/32", "2001:db8::9/128"]) {
+    await namespace.run("ip", "addr", "add", address, "dev", "lo");
+  }
+  const chain = "add chain inet t in { type filter hook input priority 0; }";
+  const drop = (what: string) => `add rule inet t in ${what} tcp dport 8080-8443 drop`;
+  const drops = [drop("ip daddr 192.0.2.9"), drop("ip6 daddr 2001:db8::9")].join("; ");
+  await namespace.run("nft", `add table inet t; ${chain}; ${drops}`);
+  return namespace;
+}
+
+testWith(
+  ["root", "ip", "nft", "nginx", "openssl"],
+  "an address that gives no answer leaves time for the next one, however it is connected",
+  async () => {
+    await using certificates = await Certificates.create();
+    const { folder, key, certificate, root } = certificates;
+    await using namespace = await halfDead();
+    await using _server = await startNginx(
+      folder,
+      `ssl_certificate ${certificate}; ssl_certificate_key ${key};
+       server { listen 192.0.2.1:8080; listen 192.0.2.1:8443 ssl; return 200 "ok"; }`,
+      namespace.under,
+    );
+    const flags = ["--allow-net", "--allow-ffi", "--allow-read"];
+    const http = "http://server.example:8080/", https = "https://server.example:8443/";
+    for (
+      const args of [
+        [http],
+        ["--mark-syn", http],
+        ["-k", https],
+        ["--cacert", root, https],
+        // The resolver may change the order.
+        ...["http://two.example:8080/", "http://owt.example:8080/"].flatMap((url) => [
+          ["-4", url],
+          ["-4", "--mark-syn", url],
+        ]),
+      ]
+    ) {
+      const { under } = namespace;
+      const run = await dscpGet(["--connect-timeout", "5", ...args], { under, flags });
+      assert.deepEqual([run.code, run.stdout], [0, "ok"], `${args}: ${run.stderr}`);
+      assert.match(run.stderr, /^left .*: proved$/m);
+    }
+  },
+);
+
+testWith(
+  ["root", "ip", "nft", "nc", "ss"],
+  "the attempts that lose to another address are given up",
+  async () => {
+    await using namespace = await halfDead();
+    // It accepts, and says nothing.
+    await using _server = new Background([
+      ...namespace.under,
+      ..."nc -lkn 192.0.2.1 8080".split(" "),
+    ]);
+    const listening = async () => (await namespace.run("ss", "-Hltn")).stdout;
+    while (!(await listening()).includes(":8080"));
+    const connected = async () => {
+      const { stdout } = await namespace.run(..."ss -Htn state established".split(" "));
+      return stdout.includes(":8080");
+    };
+    for (
+      const args of [
+        ["--mark-syn", "http://server.example:8080/"],
+        ["-4", "http://two.example:8080/"],
+        ["-4", "http://owt.example:8080/"],
+      ]
+    ) {
+      await using run = new Background(command([...args], namespace));
+      while (!await connected());
+      while ((await attempts(namespace)).length > 0);
+      assert.ok(await connected(), run.said);
+    }
+  },
+);
+
+/** A connection, and whether it was closed. */
+class Fake {
+  isClosed = false;
+  constructor(readonly address: string) {}
+  close(): void {
+    this.isClosed = true;
+  }
+}
+
+Deno.test("of several addresses the first to connect wins, and a later one is closed", async () => {
+  const late = Promise.withResolvers<Fake>();
+  const signals: AbortSignal[] = [];
+  const winner = await connectToFirst(["a", "b", "c"], (address, signal) => {
+    signals.push(signal);
+    return address === "a" ? late.promise : Promise.resolve(new Fake(address));
+  });
+  assert.deepEqual([winner.address, winner.isClosed], ["b", false]);
+  assert.deepEqual(signals.map(({ aborted }) => aborted), [true, true]);
+  const loser = new Fake("a");
+  late.resolve(loser);
+  await late.promise;
+  await Promise.resolve();
+  await Promise.resolve();
+  assert.ok(loser.isClosed);
+});
+
+Deno.test("an address that fails does not wait for the next one's turn; the last failure is reported", async () => {
+  const tried: string[] = [];
+  const failing = (address: string) => {
+    tried.push(address);
+    return Promise.reject(new Error(address));
+  };
+  await assert.rejects(connectToFirst(["a", "b", "c"], failing), /^Error: c$/);
+  assert.deepEqual(tried, ["a", "b", "c"]);
+});
+
+Deno.test("a signal gives up all attempts", async () => {
+  const abort = new AbortController();
+  const connecting = connectToFirst(["a", "b"], (_, signal) => {
+    setTimeout(() => abort.abort(new Error("no")), 0);
+    return new Promise<Fake>((_, reject) => signal.onabort = () => reject(signal.reason));
+  }, abort.signal);
+  await assert.rejects(connecting, /^Error: no$/);
 });

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { Namespace, silent } from "./support/namespaces.ts";
+import { attempts, Namespace, silent } from "./support/namespaces.ts";
 import { Background, command, cpuTicks, dscpGet, execute, testWith } from "./support/processes.ts";
 import {
   Certificates,
@@ -113,12 +113,6 @@ testWith(
     }
   },
 );
-
-/** Returns the connections that wait for an answer to their SYN, one line of ss(8) each. */
-async function attempts(namespace: Namespace): Promise<string[]> {
-  const { stdout } = await namespace.run("ss", "-Htn", "state", "syn-sent");
-  return stdout.split("\n").filter((line) => line !== "");
-}
 
 testWith(
   ["root", "ip", "nft", "ss"],

@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
+import { lookup } from "node:dns/promises";
 import { DescriptorError, dial, fdOf } from "../ffi/mod.ts";
 import { get } from "../main.ts";
 import { Network, SERVER, silent } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
-import { dscpGet, execute, Nobody, openDescriptors, testWith } from "./support/processes.ts";
+import { dscpGet, execute, MAIN, Nobody, openDescriptors, testWith } from "./support/processes.ts";
 import {
   closedPort,
   FarEnd,
@@ -273,4 +274,34 @@ testWith(["root", "setpriv"], "nobody can mark the handshake too, and be the far
   const { code, stdout, stderr } = await execute(words);
   assert.equal(code, 0, stderr);
   assert.deepEqual(JSON.parse(stdout).arrived, { syn: 0xb8, ack: 0xb8, data: null });
+});
+
+Deno.test("200 dialed requests at once are all answered, by a server of this process that reads files", async () => {
+  const where = { hostname: "127.0.0.1", port: 0, onListen() {} };
+  await using server = Deno.serve(where, async () => new Response(await Deno.readTextFile(MAIN)));
+  const url = `http://127.0.0.1:${server.addr.port}/`;
+  const asked = Array.from({ length: 200 }, () => get(url, { markSyn: true }));
+  for (const { reply, left } of await Promise.all(asked)) {
+    assert.deepEqual([reply?.status, left.proved], [200, true]);
+  }
+});
+
+Deno.test("200 dialed connections that wait hold up no file read and no name look-up", async () => {
+  const go = Promise.withResolvers<void>();
+  await using server = new RawServer(async (conn) => {
+    await go.promise;
+    await conn.write(new Uint8Array(1));
+  });
+  const open = () => dial({ hostname: "127.0.0.1", port: server.port, tos: 0xb8 });
+  const conns = await Promise.all(Array.from({ length: 200 }, open));
+  const replies = conns.map((conn) => conn.read(new Uint8Array(1)));
+  // Were the file and the name to wait for the replies, all would wait for ever.
+  const giveUp = setTimeout(go.resolve, 5000);
+  const others = Promise.all([Deno.readTextFile(MAIN), lookup("localhost")]).then(() => "others");
+  const first = await Promise.race([others, Promise.race(replies).then(() => "a reply")]);
+  assert.equal(first, "others");
+  clearTimeout(giveUp);
+  go.resolve();
+  assert.deepEqual(await Promise.all(replies), conns.map(() => 1));
+  for (const conn of conns) conn.close();
 });

@@ -11,11 +11,20 @@ let namespaces = 0;
 
 /** A network namespace of its own, deleted when disposed of. */
 export class Namespace implements AsyncDisposable {
-  private constructor(readonly name: string) {}
+  private constructor(readonly name: string, readonly folder: string | null) {}
 
-  /** Creates one, with its loopback up. */
-  static async create(): Promise<Namespace> {
-    const namespace = new Namespace(`dscp-get-${Deno.pid}-${namespaces++}`);
+  /**
+   * Creates one, with its loopback up.
+   *
+   * @param hosts its /etc/hosts, hosts(5), if it is to have one of its own
+   */
+  static async create(hosts: string | null = null): Promise<Namespace> {
+    const name = `dscp-get-${Deno.pid}-${namespaces++}`;
+    const namespace = new Namespace(name, hosts === null ? null : `/etc/netns/${name}`);
+    if (namespace.folder !== null) {
+      await Deno.mkdir(namespace.folder, { recursive: true });
+      await Deno.writeTextFile(`${namespace.folder}/hosts`, hosts!);
+    }
     await succeed("ip", "netns", "add", namespace.name);
     await namespace.run("ip", "link", "set", "lo", "up");
     return namespace;
@@ -50,6 +59,7 @@ export class Namespace implements AsyncDisposable {
     // A process that still runs inside keeps the namespace alive after its name is deleted.
     await this.kill();
     await succeed("ip", "netns", "delete", this.name);
+    if (this.folder !== null) await Deno.remove(this.folder, { recursive: true });
   }
 }
 
@@ -62,6 +72,12 @@ export async function silent(port: number): Promise<Namespace> {
   const chain = "add chain ip t in { type filter hook input priority 0; }";
   await namespace.run("nft", `add table ip t; ${chain}; add rule ip t in tcp dport ${port} drop`);
   return namespace;
+}
+
+/** Returns the connections that wait for an answer to their SYN, one line of ss(8) each. */
+export async function attempts(namespace: Namespace): Promise<string[]> {
+  const { stdout } = await namespace.run("ss", "-Htn", "state", "syn-sent");
+  return stdout.split("\n").filter((line) => line !== "");
 }
 
 /** The addresses of the server in a {@linkcode Network}. */

@@ -108,7 +108,7 @@ export function reset(conn: Deno.Conn): void {
 
 /**
  * A server, behind TLS if it is given certificates, that sends a head and then a piece again and
- * again until the client is gone. After ten seconds it gives up and ends its reply: clients with a
+ * again until the client is gone. After five seconds it gives up and ends its reply: clients with a
  * limit are gone by then.
  */
 export class EndlessServer implements AsyncDisposable {
@@ -138,7 +138,7 @@ export class EndlessServer implements AsyncDisposable {
     for await (using conn of this.#listener) {
       try {
         await readRequest(conn);
-        const giveUp = performance.now() + 10_000;
+        const giveUp = performance.now() + 5000;
         await send(conn, head);
         while (performance.now() < giveUp) {
           await send(conn, piece);
@@ -235,8 +235,8 @@ export async function startPython(
 }
 
 /**
- * A root certificate for tests and a server certificate by it for localhost and 127.0.0.1. Their
- * folder is removed when disposed of.
+ * A root certificate for tests and a server certificate by it for localhost, server.example and
+ * 127.0.0.1. Their folder is removed when disposed of.
  */
 export class Certificates implements AsyncDisposable {
   private constructor(readonly folder: string) {}
@@ -250,7 +250,10 @@ export class Certificates implements AsyncDisposable {
     const request = "req -newkey rsa:2048 -nodes".split(" ");
     await openssl(...request, "-x509", "-keyout", rootKey, "-out", root, "-subj", "/CN=Test root");
     await openssl(...request, "-keyout", key, "-out", csr, "-subj", "/CN=localhost");
-    await Deno.writeTextFile(extensions, "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
+    await Deno.writeTextFile(
+      extensions,
+      "subjectAltName=DNS:localhost,DNS:server.example,IP:127.0.0.1\n",
+    );
     const by = ["-CA", root, "-CAkey", rootKey, "-CAcreateserial", "-extfile", extensions];
     await openssl("x509", "-req", "-in", csr, ...by, "-out", certificate);
     return made;
