@@ -239,8 +239,10 @@ testWith(
       ]
     ) {
       await using run = new Background(command([...args], namespace));
-      while (!await connected());
-      while ((await attempts(namespace)).length > 0);
+      let isOver = false;
+      run.child.status.then(() => isOver = true);
+      while (!isOver && !await connected());
+      while (!isOver && (await attempts(namespace)).length > 0);
       assert.ok(await connected(), run.said);
     }
   },
