@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
 import { silent } from "./support/namespaces.ts";
-import { command, dscpGet, testWith } from "./support/processes.ts";
+import { command, dscpGet, execute, MAIN, testWith } from "./support/processes.ts";
 import {
   Certificates,
   ENDLESS,
@@ -173,4 +173,14 @@ Deno.test("-m ends a run whose reader has stopped, however small the pieces are:
     assert.equal((await child.status).code, Exit.timeout);
     await child.stdout.cancel();
   }
+});
+
+Deno.test("limits that are not reached keep no program from ending", async () => {
+  await using server = replying(OK);
+  const program = `import { get } from ${JSON.stringify(MAIN)};
+    for (let at = 0; at < 3; at++) await get("${server.url}");
+    // This timer alone keeps no process alive.
+    Deno.unrefTimer(setTimeout(() => console.log("something else does"), 2000));`;
+  const { code, stdout } = await execute([Deno.execPath(), "eval", program]);
+  assert.deepEqual([code, stdout], [0, ""]);
 });
