@@ -8,6 +8,7 @@
 import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
 import type { DialedConn } from "./dial.ts";
+import { getOption, TCP_MAXSEG } from "./libc.ts";
 import { familyOf } from "./sockaddr.ts";
 
 /** Which certificates a TLS connection trusts. */
@@ -63,8 +64,12 @@ export class DialedTlsConn {
       }
       return (await pieces.next()).value;
     };
+    // Each segment by itself: the kernel copies one packet for each write.
     const send = async (bytes: Uint8Array) => {
-      while (bytes.length > 0) bytes = bytes.subarray(await this.#dialed.write(bytes));
+      const segment = getOption(this.#dialed.socket.fd, TCP_MAXSEG);
+      while (bytes.length > 0) {
+        bytes = bytes.subarray(await this.#dialed.write(bytes.subarray(0, segment)));
+      }
     };
     return new Duplex({
       read() {

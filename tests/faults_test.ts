@@ -109,7 +109,7 @@ testWith(
       const large = await run(75_000, args);
       const seconds = large.cpu - small.cpu;
       assert.ok(seconds < 0.5, `${args}: ${seconds} s of CPU`);
-      assert.match(large.stderr, /^left +2\d\d packets with 0xB8.*: proved$/m);
+      assert.match(large.stderr, /^left +[2-4]\d\d packets with 0xB8.*: proved$/m);
     }
   },
 );
