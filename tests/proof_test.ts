@@ -10,8 +10,7 @@ import {
   type Outcome,
   testWith,
 } from "./support/processes.ts";
-import { FarEnd, OK, replying } from "./support/servers.ts";
-import { replyingOn, startPython } from "./support/servers.ts";
+import { FarEnd, OK, replying, replyingOn, startPython } from "./support/servers.ts";
 
 const CLIENT = "192.0.2.2";
 
