@@ -105,6 +105,16 @@ function plural(count: number, unit: string): string {
   return `${count} ${unit}${count === 1 ? "" : "s"}`;
 }
 
+/** Text in lines of at most `width` columns, each with its end; a longer word has its own. */
+function wrapped(text: string, width: number): string {
+  return text.replace(new RegExp(`(\\S{${width},}|.{1,${width}})(?: |$)`, "g"), "$1\n");
+}
+
+/** How many columns may be used: a terminal's if it has fewer than 80. */
+function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
+  return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
+}
+
 /** Calls `stop` with the exit code at the first SIGINT or SIGTERM; the second ends the process. */
 function onInterrupt(stop: (code: number) => void): Disposable {
   let isStopping = false;
@@ -158,7 +168,7 @@ export interface AskOptions {
   readonly requireProof: boolean;
 }
 
-const ASK: AskOptions = {
+const ASK_DEFAULTS: AskOptions = {
   headers: [],
   markSyn: false,
   family: null,
@@ -170,7 +180,7 @@ const ASK: AskOptions = {
 
 /** What a run without arguments does; the help describes each option. */
 export const DEFAULTS = {
-  ...ASK,
+  ...ASK_DEFAULTS,
   url: null as string | null,
   marks: [markOf(0xb8)] as readonly Mark[],
   count: 1,
@@ -308,6 +318,15 @@ Ctrl-C; HOST is ${DEFAULT_HOST} unless given`,
   ],
 };
 
+/** The options one by one: `--name` is the last of the flags; a switch has `""` for a value. */
+function rows(): { flags: string[]; value: string; help: string; store: Store }[] {
+  return Object.values(OPTIONS).flat().map(([label, help, store]) => {
+    const [, short, long, value] = /^(-.)?[ ,]*(--[\w-]+) ?(.*)$/.exec(label)!;
+    const flags = short === undefined ? [long] : [short, long];
+    return { flags, value, help: help.replaceAll("\n", " "), store };
+  });
+}
+
 /** How this program was started: by a URL, from a checkout, or as an installed command. */
 function commandLine(): string {
   const run = "deno run --allow-net --allow-ffi";
@@ -363,14 +382,12 @@ function completions(shell: Shell): string {
   const names = Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2).name);
   const marks = ["EF", ...names.filter((name) => name !== null && name !== "EF"), "all"];
   const quoted = (text: string) => `'${text.replaceAll("'", "'\\''")}'`;
-  const rows = Object.values(OPTIONS).flat().map(([label, help]) => {
-    const [, short, long, value] = /^ *(?:(-.), )?(--[\w-]+) ?(.*)$/.exec(label)!;
-    const words = value === "SHELL" ? SHELLS : value.startsWith("NAME") ? marks : [];
-    const flags = short === undefined ? [long] : [short, long];
-    return { flags, value, help: help.replaceAll("\n", " "), words: words.join(" ") };
+  const options = rows().map((row) => {
+    const words = row.value === "SHELL" ? SHELLS : row.value.startsWith("NAME") ? marks : [];
+    return { ...row, words: words.join(" ") };
   });
   if (shell === "fish") {
-    return rows.reduce((script, { flags, value, help, words }) => {
+    return options.reduce((script, { flags, value, help, words }) => {
       const names = flags.map((flag) => flag.replace("--", "-l ").replace(/^-(?=.$)/, "-s "));
       const list = value.includes(",") ? `(__fish_append , ${words})` : words;
       const values = value === "" ? "" : value === "FILE" ? "-r -F" : `-x -a ${quoted(list)}`;
@@ -379,7 +396,7 @@ function completions(shell: Shell): string {
   }
   if (shell === "zsh") {
     const escaped = (text: string) => text.replace(/[[\]:]/g, "\\$&");
-    const specs = rows.flatMap(({ flags, value, help, words }) => {
+    const specs = options.flatMap(({ flags, value, help, words }) => {
       const list = value.includes(",") ? `_sequence compadd - ${words}` : `(${words})`;
       const values = value && `:${escaped(value)}:${value === "FILE" ? "_files" : words && list}`;
       const end = (flag: string) => value && (flag.length > 2 ? "=" : "+");
@@ -389,7 +406,7 @@ function completions(shell: Shell): string {
 _dscp-get() { _arguments -s -S ${specs.join(" \\\n  ")} '*:URL:_urls'; }
 if [[ $funcstack[1] == _dscp-get ]]; then _dscp-get "$@"; else compdef _dscp-get dscp-get; fi\n`;
   }
-  const cases = rows.filter(({ value }) => value !== "").map(({ flags, value, words }) => {
+  const cases = options.filter(({ value }) => value !== "").map(({ flags, value, words }) => {
     const list = `COMPREPLY=($(compgen -P "\${cur%"$last"}" -W '${words}' -- "$last"))`;
     const action = value === "FILE" ? "compopt -o default" : words && list;
     return `    ${flags.join("|")}) ${action} ;;\n`;
@@ -398,7 +415,7 @@ if [[ $funcstack[1] == _dscp-get ]]; then _dscp-get "$@"; else compdef _dscp-get
   local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD-1]}
   # --dscp=EF comes as three words.
   if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=\${COMP_WORDS[COMP_CWORD-2]}; fi
-  local last=\${cur##*,} options='${rows.flatMap(({ flags }) => flags).join(" ")}'
+  local last=\${cur##*,} options='${options.flatMap(({ flags }) => flags).join(" ")}'
   case $prev in
 ${cases.join("")}    *) [[ $cur != -* ]] || COMPREPLY=($(compgen -W "$options" -- "$cur")) ;;
   esac
@@ -412,12 +429,6 @@ complete -F _dscp_get dscp-get
 /** Reads the command line. @throws {Failure} bad usage, exit 2 */
 export function parseArguments(args: readonly string[]): Options {
   const options = { ...DEFAULTS }, urls: string[] = [], given = new Set<string>();
-  const rows = new Map<string, { name: string; hasValue: boolean; store: Store }>();
-  for (const [label, , store] of Object.values(OPTIONS).flat()) {
-    const [, short, name, value] = /^(-.)?[ ,]*(--[\w-]+)(.*)$/.exec(label)!;
-    const row = { name, hasValue: value !== "", store };
-    for (const as of [short, name]) if (as !== undefined) rows.set(as, row);
-  }
   const words = [...args];
   for (let word; (word = words.shift()) !== undefined;) {
     if (word === "--") urls.push(...words.splice(0));
@@ -426,17 +437,17 @@ export function parseArguments(args: readonly string[]): Options {
       // --name, --name=value, or letters of which the last may have its value right behind it
       const isLong = word.startsWith("--");
       const [, as, rest] = (isLong ? /^(--[^=]*)(?:=([^]*))?$/ : /^(-.)([^]+)?$/u).exec(word)!;
-      const row = rows.get(as);
-      if (row === undefined) throw unknownOption(as, [...rows.keys()]);
+      const option = rows().find(({ flags }) => flags.includes(as));
+      if (option === undefined) throw unknownOption(as);
+      const { flags, value: valueName, store } = option, hasValue = valueName !== "";
       // The letters behind a switch are options too, and "-" is none.
-      if (!isLong && !row.hasValue && rest?.startsWith("-")) throw unknownOption(word, []);
-      const { name, hasValue, store } = row;
+      if (!isLong && !hasValue && rest?.startsWith("-")) throw unknownOption(word);
       if (isLong && !hasValue && rest !== undefined) throw usageError(`${as} takes no value`);
       if (!isLong && !hasValue && rest !== undefined) words.unshift(`-${rest}`);
       const value = hasValue ? rest ?? words.shift() : "";
       if (value === undefined) throw usageError(`${as} needs a value`);
       store(options, value, as);
-      given.add(name);
+      given.add(flags.at(-1)!);
     }
   }
   if (given.has("--dscp") && given.has("--tos")) {
@@ -465,14 +476,15 @@ function usageError(message: string, hint = "--help lists the options"): Failure
   return new Failure(Exit.usage, printable(message), hint);
 }
 
-function unknownOption(given: string, names: readonly string[]): Failure {
+function unknownOption(given: string): Failure {
   const message = `unknown option ${quote(given)}`;
   if (/^--(allow|deny|unstable|no-prompt|no-check|quiet|reload|config|cert|v8-flags)/.test(given)) {
     return usageError(message, "options of Deno go before main.ts: deno run --allow-net …");
   }
-  const near = names.map((name) => ({ name, distance: distance(given, name) }))
+  const near = rows().flatMap(({ flags }) => flags)
+    .map((name) => ({ name, distance: distance(given, name) }))
     .sort((a, b) => a.distance - b.distance)[0];
-  const isNear = given.startsWith("--") && near?.distance <= 3;
+  const isNear = given.startsWith("--") && near.distance <= 3;
   return usageError(message, isNear ? `did you mean ${near.name}?` : undefined);
 }
 
@@ -1744,9 +1756,9 @@ export function table(rows: readonly Row[], width = 80): string {
     ["", "p95", rows.map(({ total }) => time(total, 0.95))],
     ["", "max", rows.map(({ total }) => time(total, 1))],
   ];
-  const widthOf = ([title, under, cells]: Column) =>
+  const columnWidth = ([title, under, cells]: Column) =>
     Math.max(...[title, under, ...cells].map(({ length }) => length));
-  const used = () => columns.reduce((sum, column) => sum + widthOf(column) + 1, 0);
+  const used = () => columns.reduce((sum, column) => sum + columnWidth(column) + 1, 0);
   // On a narrow terminal the time to connect goes first.
   if (used() > width + 1) columns.splice(6, 1);
   const room = Math.min(24, width - used());
@@ -1759,7 +1771,7 @@ export function table(rows: readonly Row[], width = 80): string {
   const line = (cellOf: (column: Column) => string) =>
     columns.map((column) => {
       const cell = cellOf(column);
-      return column[3] ? cell.padEnd(widthOf(column)) : cell.padStart(widthOf(column));
+      return column[3] ? cell.padEnd(columnWidth(column)) : cell.padStart(columnWidth(column));
     }).join(" ").trimEnd().slice(0, width) + "\n";
   const body = rows.map((_, row) => line(([, , cells]) => cells[row]));
   return line(([title]) => title) + line(([, under]) => under) + body.join("");
@@ -1876,19 +1888,6 @@ export function verdict(rows: readonly Row[], width = 80): string {
   );
 }
 
-/** Text in lines of at most `width` characters. */
-function wrapped(text: string, width: number): string {
-  let lines = "", line = "";
-  for (const word of text.split(" ")) {
-    if (line !== "" && line.length + 1 + word.length > width) {
-      lines += `${line}\n`;
-      line = "";
-    }
-    line += line === "" ? word : ` ${word}`;
-  }
-  return `${lines}${line}\n`;
-}
-
 /** The rows as one line of JSON. */
 function summaryJson(rows: readonly Row[]): string {
   const compared = compare(rows);
@@ -1971,11 +1970,6 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
     ...sum("wrong") > 0 ? [`${sum("wrong")} of ${plural(count, "request")} with a wrong mark`] : [],
   ];
   return new Failure(first.code, `${parts.join(", ")}; the first: ${first.message}`);
-}
-
-/** How many columns may be used: a terminal's if it has fewer than 80. */
-function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
-  return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
 }
 
 /** Unmeasured requests to ourselves, so that no mark pays for the loading and compiling of code. */
@@ -2204,7 +2198,6 @@ function placeOf({ after, at }: Change, path: readonly Hop[]): string {
 
 /** Several marks: a table if it fits, what was changed in words, and how many were kept. */
 function marksReport(all: readonly Trace[], width: number): string {
-  const nameOf = (mark: Mark) => mark.name ?? String(mark.dscp);
   const rows = [["hop", "address", ...all.map(({ mark }) => nameOf(mark))]], lines: string[] = [];
   const longest = all.reduce((a, b) => a.path.length < b.path.length ? b : a);
   for (const [at, { hop }] of longest.path.entries()) {
@@ -2776,7 +2769,7 @@ export async function get(
   const { dscp = "EF", ...rest } = options;
   for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
   const given = Object.entries(rest).filter(([, value]) => value !== undefined);
-  const how: AskOptions = { ...ASK, ...Object.fromEntries(given) };
+  const how: AskOptions = { ...ASK_DEFAULTS, ...Object.fromEntries(given) };
   const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), how, sink);
   if (exchange.failure === null) return exchange;
   exchange.failure.exchange = exchange;
@@ -2808,7 +2801,7 @@ export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}):
   const { dscp = "EF", maxHops = 30, ...rest } = options;
   for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
   if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
-  const how = { ...ASK, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
+  const how = { ...ASK_DEFAULTS, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
   const target = parseTarget(url);
   return new Trace(parseDscp(String(dscp)), () => prepareTrace(target, how, sink));
 }
@@ -2902,9 +2895,6 @@ export async function main(args: readonly string[]): Promise<number> {
 
 /** Serves, traces, or makes one request or many. */
 async function run(options: Options): Promise<Failure | null> {
-  if (Deno.build.os !== "linux") {
-    throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
-  }
   const target = options.url === null
     ? localTarget(defaultHost(options.family), DEFAULT_PORT)
     : parseTarget(options.url);
