@@ -680,7 +680,7 @@ interface Opened {
   /** When it was begun, as `performance.now()` has it. */
   readonly started: number;
   /** Takes it over. @throws whatever kept it from being opened */
-  take(how: ConnectOptions): MarkedConn;
+  take(to: ConnectOptions): MarkedConn;
 }
 
 /**
@@ -695,7 +695,7 @@ async function ask(
   { limits = new Limits(options), opened, watch }: AskContext = {},
 ): Promise<Exchange> {
   const request = encodeRequest(target, options.headers);
-  const how: ConnectOptions = {
+  const to: ConnectOptions = {
     hostname: target.host,
     port: target.port,
     tos: mark.tos,
@@ -704,7 +704,7 @@ async function ask(
     trust: target.isHttps ? options.trust : null,
     requestSize: request.length,
   };
-  await prepareConnect(how);
+  await prepareConnect(to, target.isHttps);
   const exchange: Exchange = {
     target,
     mark,
@@ -722,7 +722,7 @@ async function ask(
   let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
-    exchange.connection = conn = opened?.take(how) ?? await MarkedConn.connect(how, signal);
+    exchange.connection = conn = opened?.take(to) ?? await MarkedConn.connect(to, signal);
     signal.throwIfAborted();
     milliseconds.connect = performance.now() - exchange.started;
     stage = "securing";
@@ -738,8 +738,9 @@ async function ask(
     // A connection that is closed when its time is over may look like one that came to its end.
     signal.throwIfAborted();
   } catch (error) {
+    if (error instanceof SinkError) throw error.cause;
     const cause = error instanceof Failure ? error : writeError ?? error;
-    exchange.failure = signal.aborted ? signal.reason : failureOf(cause, stage, how);
+    exchange.failure = signal.aborted ? signal.reason : failureOf(cause, stage, to);
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
@@ -863,9 +864,8 @@ function failureOf(error: unknown, stage: Stage | null = null, to?: ConnectOptio
   if (error instanceof DescriptorError && error.lost) {
     return new Failure(Exit.connectionLost, error.message);
   }
-  if (
-    error instanceof LibcError || error instanceof MarkError || error instanceof DescriptorError
-  ) {
+  const markErrors = [LibcError, MarkError, DescriptorError];
+  if (stage === "connecting" && markErrors.some((type) => error instanceof type)) {
     return new Failure(Exit.notMarked, `the kernel did not accept the mark: ${error.message}`);
   }
   if (stage === "connecting") return connectFailure(error, to!);
@@ -973,6 +973,11 @@ export interface Sink {
   body?(piece: Uint8Array): void | Promise<void>;
 }
 
+/** What a sink has thrown: an error of the program's own, not one of the request. */
+class SinkError {
+  constructor(readonly cause: unknown) {}
+}
+
 const HEAD_LIMIT = 256 * 1024;
 // A small reply takes no more memory than it needs; large pieces cost less for each byte.
 const FIRST_READ = 16 * 1024;
@@ -1074,26 +1079,32 @@ export async function readReply(
   const { arrivedTos: tos } = source;
   let stop: (reason: unknown) => void = () => {};
   signal?.addEventListener("abort", () => stop(signal.reason));
-  // Not Promise.race, which would keep something of every piece until the end of the reply.
-  const passed = async (passing: void | Promise<void>) => {
-    if (passing === undefined) return;
-    signal?.throwIfAborted();
-    await new Promise<void>((resolve, reject) => {
-      stop = reject;
-      passing.then(resolve, reject);
-    });
+  const pass = async (pass: () => void | Promise<void>) => {
+    try {
+      const passing = pass();
+      if (passing === undefined) return;
+      signal?.throwIfAborted();
+      // Not Promise.race, which would keep something of every piece until the end of the reply.
+      await new Promise<void>((resolve, reject) => {
+        stop = reject;
+        passing.then(resolve, reject);
+      });
+    } catch (error) {
+      throw error instanceof Failure ? error : new SinkError(error);
+    }
   };
-  const reply = await readHead(reader, tos, exchange, (line) => passed(sink.head?.(line)));
-  sink.begin?.(reply);
-  const pass = (piece: Uint8Array) => {
+  const passLine = (line: string) => pass(() => sink.head?.(line));
+  const reply = await readHead(reader, tos, exchange, passLine);
+  await pass(() => sink.begin?.(reply));
+  const passPiece = (piece: Uint8Array) => {
     reply.bodyBytes += piece.length;
-    return passed(sink.body?.(piece));
+    return pass(() => sink.body?.(piece));
   };
   const framing = framingOf(reply);
-  if (framing !== "chunked") await readLength(reader, framing, pass);
+  if (framing !== "chunked") await readLength(reader, framing, passPiece);
   else {
-    await readChunks(reader, reply, pass);
-    await readFields(reader, reply.trailers, "trailer", (line) => passed(sink.head?.(line)));
+    await readChunks(reader, reply, passPiece);
+    await readFields(reader, reply.trailers, "trailer", passLine);
   }
   reply.complete = true;
 }
@@ -1937,7 +1948,7 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
     limits.stop(end);
   });
   let first: Failure | null = null, done = 0;
-  await warmUp(options, how);
+  await warmUp(place.target, options.marks[0], how);
   for (let round = 1; round <= options.count; round++) {
     for (const row of rows) {
       if (done > 0 && options.interval > 0) {
@@ -1973,11 +1984,13 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
 }
 
 /** Unmeasured requests to ourselves, so that no mark pays for the loading and compiling of code. */
-async function warmUp(options: Options, how: AskOptions): Promise<void> {
+async function warmUp({ isHttps }: Target, mark: Mark, options: AskOptions): Promise<void> {
   if (!isGranted({ name: "net", host: DEFAULT_HOST })) return;
   await using place = builtInServer(Deno.listen({ hostname: DEFAULT_HOST, port: 0 }));
-  const local = { ...how, family: null, maxTime: 1 };
-  for (let at = 0; at < 16; at++) await ask(place.target, options.marks[0], local, {});
+  const how = { ...options, family: options.family && 4 as const, maxTime: 1 };
+  // The built-in server does not speak TLS; a handshake that fails warms most of it up.
+  if (isHttps) await ask({ ...place.target, isHttps }, mark, how, {});
+  for (let at = 0; at < 16; at++) await ask(place.target, mark, how, {});
 }
 
 /** Lines on a terminal's standard error that are replaced by newer ones. */
@@ -2089,7 +2102,7 @@ export class Trace implements AsyncIterable<Hop> {
         yield step.value;
       }
       const { hop, conn, started } = step.value;
-      [last, opened] = [hop, { started, take: (how) => MarkedConn.dialed(conn!, how) }];
+      [last, opened] = [hop, { started, take: (to) => MarkedConn.dialed(conn!, to) }];
     } catch (error) {
       const take = () => {
         throw error;
@@ -2760,6 +2773,7 @@ export interface GetOptions extends Partial<AskOptions> {
  * @param sink where the reply goes; without one it is read and thrown away
  * @throws {Failure} whatever went wrong, with its exit code and the exchange as far as it came
  * @throws {RangeError} not a DSCP
+ * @throws whatever the sink throws
  */
 export async function get(
   url: string,

@@ -40,19 +40,21 @@ const LARGE = 16 * 1024;
 const SMALLEST_SEGMENT = 536;
 
 /**
- * Whether it takes a socket of libc instead of one of Deno: to mark the SYN, to trust other roots,
- * for a name that Deno may not resolve, and for a write that may wait. As soon as there are copies
- * of packets on the error queue, Deno takes the write side for closed, and a write that waits would
- * spin.
+ * Whether it takes a socket of libc instead of one of Deno: to mark the SYN, to choose addresses or
+ * roots to trust, for a name that Deno may not resolve, and for a write that may wait. As soon as
+ * there are copies of packets on the error queue, Deno takes the write side for closed, and a write
+ * that waits would spin.
  */
-function needsDial({ hostname, markSyn, trust, requestSize }: ConnectOptions): boolean {
-  const isBelowLocalhost = /\.localhost$/i.test(hostname);
-  return markSyn || trust !== null || isBelowLocalhost || requestSize > LARGE;
+function needsDial({ hostname, markSyn, family, trust, requestSize }: ConnectOptions): boolean {
+  return markSyn || family !== null || trust !== null || requestSize > LARGE ||
+    /\.localhost$/i.test(hostname);
 }
 
-/** Loads what {@linkcode MarkedConn.connect} needs, so that its time is the network's alone. */
-export async function prepareConnect(options: ConnectOptions): Promise<void> {
-  if (needsDial(options) || options.family !== null) await import("./dial.ts");
+/** Loads what a connection needs, so that the time of connecting is the network's alone. */
+export async function prepareConnect(options: ConnectOptions, isTls: boolean): Promise<void> {
+  if (!needsDial(options)) return;
+  await import("./dial.ts");
+  if (isTls) await import("./secure.ts");
 }
 
 /** A TCP connection with its mark, and the proof of what it has sent. */
@@ -100,18 +102,12 @@ export class MarkedConn implements Disposable {
    */
   static async connect(options: ConnectOptions, signal?: AbortSignal): Promise<MarkedConn> {
     const { hostname, port, tos, markSyn, family } = options;
-    let stream: Deno.TcpConn | DialedConn;
-    if (needsDial(options)) {
-      const { dial } = await import("./dial.ts");
-      stream = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
-    } else if (family !== null) {
-      const { connectToFirst, resolve } = await import("./dial.ts");
-      const addresses = await resolve(hostname, family, signal);
-      const connect = (address: string, signal: AbortSignal) =>
-        Deno.connect({ hostname: address, port, signal });
-      stream = await connectToFirst(addresses, connect, signal);
-    } else stream = await Deno.connect({ hostname, port, signal });
-    return MarkedConn.dialed(stream, options);
+    if (!needsDial(options)) {
+      return MarkedConn.dialed(await Deno.connect({ hostname, port, signal }), options);
+    }
+    const { dial } = await import("./dial.ts");
+    const dialed = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
+    return MarkedConn.dialed(dialed, options);
   }
 
   /**

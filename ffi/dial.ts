@@ -124,8 +124,8 @@ export async function connectToFirst<T extends { close(): void }>(
           .then((conn) => ({ at, conn }), (error) => ({ at, error }));
         attempts.set(at, attempt);
       }
-      const patience = next < addresses.length ? [elapsed(250)] : [];
-      const ended = await Promise.race([...attempts.values(), ...patience]);
+      const pause = next < addresses.length ? [elapsed(250)] : [];
+      const ended = await Promise.race([...attempts.values(), ...pause]);
       if (ended === undefined) continue;
       attempts.delete(ended.at);
       if (ended.conn !== undefined) return ended.conn;

@@ -262,3 +262,19 @@ Deno.test("a program's own sink gets head and body, also where its methods are t
   const head = ["HTTP/1.1 203 Fine\r\n", "Content-Length: 2\r\n", "\r\n"];
   assert.deepEqual([sink.lines, sink.status, sink.text], [head, 203, "ok"]);
 });
+
+Deno.test("what a program's own sink throws comes out as it is, and the connection is closed", async () => {
+  await using server = replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+  const open = openDescriptors();
+  const fail = () => {
+    throw new TypeError("mine");
+  };
+  const reject = () => Promise.reject(new TypeError("mine"));
+  const sinks: Sink[] = [{ head: fail }, { head: reject }, { begin: fail }, { body: fail }, {
+    body: reject,
+  }];
+  for (const sink of sinks) {
+    await assert.rejects(get(server.url, {}, sink), { name: "TypeError", message: "mine" });
+  }
+  assert.equal(openDescriptors(), open);
+});
