@@ -35,8 +35,10 @@ import {
   markOf,
   parseDscp,
   parseTos,
+  readArrived,
   sameDscp,
   type SentPacket,
+  setTos,
   type Trust,
 } from "./ffi/mod.ts";
 
@@ -134,7 +136,7 @@ function onInterrupt(stop: (code: number) => void): Disposable {
 
 /** The message of a system or TLS error, without the number or the link that Deno adds. */
 function reason(error: Error): string {
-  const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$/, "");
+  const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$|: $/, "");
   return printable(bare.replace(/^[A-Z](?![A-Z])/, (c) => c.toLowerCase()));
 }
 
@@ -1421,25 +1423,24 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
   if (syn === null && ack === null && data === null) syn = tos;
   const peer = valueOf("arrived-peer");
   const isOther = peer !== "" && peer !== plainEnd(connection.localAddr);
-  const isKnown = (tos: number | null) => tos !== null && !isOther;
-  const isWrong = (tos: number) => !sameDscp(tos, mark.tos);
-  const handshake = (connection.markedSyn ? [syn, ack] : []).filter(isKnown) as number[];
-  const marked = [...handshake, ...[data].filter(isKnown) as number[]];
-  const first = connection.markedSyn ? mark.tos : 0;
-  const sent = [["SYN", first, syn], ["ACK", first, ack], ["data", mark.tos, data]] as const;
-  const changed =
-    sent.flatMap(([packet, sent, arrived]) =>
-      isOther || arrived === null || sameDscp(sent, arrived) ? [] : [{ packet, sent, arrived }]
-    )[0] ?? null;
+  const { markedSyn } = connection, first = markedSyn ? mark.tos : 0;
+  const reported = [["SYN", first, syn], ["ACK", first, ack], ["data", mark.tos, data]] as const;
+  const packets = reported.flatMap(([packet, sent, arrived]) =>
+    isOther || arrived === null ? [] : [{ packet, sent, arrived }]
+  );
+  const changes = packets.filter(({ sent, arrived }) => !sameDscp(sent, arrived));
+  const marked = packets.filter(({ packet }) => markedSyn || packet === "data");
+  const isChangedEarly = changes.some(({ packet }) => packet !== "data");
+  const isShown = packets.some(({ packet }) => packet === "SYN");
   return {
     syn,
     ack,
     data,
     isOther,
-    marked,
-    kept: changed !== null ? false : marked.length === 0 ? null : true,
-    changed,
-    handshake: handshake.some(isWrong) ? false : handshake.length > 0 && syn !== null ? true : null,
+    marked: marked.map(({ arrived }) => arrived),
+    kept: changes.length > 0 ? false : marked.length > 0 ? true : null,
+    changed: changes[0] ?? null,
+    handshake: !markedSyn ? null : isChangedEarly ? false : isShown ? true : null,
   };
 }
 
@@ -1959,7 +1960,7 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
         if (done > 0) await result();
         return end;
       }
-      if (done === 0 && await place.isGone(exchange)) return undefined;
+      if (done === 0 && await place.hasGone(exchange)) return undefined;
       const { failure } = exchange;
       // Without a permission or libc no other request would fare better.
       if (failure?.code === Exit.cannotRun) throw failure;
@@ -2285,7 +2286,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
     for await (const _hop of trace) {
       if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
     }
-    if (done === 0 && await place.isGone(trace.exchange!)) return undefined;
+    if (done === 0 && await place.hasGone(trace.exchange!)) return undefined;
     // Without a permission or libc no other mark would fare better.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
@@ -2410,8 +2411,7 @@ class FarEnd {
     const { conn } = client, service = this.#service;
     try {
       const peer = conn.remoteAddr as Deno.NetAddr;
-      const marked = acceptedOf(conn);
-      const handshake = marked?.arrived ?? UNKNOWN;
+      const handshake = arrivedOn(conn);
       // A new buffer for each client would cost as much as two system calls.
       const buffer = spareBuffers.pop() ?? new Uint8Array(4096);
       const request = await readRequest(client, buffer);
@@ -2420,9 +2420,9 @@ class FarEnd {
       client.isAnswered = true;
       client.since = performance.now();
       // The request is here, so on IPv6 the latest packet is one of its own.
-      const arrived = marked === null ? UNKNOWN : { ...handshake, data: marked.arrivedTos };
+      const arrived = { ...handshake, data: arrivedOn(conn).data };
       const strongest = arrived.data ?? arrived.syn ?? arrived.ack;
-      if (strongest) marked?.mark(markOf(strongest).tos); // 0 is what it has
+      if (strongest) setTos(conn, markOf(strongest).tos); // 0 is what it has
       let reply: Uint8Array = replyOf(request, service, { peer, arrived });
       while (reply.length > 0) reply = reply.subarray(await conn.write(reply));
       service.log?.(logLine(peer, request, arrived));
@@ -2509,12 +2509,12 @@ function logLine(peer: Deno.NetAddr, request: Request, arrived: Arrived): string
 
 const UNKNOWN: Arrived = { syn: null, ack: null, data: null };
 
-/** What the kernel knows of a connection; `null` if another one has the same ends. */
-function acceptedOf(conn: Deno.TcpConn): MarkedConn | null {
+/** What the kernel reports of a connection; nothing if another one has the same ends. */
+function arrivedOn(conn: Deno.TcpConn): Arrived {
   try {
-    return MarkedConn.accepted(conn);
+    return readArrived(conn);
   } catch (error) {
-    if (error instanceof DescriptorError) return null;
+    if (error instanceof DescriptorError) return UNKNOWN;
     throw error;
   }
 }
@@ -2664,39 +2664,32 @@ class Log {
 interface Place extends AsyncDisposable {
   readonly target: Target;
   readonly isBuiltIn: boolean;
-  /** Whether the server had gone before the request came, and nobody listens there now. */
-  isGone(exchange: Exchange): Promise<boolean>;
+  /** Whether the server had gone before the first request came; then the port is ours to serve on. */
+  hasGone(exchange: Exchange): Promise<boolean>;
+  /** That port. */
+  vacant: Deno.TcpListener | null;
 }
 
-/**
- * The place that the URL names. Without a URL it is the default port's server, or our own if nobody
- * listens there.
- *
- * @param isAgain a server that was there has gone: another run's built-in one, which had its answer
- */
-function openPlace({ url, family }: Options, isAgain: boolean): Place {
-  if (url !== null) return serverAt(parseTarget(url), () => Promise.resolve(false));
-  const host = defaultHost(family);
-  const anyPort = isAgain &&
-    isGranted({ name: "net", host: formatAddress({ hostname: host, port: 0 }) });
-  const listener = listen(host, anyPort ? 0 : DEFAULT_PORT);
-  if (listener !== null) return builtInServer(listener);
-  return serverAt(localTarget(host, DEFAULT_PORT), async ({ reply, failure }) => {
-    const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
-    if (reply !== null || !codes.includes(failure?.code ?? 0)) return false;
-    // Runs that follow each other may hold the port in turn, each for some milliseconds.
-    for (let tries = 0; tries < 100; tries++) {
-      const listener = listen(host, DEFAULT_PORT);
-      listener?.close();
-      if (listener !== null) return true;
-      await pause(10);
-    }
-    return false;
-  });
-}
-
-function serverAt(target: Target, isGone: Place["isGone"]): Place {
-  return { target, isBuiltIn: false, isGone, [Symbol.asyncDispose]: () => Promise.resolve() };
+/** A server that is there already. @param isDefault nobody has named it */
+function serverAt(target: Target, isDefault: boolean): Place {
+  const { host, port } = target;
+  return {
+    target,
+    isBuiltIn: false,
+    vacant: null,
+    async hasGone({ reply, failure }) {
+      const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
+      if (!isDefault || reply !== null || !codes.includes(failure?.code ?? 0)) return false;
+      // Runs that follow each other may hold the port in turn, each for some milliseconds.
+      for (let tries = 0; tries < 100; tries++) {
+        this.vacant = listen(host, port);
+        if (this.vacant !== null) return true;
+        await pause(10);
+      }
+      return false;
+    },
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
 }
 
 /** A server in this process. */
@@ -2707,7 +2700,8 @@ function builtInServer(listener: Deno.TcpListener): Place {
   return {
     target: localTarget(listener.addr.hostname, listener.addr.port),
     isBuiltIn: true,
-    isGone: () => Promise.resolve(false),
+    vacant: null,
+    hasGone: () => Promise.resolve(false),
     async [Symbol.asyncDispose]() {
       await farEnd.close();
       await serving;
@@ -2715,11 +2709,7 @@ function builtInServer(listener: Deno.TcpListener): Place {
   };
 }
 
-/** This host, as `-6` asks for it or not. */
-function defaultHost(family: 4 | 6 | null): string {
-  return family === 6 ? "::1" : DEFAULT_HOST;
-}
-
+/** A listener of our own; `null` if somebody has the port. */
 function listen(hostname: string, port: number): Deno.TcpListener | null {
   try {
     return Deno.listen({ hostname, port });
@@ -2849,7 +2839,7 @@ async function single(place: Place, options: Options): Promise<Failure | null | 
   const sink = body.watching(sinkFor(options));
   const exchange = await ask(place.target, options.marks[0], how, sink, { limits, watch });
   under = null;
-  if (await place.isGone(exchange)) return undefined;
+  if (await place.hasGone(exchange)) return undefined;
   const { failure } = exchange;
   // With standard output gone there is nobody to report to.
   if (failure?.code === Exit.cannotWrite) return failure;
@@ -2907,24 +2897,25 @@ export async function main(args: readonly string[]): Promise<number> {
   return failure?.code ?? Exit.ok;
 }
 
-/** Serves, traces, or makes one request or many. */
+/** Serves, traces, or makes one request or many; without a URL at the default port's server. */
 async function run(options: Options): Promise<Failure | null> {
-  const target = options.url === null
-    ? localTarget(defaultHost(options.family), DEFAULT_PORT)
-    : parseTarget(options.url);
+  const isDefault = options.url === null;
+  const target = isDefault
+    ? localTarget(options.family === 6 ? "::1" : DEFAULT_HOST, DEFAULT_PORT)
+    : parseTarget(options.url!);
   const where = options.serve ?? { hostname: target.host, port: target.port };
   // On a terminal Deno would ask for what is missing, and wait for an answer.
   const missing = Deno.stdin.isTerminal() ? missingPermission(where) : null;
   if (missing !== null) throw missing;
   if (options.serve !== null) return await serveUntilSignal(options.serve, options.silent), null;
-  for (let tries = 0;; tries++) {
-    await using place = openPlace(options, tries > 0);
-    const failure = options.trace
-      ? await traces(place, options)
-      : isSeries(options)
-      ? await series(place, options)
-      : await single(place, options);
+  const request = options.trace ? traces : isSeries(options) ? series : single;
+  // If nobody listens on the default port, or who did is gone, we answer ourselves.
+  let listener = isDefault ? listen(target.host, target.port) : null;
+  for (;;) {
+    await using place = listener === null ? serverAt(target, isDefault) : builtInServer(listener);
+    const failure = await request(place, options);
     if (failure !== undefined) return failure;
+    listener = place.vacant;
   }
 }
 

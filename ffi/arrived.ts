@@ -89,12 +89,12 @@ export function readArrived(connection: Connection): Arrived {
 }
 
 /** The ToS byte or Traffic Class of the SYN that the kernel kept, the first time it is asked. */
-export function savedSyn(fd: number): number | null {
+function savedSyn(fd: number): number | null {
   return parseSyn(bytesOf(fd, TCP_SAVED_SYN));
 }
 
 /** The ToS byte of the ACK that ended the handshake; `null` on IPv6. */
-export function handshakeAck({ fd, local }: ConnectedSocket): number | null {
+function handshakeAck({ fd, local }: ConnectedSocket): number | null {
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(local).size !== 4) return null;
   return parseControl(bytesOf(fd, IP_PKTOPTIONS), IP_TOS);

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { type Arrived, handshakeAck, latestClass, savedSyn, watchClass } from "./arrived.ts";
+import { latestClass, watchClass } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
 import { checkTos } from "./dscp.ts";
 import { type ConnectedSocket, findConnection } from "./fd.ts";
@@ -73,22 +73,21 @@ export class MarkedConn implements Disposable {
   dataSent: number | null = 0;
   #stream: Pick<Deno.Conn, "read" | "write" | "close">;
   readonly #socket: ConnectedSocket;
-  readonly #options: ConnectOptions | null;
+  readonly #options: ConnectOptions;
   readonly #packets: SentPacket[] = [];
-  #syn: number | null | undefined;
   /** Shows, once TLS has the descriptor and may have closed it, whether it is still ours. */
   #cookie: bigint | null | undefined;
   #isWatched = false;
   #isClosed = false;
 
-  private constructor(stream: Deno.TcpConn | DialedConn, options: ConnectOptions | null) {
+  private constructor(stream: Deno.TcpConn | DialedConn, options: ConnectOptions) {
     this.#stream = stream;
     this.#options = options;
     this.#socket = "socket" in stream ? stream.socket : findConnection(stream);
     this.fd = this.#socket.fd;
     this.localAddr = stream.localAddr as Deno.NetAddr;
     this.remoteAddr = stream.remoteAddr as Deno.NetAddr;
-    this.markedSyn = options?.markSyn ?? false;
+    this.markedSyn = options.markSyn;
     if ("socket" in stream) stream.onEvent = () => this.#drain();
   }
 
@@ -121,7 +120,8 @@ export class MarkedConn implements Disposable {
       // A new byte drops the socket's cached route, the 0 that it starts with does not, and this
       // option always does. Otherwise requests with DF would be faster, measured 1.01 times.
       setOption(conn.fd, SO_DONTROUTE, 0);
-      conn.mark(options.tos);
+      checkTos(options.tos);
+      conn.readBack = markSocket(conn.#socket, options.tos);
       return conn;
     } catch (error) {
       stream.close();
@@ -130,32 +130,12 @@ export class MarkedConn implements Disposable {
   }
 
   /**
-   * Takes over a connection that was accepted just now.
-   *
-   * @throws {DescriptorError} its descriptor cannot be found, or two have its ends
-   */
-  static accepted(conn: Deno.TcpConn): MarkedConn {
-    return new MarkedConn(conn, null);
-  }
-
-  /**
-   * Sets the byte that packets carry from now on, and reads it back.
-   *
-   * @param tos 0 to 252, ECN bits zero
-   * @throws {RangeError | LibcError | MarkError} no such byte, or the kernel does not accept it
-   */
-  mark(tos: number): void {
-    checkTos(tos);
-    this.readBack = markSocket(this.#socket, tos);
-  }
-
-  /**
    * Continues in TLS over the same socket.
    *
    * @throws {Deno.errors.InvalidData | Error} the handshake failed
    */
   async startTls(hostname: string): Promise<void> {
-    const { trust } = this.#options!;
+    const { trust } = this.#options;
     this.#watch();
     this.#cookie = socketCookie(this.fd);
     const stream = this.#stream;
@@ -172,7 +152,7 @@ export class MarkedConn implements Disposable {
 
   /** Has the kernel keep copies of what is sent, and report the class of what arrives. */
   #watch(): void {
-    if (this.#isWatched || this.#options === null) return;
+    if (this.#isWatched) return;
     try {
       watchClass(this.#socket);
       watchSocket(this.fd);
@@ -220,12 +200,6 @@ export class MarkedConn implements Disposable {
   /** The Traffic Class of the latest packet that arrived; `null` on IPv4, which reports none. */
   get arrivedTos(): number | null {
     return latestClass(this.#socket);
-  }
-
-  /** What arrived, if the listener keeps it (`keepArrivals`). */
-  get arrived(): Arrived {
-    if (this.#syn === undefined) this.#syn = savedSyn(this.fd);
-    return { syn: this.#syn, ack: handshakeAck(this.#socket), data: this.arrivedTos };
   }
 
   /** Collects the last copies and closes the socket; reads and writes that wait end. */
