@@ -321,7 +321,7 @@ Ctrl-C; HOST is ${DEFAULT_HOST} unless given`,
 };
 
 /** The options one by one: `--name` is the last of the flags; a switch has `""` for a value. */
-function rows(): { flags: string[]; value: string; help: string; store: Store }[] {
+function optionRows(): { flags: string[]; value: string; help: string; store: Store }[] {
   return Object.values(OPTIONS).flat().map(([label, help, store]) => {
     const [, short, long, value] = /^(-.)?[ ,]*(--[\w-]+) ?(.*)$/.exec(label)!;
     const flags = short === undefined ? [long] : [short, long];
@@ -384,7 +384,7 @@ function completions(shell: Shell): string {
   const names = Array.from({ length: 64 }, (_, dscp) => markOf(dscp << 2).name);
   const marks = ["EF", ...names.filter((name) => name !== null && name !== "EF"), "all"];
   const quoted = (text: string) => `'${text.replaceAll("'", "'\\''")}'`;
-  const options = rows().map((row) => {
+  const options = optionRows().map((row) => {
     const words = row.value === "SHELL" ? SHELLS : row.value.startsWith("NAME") ? marks : [];
     return { ...row, words: words.join(" ") };
   });
@@ -439,7 +439,7 @@ export function parseArguments(args: readonly string[]): Options {
       // --name, --name=value, or letters of which the last may have its value right behind it
       const isLong = word.startsWith("--");
       const [, as, rest] = (isLong ? /^(--[^=]*)(?:=([^]*))?$/ : /^(-.)([^]+)?$/u).exec(word)!;
-      const option = rows().find(({ flags }) => flags.includes(as));
+      const option = optionRows().find(({ flags }) => flags.includes(as));
       if (option === undefined) throw unknownOption(as);
       const { flags, value: valueName, store } = option, hasValue = valueName !== "";
       // The letters behind a switch are options too, and "-" is none.
@@ -483,7 +483,7 @@ function unknownOption(given: string): Failure {
   if (/^--(allow|deny|unstable|no-prompt|no-check|quiet|reload|config|cert|v8-flags)/.test(given)) {
     return usageError(message, "options of Deno go before main.ts: deno run --allow-net …");
   }
-  const near = rows().flatMap(({ flags }) => flags)
+  const near = optionRows().flatMap(({ flags }) => flags)
     .map((name) => ({ name, distance: distance(given, name) }))
     .sort((a, b) => a.distance - b.distance)[0];
   const isNear = given.startsWith("--") && near.distance <= 3;
@@ -579,6 +579,30 @@ function checkHeader(name: string, value: string, text = `${name}: ${value}`): v
   if (/[\r\n\0]/.test(value)) {
     throw usageError(`${quote(text)} is not a header: CR, LF and NUL may not be in it`);
   }
+}
+
+/** How the command line wants its requests made. @throws {Failure} 77 or 103, about `--cacert` */
+function askOptions(options: Options): AskOptions {
+  const { cacert, insecure } = options;
+  const caCerts = cacert === null ? [] : [readCertificates(cacert)];
+  return { ...options, trust: cacert !== null || insecure ? { caCerts, insecure } : null };
+}
+
+/** @throws {Failure} the file cannot be read (77), or may not (103) */
+function readCertificates(file: string): string {
+  if (!isGranted({ name: "read", path: file })) {
+    const hint = `run with --allow-read or --allow-read=${printable(file)}`;
+    throw new Failure(Exit.cannotRun, `no permission to read ${quote(file)}`, hint);
+  }
+  let text: string;
+  try {
+    text = Deno.readTextFileSync(file);
+  } catch (error) {
+    const why = reason(error as Error).split(":")[0];
+    throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${why}`);
+  }
+  if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
+  throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
 }
 
 // ─── Target ─────────────────────────────────────────────────────────────────────────────────────
@@ -942,6 +966,43 @@ function isGranted(permission: Deno.PermissionDescriptor): boolean {
   return Deno.permissions.querySync(permission).state === "granted";
 }
 
+/** How {@linkcode get} makes its request. */
+export interface GetOptions extends Partial<AskOptions> {
+  /** The mark: a name such as `"EF"` (the default), or a number from 0 to 63. */
+  readonly dscp?: string | number;
+}
+
+/**
+ * One marked GET, for other programs.
+ *
+ * ```ts
+ * import { get } from "./main.ts";
+ * const server = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
+ * const { left } = await get(`http://127.0.0.1:${server.addr.port}/`, { dscp: "AF41" });
+ * console.log(left.proved, left.packets[0].tos); // true 136
+ * await server.shutdown();
+ * ```
+ *
+ * @param sink where the reply goes; without one it is read and thrown away
+ * @throws {Failure} whatever went wrong, with its exit code and the exchange as far as it came
+ * @throws {RangeError} not a DSCP
+ * @throws whatever the sink throws
+ */
+export async function get(
+  url: string,
+  options: GetOptions = {},
+  sink: Sink = {},
+): Promise<Exchange> {
+  const { dscp = "EF", ...rest } = options;
+  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
+  const given = Object.entries(rest).filter(([, value]) => value !== undefined);
+  const how: AskOptions = { ...ASK_DEFAULTS, ...Object.fromEntries(given) };
+  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), how, sink);
+  if (exchange.failure === null) return exchange;
+  exchange.failure.exchange = exchange;
+  throw exchange.failure;
+}
+
 // ─── Reply ──────────────────────────────────────────────────────────────────────────────────────
 
 /** A header or trailer of a reply. */
@@ -1081,9 +1142,9 @@ export async function readReply(
   const { arrivedTos: tos } = source;
   let stop: (reason: unknown) => void = () => {};
   signal?.addEventListener("abort", () => stop(signal.reason));
-  const pass = async (pass: () => void | Promise<void>) => {
+  const pass = async (give: () => void | Promise<void>) => {
     try {
-      const passing = pass();
+      const passing = give();
       if (passing === undefined) return;
       signal?.throwIfAborted();
       // Not Promise.race, which would keep something of every piece until the end of the reply.
@@ -1690,6 +1751,71 @@ function jsonLine(object: unknown): string {
   ) + "\n";
 }
 
+/** One request, its report or JSON. @returns `undefined` if it found nobody any more */
+async function single(place: Place, options: Options): Promise<Failure | null | undefined> {
+  const how = askOptions(options), limits = new Limits(how), body = new BodyEnd();
+  const isReported = !options.json && !options.silent;
+  let under: Exchange | null = null, shown = 0;
+  const show = (exchange: Exchange, isOver: boolean) => {
+    if (!isReported || exchange.failure?.code === Exit.cannotRun) return;
+    const lines = report(exchange, place.isBuiltIn, isOver);
+    if (isOver) body.endLine();
+    toStandardError(lines.slice(shown).join(""));
+    shown = Math.max(shown, lines.length);
+  };
+  using _signals = onInterrupt((code) => {
+    if (Deno.stderr.isTerminal()) toStandardError("\n");
+    limits.stop(new Failure(code, "interrupted"));
+  });
+  const watch = (exchange: Exchange) => {
+    under = exchange;
+    // What takes long shows what is known of it, until its body does.
+    const look = () => {
+      if (under === null || under.reply !== null) return;
+      show(exchange, false);
+      pause(1000).then(look);
+    };
+    pause(1000).then(look);
+  };
+  const sink = body.watching(sinkFor(options));
+  const exchange = await ask(place.target, options.marks[0], how, sink, { limits, watch });
+  under = null;
+  if (await place.hasGone(exchange)) return undefined;
+  const { failure } = exchange;
+  // With standard output gone there is nobody to report to.
+  if (failure?.code === Exit.cannotWrite) return failure;
+  if (options.json) await toStandardOutput(json(place, exchange, failure));
+  else show(exchange, true);
+  return failure;
+}
+
+/** How the body ends that is printed on the same terminal as the report. */
+class BodyEnd {
+  #isOpen = false;
+
+  /** The sink, looked at as it prints on a terminal. */
+  watching(sink: Sink): Sink {
+    if (sink.body === undefined || !Deno.stdout.isTerminal()) return sink;
+    const print = sink.body;
+    const body = (piece: Uint8Array) => {
+      // As curl does, which looks for a zero byte too.
+      if (piece.includes(0)) {
+        const hint = "redirect it, with > FILE or through a pipe";
+        throw new Failure(Exit.cannotWrite, "the reply is binary and can mess up a terminal", hint);
+      }
+      this.#isOpen = piece.at(-1) !== LF;
+      return print(piece);
+    };
+    return { ...sink, body };
+  }
+
+  /** Ends a line that the body has left open. */
+  endLine(): void {
+    if (this.#isOpen && Deno.stderr.isTerminal()) toStandardError("\n");
+    this.#isOpen = false;
+  }
+}
+
 // ─── Series ─────────────────────────────────────────────────────────────────────────────────────
 
 /** Whether a run is for its times. */
@@ -2135,6 +2261,36 @@ export class Trace implements AsyncIterable<Hop> {
       `between ${hopName(change.after)} and ${hopName(change.at)}${more}`;
     return new Failure(Exit.arrivedChanged, message, failure?.hint);
   }
+}
+
+/**
+ * The path to a URL's host, hop by hop, for other programs: what each router received of a mark.
+ *
+ * ```ts
+ * import { trace } from "./main.ts";
+ * const server = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
+ * const path = trace(`http://127.0.0.1:${server.addr.port}/`, { dscp: "AF41" });
+ * for await (const { hop, address, answer } of path) {
+ *   console.log(hop, address, answer); // 1 127.0.0.1 connected
+ * }
+ * console.log(path.changes, path.exchange?.reply?.status); // [] 200
+ * await server.shutdown();
+ * ```
+ *
+ * On IPv6 routers show the whole mark to anybody, on IPv4 to a process with CAP_NET_RAW. What goes
+ * wrong is not thrown: it is the trace's `failure`.
+ *
+ * @param sink where the reply goes; without one it is read and thrown away
+ * @throws {Failure} a bad URL or header
+ * @throws {RangeError} not a DSCP, or not a number of hops
+ */
+export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}): Trace {
+  const { dscp = "EF", maxHops = 30, ...rest } = options;
+  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
+  if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
+  const how = { ...ASK_DEFAULTS, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
+  const target = parseTarget(url);
+  return new Trace(parseDscp(String(dscp)), () => prepareTrace(target, how, sink));
 }
 
 /** The row of the hop that came last, below the table's head if it is the first. */
@@ -2658,8 +2814,6 @@ class Log {
   }
 }
 
-// ─── Main ───────────────────────────────────────────────────────────────────────────────────────
-
 /** Where requests go: somebody's server, or one of our own that is closed with the place. */
 interface Place extends AsyncDisposable {
   readonly target: Target;
@@ -2719,161 +2873,7 @@ function listen(hostname: string, port: number): Deno.TcpListener | null {
   }
 }
 
-/** How the command line wants its requests made. @throws {Failure} 77 or 103, about `--cacert` */
-function askOptions(options: Options): AskOptions {
-  const { cacert, insecure } = options;
-  const caCerts = cacert === null ? [] : [readCertificates(cacert)];
-  return { ...options, trust: cacert !== null || insecure ? { caCerts, insecure } : null };
-}
-
-/** @throws {Failure} the file cannot be read (77), or may not (103) */
-function readCertificates(file: string): string {
-  if (!isGranted({ name: "read", path: file })) {
-    const hint = `run with --allow-read or --allow-read=${printable(file)}`;
-    throw new Failure(Exit.cannotRun, `no permission to read ${quote(file)}`, hint);
-  }
-  let text: string;
-  try {
-    text = Deno.readTextFileSync(file);
-  } catch (error) {
-    const why = reason(error as Error).split(":")[0];
-    throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${why}`);
-  }
-  if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
-  throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
-}
-
-/** How {@linkcode get} makes its request. */
-export interface GetOptions extends Partial<AskOptions> {
-  /** The mark: a name such as `"EF"` (the default), or a number from 0 to 63. */
-  readonly dscp?: string | number;
-}
-
-/**
- * One marked GET, for other programs.
- *
- * ```ts
- * import { get } from "./main.ts";
- * const server = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
- * const { left } = await get(`http://127.0.0.1:${server.addr.port}/`, { dscp: "AF41" });
- * console.log(left.proved, left.packets[0].tos); // true 136
- * await server.shutdown();
- * ```
- *
- * @param sink where the reply goes; without one it is read and thrown away
- * @throws {Failure} whatever went wrong, with its exit code and the exchange as far as it came
- * @throws {RangeError} not a DSCP
- * @throws whatever the sink throws
- */
-export async function get(
-  url: string,
-  options: GetOptions = {},
-  sink: Sink = {},
-): Promise<Exchange> {
-  const { dscp = "EF", ...rest } = options;
-  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
-  const given = Object.entries(rest).filter(([, value]) => value !== undefined);
-  const how: AskOptions = { ...ASK_DEFAULTS, ...Object.fromEntries(given) };
-  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), how, sink);
-  if (exchange.failure === null) return exchange;
-  exchange.failure.exchange = exchange;
-  throw exchange.failure;
-}
-
-/**
- * The path to a URL's host, hop by hop, for other programs: what each router received of a mark.
- *
- * ```ts
- * import { trace } from "./main.ts";
- * const server = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
- * const path = trace(`http://127.0.0.1:${server.addr.port}/`, { dscp: "AF41" });
- * for await (const { hop, address, answer } of path) {
- *   console.log(hop, address, answer); // 1 127.0.0.1 connected
- * }
- * console.log(path.changes, path.exchange?.reply?.status); // [] 200
- * await server.shutdown();
- * ```
- *
- * On IPv6 routers show the whole mark to anybody, on IPv4 to a process with CAP_NET_RAW. What goes
- * wrong is not thrown: it is the trace's `failure`.
- *
- * @param sink where the reply goes; without one it is read and thrown away
- * @throws {Failure} a bad URL or header
- * @throws {RangeError} not a DSCP, or not a number of hops
- */
-export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}): Trace {
-  const { dscp = "EF", maxHops = 30, ...rest } = options;
-  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
-  if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
-  const how = { ...ASK_DEFAULTS, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
-  const target = parseTarget(url);
-  return new Trace(parseDscp(String(dscp)), () => prepareTrace(target, how, sink));
-}
-
-/** One request, its report or JSON. @returns `undefined` if it found nobody any more */
-async function single(place: Place, options: Options): Promise<Failure | null | undefined> {
-  const how = askOptions(options), limits = new Limits(how), body = new BodyEnd();
-  const isReported = !options.json && !options.silent;
-  let under: Exchange | null = null, shown = 0;
-  const show = (exchange: Exchange, isOver: boolean) => {
-    if (!isReported || exchange.failure?.code === Exit.cannotRun) return;
-    const lines = report(exchange, place.isBuiltIn, isOver);
-    if (isOver) body.endLine();
-    toStandardError(lines.slice(shown).join(""));
-    shown = Math.max(shown, lines.length);
-  };
-  using _signals = onInterrupt((code) => {
-    if (Deno.stderr.isTerminal()) toStandardError("\n");
-    limits.stop(new Failure(code, "interrupted"));
-  });
-  const watch = (exchange: Exchange) => {
-    under = exchange;
-    // What takes long shows what is known of it, until its body does.
-    const look = () => {
-      if (under === null || under.reply !== null) return;
-      show(exchange, false);
-      pause(1000).then(look);
-    };
-    pause(1000).then(look);
-  };
-  const sink = body.watching(sinkFor(options));
-  const exchange = await ask(place.target, options.marks[0], how, sink, { limits, watch });
-  under = null;
-  if (await place.hasGone(exchange)) return undefined;
-  const { failure } = exchange;
-  // With standard output gone there is nobody to report to.
-  if (failure?.code === Exit.cannotWrite) return failure;
-  if (options.json) await toStandardOutput(json(place, exchange, failure));
-  else show(exchange, true);
-  return failure;
-}
-
-/** How the body ends that is printed on the same terminal as the report. */
-class BodyEnd {
-  #isOpen = false;
-
-  /** The sink, looked at as it prints on a terminal. */
-  watching(sink: Sink): Sink {
-    if (sink.body === undefined || !Deno.stdout.isTerminal()) return sink;
-    const print = sink.body;
-    const body = (piece: Uint8Array) => {
-      // As curl does, which looks for a zero byte too.
-      if (piece.includes(0)) {
-        const hint = "redirect it, with > FILE or through a pipe";
-        throw new Failure(Exit.cannotWrite, "the reply is binary and can mess up a terminal", hint);
-      }
-      this.#isOpen = piece.at(-1) !== LF;
-      return print(piece);
-    };
-    return { ...sink, body };
-  }
-
-  /** Ends a line that the body has left open. */
-  endLine(): void {
-    if (this.#isOpen && Deno.stderr.isTerminal()) toStandardError("\n");
-    this.#isOpen = false;
-  }
-}
+// ─── Main ───────────────────────────────────────────────────────────────────────────────────────
 
 /** Runs the script. @returns the exit code */
 export async function main(args: readonly string[]): Promise<number> {
