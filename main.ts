@@ -70,7 +70,7 @@ export const Exit = {
   notProved: 104,
 } as const;
 
-/** What ends a run: an exit code, one line for a person, and perhaps a hint what to do. */
+/** What ends a run: an exit code, one line for a person, and perhaps a hint on what to do. */
 export class Failure extends Error {
   /** `Failure`. */
   override name = "Failure";
@@ -582,7 +582,7 @@ function checkHeader(name: string, value: string, text = `${name}: ${value}`): v
 }
 
 /** How the command line wants its requests made. @throws {Failure} 77 or 103, about `--cacert` */
-function askOptions(options: Options): AskOptions {
+function askOptionsOf(options: Options): AskOptions {
   const { cacert, insecure } = options;
   const caCerts = cacert === null ? [] : [readCertificates(cacert)];
   return { ...options, trust: cacert !== null || insecure ? { caCerts, insecure } : null };
@@ -996,8 +996,8 @@ export async function get(
   const { dscp = "EF", ...rest } = options;
   for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
   const given = Object.entries(rest).filter(([, value]) => value !== undefined);
-  const how: AskOptions = { ...ASK_DEFAULTS, ...Object.fromEntries(given) };
-  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), how, sink);
+  const askOptions: AskOptions = { ...ASK_DEFAULTS, ...Object.fromEntries(given) };
+  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), askOptions, sink);
   if (exchange.failure === null) return exchange;
   exchange.failure.exchange = exchange;
   throw exchange.failure;
@@ -1324,20 +1324,20 @@ function framingOf(reply: Reply): number | "chunked" {
 }
 
 async function readLength(reader: Reader, length: number, pass: Pass): Promise<void> {
-  for (let left = length; left > 0;) {
+  for (let missing = length; missing > 0;) {
     if (reader.from === reader.to && !await reader.fill()) {
       if (length === Infinity) return;
-      throw endedEarly(`${left} of ${plural(length, "byte")} are missing`);
+      throw endedEarly(`${missing} of ${plural(length, "byte")} are missing`);
     }
-    const piece = reader.take(left);
-    left -= piece.length;
+    const piece = reader.take(missing);
+    missing -= piece.length;
     await pass(piece);
   }
 }
 
 /** RFC 9112 section 7.1; the data of all chunks that are here is moved together and passed on. */
 async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<void> {
-  let size = 0, left = 0, next: "size" | "data" | "end" | "trailers" = "size";
+  let size = 0, missing = 0, next: "size" | "data" | "end" | "trailers" = "size";
   for (;;) {
     const { buffer } = reader;
     let start = reader.from, end = start;
@@ -1345,14 +1345,14 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
       while (next !== "trailers") {
         const at = reader.from, here = reader.to - at;
         if (next === "data") {
-          const count = Math.min(left, here);
+          const count = Math.min(missing, here);
           if (count === 0) break;
           if (end === start) start = end = at;
           if (end !== at) buffer.copyWithin(end, at, at + count);
           end += count;
           reader.from += count;
-          left -= count;
-          if (left === 0) next = "end";
+          missing -= count;
+          if (missing === 0) next = "end";
         } else if (next === "end") {
           const length = buffer[at] === CR ? 2 : 1;
           if (here < length) break;
@@ -1362,7 +1362,7 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
         } else {
           const length = reader.lineLength();
           if (length === 0) break;
-          size = left = chunkSize(buffer, at);
+          size = missing = chunkSize(buffer, at);
           reader.from += length;
           next = size > 0 ? "data" : "trailers";
         }
@@ -1372,8 +1372,8 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
     }
     if (next === "trailers") return;
     if (await reader.fill()) continue;
-    const where = left > 0
-      ? `${left} of a chunk's ${plural(size, "byte")} are missing`
+    const where = missing > 0
+      ? `${missing} of a chunk's ${plural(size, "byte")} are missing`
       : "before the last chunk";
     throw endedEarly(`${where}, after ${plural(reply.bodyBytes, "byte")}`);
   }
@@ -1753,9 +1753,9 @@ function jsonLine(object: unknown): string {
 
 /** One request, its report or JSON. @returns `undefined` if it found nobody any more */
 async function single(place: Place, options: Options): Promise<Failure | null | undefined> {
-  const how = askOptions(options), limits = new Limits(how), body = new BodyEnd();
+  const askOptions = askOptionsOf(options), limits = new Limits(askOptions), body = new BodyEnd();
   const isReported = !options.json && !options.silent;
-  let under: Exchange | null = null, shown = 0;
+  let current: Exchange | null = null, shown = 0;
   const show = (exchange: Exchange, isOver: boolean) => {
     if (!isReported || exchange.failure?.code === Exit.cannotRun) return;
     const lines = report(exchange, place.isBuiltIn, isOver);
@@ -1768,18 +1768,18 @@ async function single(place: Place, options: Options): Promise<Failure | null | 
     limits.stop(new Failure(code, "interrupted"));
   });
   const watch = (exchange: Exchange) => {
-    under = exchange;
+    current = exchange;
     // What takes long shows what is known of it, until its body does.
     const look = () => {
-      if (under === null || under.reply !== null) return;
+      if (current === null || current.reply !== null) return;
       show(exchange, false);
       pause(1000).then(look);
     };
     pause(1000).then(look);
   };
   const sink = body.watching(sinkFor(options));
-  const exchange = await ask(place.target, options.marks[0], how, sink, { limits, watch });
-  under = null;
+  const exchange = await ask(place.target, options.marks[0], askOptions, sink, { limits, watch });
+  current = null;
   if (await place.hasGone(exchange)) return undefined;
   const { failure } = exchange;
   // With standard output gone there is nobody to report to.
@@ -2012,10 +2012,10 @@ export function verdict(rows: readonly Row[], width = 80): string {
     const name = nameOf(rows[at].mark), factor = Math.max(one.ratio, 1 / one.ratio);
     const times = `${factor.toFixed(factor < 10 ? 2 : 0)} times`;
     const word = one.ratio > 1 ? "faster" : "slower";
-    if (one.differs) real.push(`${name} is ${times} ${word} (p = ${one.p.toPrecision(2)})`);
+    if (one.differs) real.push(`${name} is ${times} ${word} (p = ${shortP(one.p)})`);
     else same.push({ name, p: one.p });
   }
-  const p = Math.min(...same.map(({ p }) => p)).toPrecision(2);
+  const p = shortP(Math.min(...same.map(({ p }) => p)));
   const names = same.length > 4 ? `${same.length} others` : same.map(({ name }) => name).join(", ");
   if (same.length > 0) {
     real.push(`no difference seen for ${names} (p ${same.length > 1 ? "≥" : "="} ${p})`);
@@ -2024,6 +2024,11 @@ export function verdict(rows: readonly Row[], width = 80): string {
     `Against ${nameOf(first!.against)}, median total time: ${real.join(", ")}.`,
     width,
   );
+}
+
+/** A probability in few characters: `0.021`, `5.2e-6`. */
+function shortP(p: number): string {
+  return p < 0.001 ? p.toExponential(1) : p.toPrecision(2);
 }
 
 /** The rows as one line of JSON. */
@@ -2057,7 +2062,8 @@ function summaryJson(rows: readonly Row[]): string {
 async function series(place: Place, options: Options): Promise<Failure | null | undefined> {
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
-  const how = askOptions(options), limits = new Limits(how), sink = sinkFor(options);
+  const askOptions = askOptionsOf(options), limits = new Limits(askOptions);
+  const sink = sinkFor(options);
   const screen = new Screen(!options.json && !options.silent);
   const result = async () => {
     screen.clear();
@@ -2075,13 +2081,13 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
     limits.stop(end);
   });
   let first: Failure | null = null, done = 0;
-  await warmUp(place.target, options.marks[0], how);
+  await warmUp(place.target, options.marks[0], askOptions);
   for (let round = 1; round <= options.count; round++) {
     for (const row of rows) {
       if (done > 0 && options.interval > 0) {
         await Promise.race([pause(options.interval * 1000), interrupted.promise]);
       }
-      const exchange = end ?? await ask(place.target, row.mark, how, sink, { limits });
+      const exchange = end ?? await ask(place.target, row.mark, askOptions, sink, { limits });
       if (end !== null || exchange instanceof Failure) {
         if (done > 0) await result();
         return end;
@@ -2114,10 +2120,10 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
 async function warmUp({ isHttps }: Target, mark: Mark, options: AskOptions): Promise<void> {
   if (!isGranted({ name: "net", host: DEFAULT_HOST })) return;
   await using place = builtInServer(Deno.listen({ hostname: DEFAULT_HOST, port: 0 }));
-  const how = { ...options, family: options.family && 4 as const, maxTime: 1 };
+  const local = { ...options, family: options.family && 4 as const, maxTime: 1 };
   // The built-in server does not speak TLS; a handshake that fails warms most of it up.
-  if (isHttps) await ask({ ...place.target, isHttps }, mark, how, {});
-  for (let at = 0; at < 16; at++) await ask(place.target, mark, how, {});
+  if (isHttps) await ask({ ...place.target, isHttps }, mark, local, {});
+  for (let at = 0; at < 16; at++) await ask(place.target, mark, local, {});
 }
 
 /** Lines on a terminal's standard error that are replaced by newer ones. */
@@ -2288,9 +2294,9 @@ export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}):
   const { dscp = "EF", maxHops = 30, ...rest } = options;
   for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
   if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
-  const how = { ...ASK_DEFAULTS, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
+  const askOptions = { ...ASK_DEFAULTS, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
   const target = parseTarget(url);
-  return new Trace(parseDscp(String(dscp)), () => prepareTrace(target, how, sink));
+  return new Trace(parseDscp(String(dscp)), () => prepareTrace(target, askOptions, sink));
 }
 
 /** The row of the hop that came last, below the table's head if it is the first. */
@@ -2415,8 +2421,8 @@ function marksReport(all: readonly Trace[], width: number): string {
  */
 async function traces(place: Place, options: Options): Promise<Failure | null | undefined> {
   const { marks } = options, isMany = marks.length > 1, width = widthOf(Deno.stdout);
-  const how = { ...askOptions(options), maxHops: options.maxHops };
-  const traced = await prepareTrace(place.target, how, sinkFor(options), isMany, true);
+  const askOptions = { ...askOptionsOf(options), maxHops: options.maxHops };
+  const traced = await prepareTrace(place.target, askOptions, sinkFor(options), isMany, true);
   using climb = traced.climb;
   const all = marks.map((mark) => new Trace(mark, () => Promise.resolve(traced)));
   const isQuiet = options.json || options.silent;
@@ -2446,13 +2452,13 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
     // Without a permission or libc no other mark would fare better.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
-  if (isMany) await askAgain(climb, all, how);
+  if (isMany) await askAgain(climb, all, askOptions);
   await toStandardOutput(result());
   if (!isQuiet && !isMany) toStandardError(report(all[0].exchange!, place.isBuiltIn).join(""));
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
   if (!isQuiet && isHidden) {
-    const how = "run as root, or sudo setcap cap_net_raw+ep on a copy of deno";
-    toStandardError(wrapped(`hint: to see the whole mark at routers on IPv4, ${how}`, 80));
+    const way = "run as root, or sudo setcap cap_net_raw+ep on a copy of deno";
+    toStandardError(wrapped(`hint: to see the whole mark at routers on IPv4, ${way}`, 80));
   }
   const failures = all.flatMap(({ failure }) => failure ?? []);
   const first = failures.find(({ code }) => code === Exit.arrivedChanged) ?? failures[0] ?? null;
