@@ -20,8 +20,8 @@ import { parseArgs } from "node:util";
 import { dial } from "../ffi/mod.ts";
 import { quantile } from "../main.ts";
 import { Chain, CHAIN_SERVER } from "./support/namespaces.ts";
-import { Background, cpuTicks, MAIN, missing } from "./support/processes.ts";
-import { FarEnd, startNginx } from "./support/servers.ts";
+import { Background, cpuTicks, execute, MAIN, missing } from "./support/processes.ts";
+import { Certificates, FarEnd, startNginx } from "./support/servers.ts";
 
 // ─── Limits ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -38,6 +38,7 @@ const LIMITS: Record<string, number> = {
   "a million chunks, ours / curl": 5,
   "-n 10000 / bare unmarked loop": 1.35,
   "memory after 10,000 above that after 100": 8,
+  "first request of an https series / median of 20": 5,
   "Deno.serve / --serve -s": 1.67,
   "memory of --serve after the runs": 100,
   "--serve with slow clients: processor": 10,
@@ -397,6 +398,27 @@ async function manyRequests(runs: number): Promise<void> {
   const grownLoop = await growth(loop);
   const detail = `the loop: ${grownLoop.toFixed(1)}`;
   show("series", "memory after 10,000 above that after 100", grown, "MiB", detail);
+  await firstOverTls();
+}
+
+/** Whether the first request of an https series pays for loading TLS. */
+async function firstOverTls(): Promise<void> {
+  const name = "first request of an https series / median of 20";
+  if (missing(["openssl", "nginx"]).length > 0) {
+    return say(`  not measured, as openssl or nginx is missing: ${name}`);
+  }
+  await using made = await Certificates.create();
+  const port = freePort();
+  const files = `ssl_certificate ${made.certificate}; ssl_certificate_key ${made.key};`;
+  const server = `server { listen 127.0.0.1:${port} ssl; ${files} return 200 "ok"; }`;
+  await using _nginx = await startNginx(made.folder, server);
+  const { stdout } = await execute(
+    dscpGet("-k", "--json", "-n", "20", `https://127.0.0.1:${port}/`),
+  );
+  const times = stdout.trim().split("\n").map((line) => JSON.parse(line).milliseconds?.total)
+    .filter((time) => time !== undefined);
+  const detail = `${times[0].toFixed(1)} / ${median(times).toFixed(1)} ms`;
+  show("series", name, times[0] / median(times), "×", detail);
 }
 
 /**
