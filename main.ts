@@ -1043,7 +1043,7 @@ class SinkError {
 
 const HEAD_LIMIT = 256 * 1024;
 // A small reply takes no more memory than it needs; large pieces cost less for each byte.
-const FIRST_READ = 16 * 1024;
+const FIRST_READ = 4 * 1024;
 
 /** What has come on a connection and was not used yet. */
 class Reader {
@@ -1082,7 +1082,8 @@ class Reader {
   #makeRoom(): void {
     const unused = this.buffer.subarray(this.from, this.to);
     if (unused.length === HEAD_LIMIT) throw badReply("a line is longer than 256 KiB");
-    if (this.buffer.length < HEAD_LIMIT) this.buffer = new Uint8Array(HEAD_LIMIT);
+    const size = Math.min(16 * this.buffer.length, HEAD_LIMIT);
+    if (size > this.buffer.length) this.buffer = new Uint8Array(size);
     this.buffer.set(unused);
     this.#searched = Math.max(0, this.#searched - this.from);
     this.from = 0;
