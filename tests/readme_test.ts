@@ -240,6 +240,9 @@ testWith(NEEDS, "the README's comparison of marks is what a run prints", async (
   const [written, printed] = [shape(COMPARED), shape(stdout)];
   const sentence = written.pop()!;
   assert.deepEqual(written, printed.slice(0, written.length));
+  const counts = (text: string) =>
+    text.split("\n").slice(2, 5).map((line) => line.split(/ +/).slice(0, 6));
+  assert.deepEqual(counts(COMPARED), counts(stdout), "requests, failed and wrong are exact");
   // A run may see a difference, by chance; so the sentence is that of equal times.
   const rows = [["EF", 0xb8], ["AF41", 0x88], ["DF", 0]].map(([name, tos]) => {
     const row = new Row({ ...markOf(Number(tos)), name: String(name) });
