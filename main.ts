@@ -1486,7 +1486,13 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
   const peer = valueOf("arrived-peer");
   const isOther = peer !== "" && peer !== plainEnd(connection.localAddr);
   const { markedSyn } = connection, first = markedSyn ? mark.tos : 0;
-  const reported = [["SYN", first, syn], ["ACK", first, ack], ["data", mark.tos, data]] as const;
+  // A marked request may overtake an unmarked ACK, and end the handshake in its place.
+  const isRequest = !markedSyn && ack !== null && sameDscp(ack, mark.tos);
+  const reported = [
+    ["SYN", first, syn],
+    ["ACK", first, isRequest ? null : ack],
+    ["data", mark.tos, data],
+  ] as const;
   const packets = reported.flatMap(([packet, sent, arrived]) =>
     isOther || arrived === null ? [] : [{ packet, sent, arrived }]
   );

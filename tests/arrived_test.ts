@@ -292,3 +292,22 @@ testWith(
     assert.equal(syn.tos, 0x88, "tcpdump agrees");
   },
 );
+
+testWith(
+  [...NEEDS, "tc"],
+  "a marked request that overtakes its unmarked ACK is no change by the path",
+  async () => {
+    await using network = await Network.create();
+    const tc = (words: string) => network.router.run("tc", ...words.split(" "));
+    await tc("qdisc add dev r1 root handle 1: htb default 20");
+    await tc("class add dev r1 parent 1: classid 1:10 htb rate 100mbit");
+    await tc("class add dev r1 parent 1: classid 1:20 htb rate 8kbit burst 1 cburst 1");
+    const isEf = "match ip dsfield 0xb8 0xfc flowid 1:10";
+    await tc(`filter add dev r1 parent 1: protocol ip u32 ${isEf}`);
+    const { code, stderr, json, arrived } = await across(network, SERVER.ipv4);
+    // The SYN, and then not its ACK.
+    assert.deepEqual(arrived.slice(0, 2), [0x00, 0xb8]);
+    assert.deepEqual(json.arrived, { syn: 0x00, ack: 0xb8, data: null });
+    assert.equal(code, 0, stderr);
+  },
+);
