@@ -16,7 +16,7 @@
  */
 
 import { prepareConnect } from "./ffi/conn.ts";
-import { makeBlocking, widenPipe } from "./ffi/libc.ts";
+import { makeBlocking, pause, widenPipe } from "./ffi/libc.ts";
 import type { Climb } from "./ffi/path.ts";
 import {
   type Arrived,
@@ -109,6 +109,7 @@ function plural(count: number, unit: string): string {
 
 /** Text in lines of at most `width` columns, each with its end; a longer word has its own. */
 function wrapped(text: string, width: number): string {
+  width = Math.max(1, width);
   return text.replace(new RegExp(`(\\S{${width},}|.{1,${width}})(?: |$)`, "g"), "$1\n");
 }
 
@@ -138,13 +139,6 @@ function onInterrupt(stop: (code: number) => void): Disposable {
 function reason(error: Error): string {
   const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$|: $/, "");
   return printable(bare.replace(/^[A-Z](?![A-Z])/, (c) => c.toLowerCase()));
-}
-
-/** Waits; the first setTimeout of a process takes 12 ms, a sixth of a plain run, and this 1 ms. */
-function pause(milliseconds: number): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  AbortSignal.timeout(milliseconds).onabort = () => resolve();
-  return promise;
 }
 
 // ─── Usage ──────────────────────────────────────────────────────────────────────────────────────
@@ -207,125 +201,97 @@ const SHELLS: readonly Shell[] = ["bash", "zsh", "fish"];
 /** What the command line asks for. */
 export type Options = Readonly<typeof DEFAULTS>;
 
-/**
- * One option of the command line: its label in the help, where it has a value's name unless it is a
- * switch; its help; and how a value is stored, with the option as it was given.
- */
-type Option = readonly [label: string, help: string, store: Store];
+/** The help of an option, and how its value is stored; `given` is the option as it was written. */
+type Option = readonly [help: string, store: Store];
 type Store = (o: { -readonly [K in keyof Options]: Options[K] }, v: string, given: string) => void;
 
-const OPTIONS: Record<string, readonly Option[]> = {
-  "The mark": [
-    [
-      "-d, --dscp NAME[,NAME…]",
-      `EF (the default), VA or VOICE-ADMIT, LE, DF or BE,
-CS0 to CS7, AF11 to AF43, or a number from 0 to 63;
-several take turns; all is the 64 of them`,
+const OPTIONS: Record<string, Record<string, Option>> = {
+  "The mark": {
+    "-d, --dscp NAME[,NAME…]": [
+      "EF (the default), VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a number from 0 to 63; several take turns; all is the 64 of them",
       (o, v) => o.marks = [...o.marks === DEFAULTS.marks ? [] : o.marks, ...parseMarks(v)],
     ],
-    [
-      "    --tos BYTE",
-      `the whole ToS byte or Traffic Class, such as 184 or
-0xB8; ECN bits 0`,
+    "    --tos BYTE": [
+      "the whole ToS byte or Traffic Class, such as 184 or 0xB8; ECN bits 0",
       (o, v) => o.marks = [orUsage(() => parseTos(v), byteHint(v))],
     ],
-    [
-      "    --mark-syn",
-      `mark the handshake too: on a busy link an unmarked SYN
-waits in the queue`,
+    "    --mark-syn": [
+      "mark the handshake too: on a busy link an unmarked SYN waits in the queue",
       (o) => o.markSyn = true,
     ],
-  ],
-  "The request": [
-    [
-      "-H, --header LINE",
-      `'Name: value' adds or replaces a header, 'Name:'
-removes one, 'Name;' sends it empty`,
+  },
+  "The request": {
+    "-H, --header LINE": [
+      "'Name: value' adds or replaces a header, 'Name:' removes one, 'Name;' sends it empty",
       (o, v) => o.headers = [...o.headers, parseHeader(v)],
     ],
-    ["-4, --ipv4", "IPv4 addresses only", (o) => o.family = 4],
-    ["-6, --ipv6", "IPv6 addresses only", (o) => o.family = 6],
-    [
-      "    --connect-timeout S",
+    "-4, --ipv4": ["IPv4 addresses only", (o) => o.family = 4],
+    "-6, --ipv6": ["IPv6 addresses only", (o) => o.family = 6],
+    "    --connect-timeout S": [
       "seconds to connect in (10; --trace 60); 0 is no limit",
       (o, v, given) => o.connectTimeout = parseSeconds(given, v),
     ],
-    [
-      "-m, --max-time S",
+    "-m, --max-time S": [
       "seconds for the whole request (30); 0 is no limit",
       (o, v, given) => o.maxTime = parseSeconds(given, v),
     ],
-    ["-k, --insecure", "https with any certificate", (o) => o.insecure = true],
-    [
-      "    --cacert FILE",
-      `https that trusts the certificates in FILE (PEM) and
-no others; needs --allow-read`,
+    "-k, --insecure": ["https with any certificate", (o) => o.insecure = true],
+    "    --cacert FILE": [
+      "https that trusts the certificates in FILE (PEM) and no others; needs --allow-read",
       (o, v) => o.cacert = v,
     ],
-  ],
-  "The output": [
-    ["-i, --include", "status line and headers before the body", (o) => o.include = true],
-    ["-f, --fail", "exit 22 on status 400 and above, without the body", (o) => o.fail = true],
-    [
-      "    --require-proof",
+  },
+  "The output": {
+    "-i, --include": ["status line and headers before the body", (o) => o.include = true],
+    "-f, --fail": ["exit 22 on status 400 and above, without the body", (o) => o.fail = true],
+    "    --require-proof": [
       "exit 104 if not all of the request was seen to leave",
       (o) => o.requireProof = true,
     ],
-    ["-s, --silent", "no report", (o) => o.silent = true],
-    ["-S, --show-error", "errors, as always: for scripts made for curl", () => {}],
-    ["    --json", "one JSON object instead of body and report", (o) => o.json = true],
-    [
-      "    --completions SHELL",
-      `the completion script of bash, zsh or fish, for an
-installed dscp-get`,
+    "-s, --silent": ["no report", (o) => o.silent = true],
+    "-S, --show-error": ["errors, as always: for scripts made for curl", () => {}],
+    "    --json": ["one JSON object instead of body and report", (o) => o.json = true],
+    "    --completions SHELL": [
+      "the completion script of bash, zsh or fish, for an installed dscp-get",
       (o, v) => o.print ??= parseShell(v),
     ],
-    ["-V, --version", "the version", (o) => o.print ??= "version"],
-    ["-h, --help", "this text", (o) => o.print ??= "help"],
-  ],
-  "Did the network care?": [
-    [
-      "-n, --count N",
-      `N rounds of requests, one after the other, and a table
-of their times`,
-      (o, v) => o.count = parseCount(v),
+    "-V, --version": ["the version", (o) => o.print ??= "version"],
+    "-h, --help": ["this text", (o) => o.print ??= "help"],
+  },
+  "Did the network care?": {
+    "-n, --count N": [
+      "N rounds of requests, one after the other, and a table of their times",
+      (o, v) => o.count = parseWhole("--count", v, 1_000_000),
     ],
-    [
-      "    --interval S",
+    "    --interval S": [
       "seconds between them (0)",
       (o, v, given) => o.interval = parseSeconds(given, v),
     ],
-  ],
-  "Where is the mark changed?": [
-    [
-      "    --trace",
-      `what each router on the path received, hop by hop, and
-between which two the mark is changed; exact on IPv6,
-on IPv4 as root`,
+  },
+  "Where is the mark changed?": {
+    "    --trace": [
+      "what each router on the path received, hop by hop, and between which two the mark is changed; exact on IPv6, on IPv4 as root",
       (o) => o.trace = true,
     ],
-    [
-      "    --max-hops N",
+    "    --max-hops N": [
       "the most hops to try, 1 to 64 (30)",
-      (o, v) => o.maxHops = parseHops(v),
+      (o, v) => o.maxHops = parseWhole("--max-hops", v, MAX_HOPS),
     ],
-  ],
-  "The far end": [
-    [
-      "    --serve [HOST:]PORT",
-      `answer GET and HEAD with the marks that arrived, until
-Ctrl-C; HOST is ${DEFAULT_HOST} unless given`,
+  },
+  "The far end": {
+    "    --serve [HOST:]PORT": [
+      `answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is ${DEFAULT_HOST} unless given`,
       (o, v) => o.serve = parseListen(v),
     ],
-  ],
+  },
 };
 
 /** The options one by one: `--name` is the last of the flags; a switch has `""` for a value. */
 function optionRows(): { flags: string[]; value: string; help: string; store: Store }[] {
-  return Object.values(OPTIONS).flat().map(([label, help, store]) => {
+  return Object.values(OPTIONS).flatMap(Object.entries<Option>).map(([label, [help, store]]) => {
     const [, short, long, value] = /^(-.)?[ ,]*(--[\w-]+) ?(.*)$/.exec(label)!;
     const flags = short === undefined ? [long] : [short, long];
-    return { flags, value, help: help.replaceAll("\n", " "), store };
+    return { flags, value, help, store };
   });
 }
 
@@ -346,9 +312,9 @@ function commandLine(): string {
 function usage(width: number): string {
   const indent = " ".repeat(width < 72 ? 8 : 26);
   const filled = (text: string) =>
-    wrapped(text.replaceAll("\n", " "), width - indent.length).replace(/^/gm, indent).trimEnd();
+    wrapped(text, width - indent.length).replace(/^/gm, indent).trimEnd();
   const groups = Object.entries(OPTIONS).map(([title, options]) => {
-    const rows = options.map(([label, help]) => {
+    const rows = Object.entries(options).map(([label, [help]]) => {
       const start = `  ${label}`.padEnd(indent.length);
       const isAlone = start.length > indent.length;
       return `${start}${isAlone ? "\n" + filled(help) : filled(help).slice(indent.length)}\n`;
@@ -526,25 +492,19 @@ function byteHint(text: string): string | undefined {
   return /^[0-9a-f]{2}$/i.test(text) ? `did you mean hexadecimal? --tos 0x${text}` : undefined;
 }
 
-function parseCount(text: string): number {
-  const max = 1_000_000;
-  const count = /^[1-9]\d*$/.test(text) ? Number(text) : NaN;
-  if (count <= max) return count;
-  throw usageError(`--count takes a number from 1 to ${max}, not ${quote(text)}`);
+function parseWhole(option: string, text: string, max: number): number {
+  const number = /^[1-9]\d*$/.test(text) ? Number(text) : NaN;
+  if (number <= max) return number;
+  throw usageError(`${option} takes a number from 1 to ${max}, not ${quote(text)}`);
 }
 
-function parseHops(text: string): number {
-  const hops = /^[1-9]\d?$/.test(text) ? Number(text) : NaN;
-  if (hops <= MAX_HOPS) return hops;
-  throw usageError(`--max-hops takes a number from 1 to ${MAX_HOPS}, not ${quote(text)}`);
-}
+// Timers hold milliseconds in 31 bits.
+const MAX_SECONDS = 2_147_483;
 
 function parseSeconds(option: string, text: string): number {
-  // Timers hold milliseconds in 31 bits.
-  const max = 2_147_483;
   const seconds = /^(\d+\.?\d*|\.\d+)$/.test(text) ? Number(text) : NaN;
-  if (seconds <= max) return seconds;
-  const range = `seconds from 0 to ${max}, such as 5 or 0.5`;
+  if (seconds <= MAX_SECONDS) return seconds;
+  const range = `seconds from 0 to ${MAX_SECONDS}, such as 5 or 0.5`;
   throw usageError(`${option} takes ${range}, not ${quote(text)}`);
 }
 
@@ -624,8 +584,7 @@ export interface Target {
 }
 
 function localTarget(host: string, port: number): Target {
-  const authority = formatAddress({ hostname: host, port });
-  return { url: `http://${authority}/`, isHttps: false, host, port, authority, path: "/" };
+  return parseTarget(formatAddress({ hostname: host, port }));
 }
 
 /** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
@@ -689,24 +648,17 @@ export interface Exchange {
 }
 
 /** How far a request has come, which decides what an error means. */
-type Stage = "connecting" | "securing" | "connected";
+type Stage = "listening" | "connecting" | "securing" | "connected";
 
 /** What a request may be given besides where and how. */
 interface AskContext {
   /** The limits of a series, which has one request after the other. */
   readonly limits?: Limits;
-  /** A connection to use in place of a new one. */
-  readonly opened?: Opened;
+  /** When it began, and what opens its connection. */
+  readonly started?: number;
+  readonly open?: typeof MarkedConn.connect;
   /** Gets the exchange as it begins, to look at while it is under way. */
   readonly watch?: (exchange: Exchange) => void;
-}
-
-/** A connection that was opened before its request. */
-interface Opened {
-  /** When it was begun, as `performance.now()` has it. */
-  readonly started: number;
-  /** Takes it over. @throws whatever kept it from being opened */
-  take(to: ConnectOptions): MarkedConn;
 }
 
 /**
@@ -718,7 +670,7 @@ async function ask(
   mark: Mark,
   options: AskOptions,
   sink: Sink,
-  { limits = new Limits(options), opened, watch }: AskContext = {},
+  { limits = new Limits(options), started, open = MarkedConn.connect, watch }: AskContext = {},
 ): Promise<Exchange> {
   const request = encodeRequest(target, options.headers);
   const to: ConnectOptions = {
@@ -734,7 +686,7 @@ async function ask(
   const exchange: Exchange = {
     target,
     mark,
-    started: opened?.started ?? performance.now(),
+    started: started ?? performance.now(),
     connection: null,
     reply: null,
     milliseconds: { connect: null, firstByte: null, total: null },
@@ -748,7 +700,7 @@ async function ask(
   let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
-    exchange.connection = conn = opened?.take(to) ?? await MarkedConn.connect(to, signal);
+    exchange.connection = conn = await open(to, signal);
     signal.throwIfAborted();
     milliseconds.connect = performance.now() - exchange.started;
     stage = "securing";
@@ -806,48 +758,44 @@ export function encodeRequest(target: Target, headers: readonly Header[]): Uint8
 
 /** The time limits of requests, one after the other. */
 class Limits {
-  readonly #connectTimeout: number;
-  readonly #maxTime: number;
   #abort = new AbortController();
-  /** When the request is over, and when its connecting is. */
-  #due = Infinity;
-  #connectDue = Infinity;
+  /** The limits of the request that is under way. */
+  #running: { doing: string; seconds: number; due: number }[] = [];
   /** Rings at `#ringsAt`; one is enough for many requests, as it looks at what is due then. */
   #alarm: AbortSignal | null = null;
   #ringsAt = Infinity;
+  /** Why all requests end, once somebody has stopped them. */
+  stopped: Failure | null = null;
 
-  constructor({ connectTimeout, maxTime }: Pick<AskOptions, "connectTimeout" | "maxTime">) {
-    this.#connectTimeout = connectTimeout;
-    this.#maxTime = maxTime;
-  }
+  constructor(private readonly options: Pick<AskOptions, "connectTimeout" | "maxTime">) {}
 
   /** Begins a request. @returns aborts, with a {@linkcode Failure}, when its time is over */
   begin(): AbortSignal {
-    const now = performance.now();
+    const { maxTime, connectTimeout } = this.options, now = performance.now();
     this.#abort = new AbortController();
-    this.#due = this.#maxTime === 0 ? Infinity : now + this.#maxTime * 1000;
-    this.#connectDue = this.#connectTimeout === 0 ? Infinity : now + this.#connectTimeout * 1000;
+    this.#running = Object.entries({ "the request": maxTime, connecting: connectTimeout })
+      .filter(([, seconds]) => seconds > 0)
+      .map(([doing, seconds]) => ({ doing, seconds, due: now + seconds * 1000 }));
     this.#watch();
-    return this.#abort.signal;
+    return this.stopped === null ? this.#abort.signal : AbortSignal.abort(this.stopped);
   }
 
   /** Lifts the limit on connecting. */
   connected(): void {
-    this.#connectDue = Infinity;
-    this.#watch();
+    this.#running = this.#running.filter(({ doing }) => doing !== "connecting");
   }
 
   /** Lifts both limits. */
   end(): void {
-    this.#due = this.#connectDue = Infinity;
-    // Nothing keeps the request in memory now, and an alarm that nobody hears no process alive.
+    this.#running = [];
+    // Releases the request's memory; without a listener the alarm keeps no process alive.
     this.#alarm?.removeEventListener("abort", this.#ring);
     this.#abort = new AbortController();
   }
 
   #watch(): void {
-    const due = Math.min(this.#due, this.#connectDue);
-    if (due === Infinity) return;
+    if (this.#running.length === 0) return;
+    const due = Math.min(...this.#running.map(({ due }) => due));
     if (this.#alarm === null || this.#alarm.aborted || due < this.#ringsAt) {
       this.#alarm?.removeEventListener("abort", this.#ring);
       this.#alarm = AbortSignal.timeout(Math.max(0, due - performance.now()));
@@ -857,19 +805,19 @@ class Limits {
   }
 
   readonly #ring = (): void => {
-    const now = performance.now();
-    if (now >= this.#due) this.#expire("the request", this.#maxTime);
-    else if (now >= this.#connectDue) this.#expire("connecting", this.#connectTimeout);
-    else this.#watch();
+    const over = this.#running.find(({ due }) => performance.now() >= due);
+    if (over === undefined) return this.#watch();
+    const message = `${over.doing} took longer than ${plural(over.seconds, "second")}`;
+    this.#end(new Failure(Exit.timeout, message));
   };
 
-  #expire(doing: string, seconds: number): void {
-    const message = `${doing} took longer than ${plural(seconds, "second")}`;
-    this.stop(new Failure(Exit.timeout, message));
+  /** Ends the request that is under way, and all that follow. */
+  stop(failure: Failure): void {
+    this.stopped = failure;
+    this.#end(failure);
   }
 
-  /** Ends the request that is under way. */
-  stop(failure: Failure): void {
+  #end(failure: Failure): void {
     const abort = this.#abort;
     this.end();
     abort.abort(failure);
@@ -877,7 +825,7 @@ class Limits {
 }
 
 /** Whatever was thrown, as a failure that a person can read: the one place that translates errors. */
-function failureOf(error: unknown, stage: Stage | null = null, to?: ConnectOptions): Failure {
+function failureOf(error: unknown, stage: Stage | null = null, to?: Where): Failure {
   if (error instanceof Failure) return error;
   if (!(error instanceof Error)) return new Failure(Exit.cannotRun, printable(String(error)));
   if (error instanceof CannotRunError) {
@@ -894,13 +842,22 @@ function failureOf(error: unknown, stage: Stage | null = null, to?: ConnectOptio
   if (stage === "connecting" && markErrors.some((type) => error instanceof type)) {
     return new Failure(Exit.notMarked, `the kernel did not accept the mark: ${error.message}`);
   }
+  if (stage === "listening") {
+    const message = `cannot listen on ${formatAddress(to!)}: ${reason(error)}`;
+    return new Failure(Exit.cannotConnect, message);
+  }
   if (stage === "connecting") return connectFailure(error, to!);
   if (stage === "securing") return tlsFailure(error);
   if (stage === null) return new Failure(Exit.cannotRun, printable(error.message));
   return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error)}`);
 }
 
-function connectFailure(error: Error, { hostname, port, family, trust }: ConnectOptions): Failure {
+type Where = Pick<ConnectOptions, "hostname" | "port"> & Partial<ConnectOptions>;
+
+function connectFailure(
+  error: Error,
+  { hostname, port, family = null, trust = null }: Where,
+): Failure {
   const where = formatAddress({ hostname, port });
   const isUnknown = error.message.startsWith("failed to lookup address information");
   // A zone that does not exist is 7, as curl has it.
@@ -942,7 +899,7 @@ function tlsFailure(error: Error): Failure {
 }
 
 /** Says which permission is missing, by asking for each. */
-function permissionFailure(error: Error, to?: ConnectOptions): Failure {
+function permissionFailure(error: Error, to?: Where): Failure {
   return (to === undefined ? null : missingPermission(to)) ??
     new Failure(
       Exit.cannotRun,
@@ -973,6 +930,22 @@ export interface GetOptions extends Partial<AskOptions> {
 }
 
 /**
+ * The options of a program with the defaults for those left out.
+ *
+ * @throws {Failure | RangeError} a bad header, or no time limit
+ */
+function complete<T extends GetOptions>(defaults: T, options: { [K in keyof T]?: unknown }): T {
+  const given = Object.entries(options).filter(([, value]) => value !== undefined);
+  const all: T = { ...defaults, ...Object.fromEntries(given) };
+  for (const [name, value] of all.headers ?? []) checkHeader(name, value ?? "");
+  for (const limit of [all.connectTimeout, all.maxTime]) {
+    if (limit === undefined || (limit >= 0 && limit <= MAX_SECONDS)) continue;
+    throw new RangeError(`${limit} is no time limit; allowed are 0 to ${MAX_SECONDS} seconds`);
+  }
+  return all;
+}
+
+/**
  * One marked GET, for other programs.
  *
  * ```ts
@@ -985,7 +958,7 @@ export interface GetOptions extends Partial<AskOptions> {
  *
  * @param sink where the reply goes; without one it is read and thrown away
  * @throws {Failure} whatever went wrong, with its exit code and the exchange as far as it came
- * @throws {RangeError} not a DSCP
+ * @throws {RangeError} not a DSCP, or not a time limit
  * @throws whatever the sink throws
  */
 export async function get(
@@ -993,10 +966,7 @@ export async function get(
   options: GetOptions = {},
   sink: Sink = {},
 ): Promise<Exchange> {
-  const { dscp = "EF", ...rest } = options;
-  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
-  const given = Object.entries(rest).filter(([, value]) => value !== undefined);
-  const askOptions: AskOptions = { ...ASK_DEFAULTS, ...Object.fromEntries(given) };
+  const { dscp, ...askOptions } = complete({ ...ASK_DEFAULTS, dscp: "EF" }, options);
   const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), askOptions, sink);
   if (exchange.failure === null) return exchange;
   exchange.failure.exchange = exchange;
@@ -1051,21 +1021,15 @@ class Reader {
   /** Where the unused bytes begin and end. */
   from = 0;
   to = 0;
-  readonly #source: Pick<MarkedConn, "read">;
-  readonly #signal: AbortSignal | undefined;
   /** Up to here there is no end of a line. */
   #searched = 0;
   #reads = 0;
   #turned = performance.now();
 
-  constructor(source: Pick<MarkedConn, "read">, signal?: AbortSignal) {
-    this.#source = source;
-    this.#signal = signal;
-  }
+  constructor(private readonly source: Pick<MarkedConn, "read">) {}
 
   /** Reads more behind what is here. @returns false at the end @throws {Failure} no room for more */
   async fill(): Promise<boolean> {
-    this.#signal?.throwIfAborted();
     // A peer that always has bytes ready would keep alarms and signals waiting for ever.
     if (++this.#reads % 16 === 0 && performance.now() - this.#turned > 50) {
       await pause(0);
@@ -1073,7 +1037,7 @@ class Reader {
     }
     if (this.to === this.buffer.length) this.#makeRoom();
     else if (this.from === this.to) this.from = this.to = this.#searched = 0;
-    const size = await this.#source.read(this.buffer.subarray(this.to));
+    const size = await this.source.read(this.buffer.subarray(this.to));
     this.to += size ?? 0;
     return size !== null && size > 0;
   }
@@ -1090,19 +1054,13 @@ class Reader {
     this.to = unused.length;
   }
 
-  /** How long the next line is, its end included; 0 if not all of it is here. */
-  lineLength(): number {
+  /** The next line with its end, a character a byte; `null` if not all of it is here. */
+  line(): string | null {
     const { buffer, to } = this;
     let at = Math.max(this.from, this.#searched);
     while (at < to && buffer[at] !== LF) at++;
     this.#searched = at;
-    return at < to ? at + 1 - this.from : 0;
-  }
-
-  /** The next line with its end, a character a byte; `null` if not all of it is here. */
-  line(): string | null {
-    const length = this.lineLength();
-    return length === 0 ? null : latin1(this.take(length));
+    return at < to ? latin1(this.take(at + 1 - this.from)) : null;
   }
 
   /** At most `max` of the bytes that are here, valid until the next call. */
@@ -1134,7 +1092,7 @@ export async function readReply(
   sink: Sink,
   signal?: AbortSignal,
 ): Promise<void> {
-  const reader = new Reader(source, signal);
+  const reader = new Reader(source);
   if (!await reader.fill()) {
     const message = "empty reply: the server closed the connection without a byte";
     throw new Failure(Exit.emptyReply, message);
@@ -1361,10 +1319,9 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
           reader.from += length;
           next = "size";
         } else {
-          const length = reader.lineLength();
-          if (length === 0) break;
-          size = missing = chunkSize(buffer, at);
-          reader.from += length;
+          const line = reader.line();
+          if (line === null) break;
+          size = missing = chunkSize(line);
           next = size > 0 ? "data" : "trailers";
         }
       }
@@ -1380,27 +1337,13 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
   }
 }
 
-const TAB = 0x09, LF = 0x0a, CR = 0x0d, SPACE = 0x20, SEMICOLON = 0x3b;
+const LF = 0x0a, CR = 0x0d;
 
-/** The size that the line at `start` gives; it is there with its end. */
-function chunkSize(buffer: Uint8Array, start: number): number {
-  // By hand: a million lines as text take half a second.
-  let size = 0, at = start;
-  for (let digit; (digit = hexDigit(buffer[at])) >= 0; at++) size = size * 16 + digit;
-  const digits = at - start;
-  while (buffer[at] === SPACE || buffer[at] === TAB || buffer[at] === CR) at++;
-  const isEnd = buffer[at] === LF || buffer[at] === SEMICOLON;
-  // curl reads at most 16 digits too.
-  if (isEnd && digits >= 1 && digits <= 16 && Number.isSafeInteger(size)) return size;
-  const text = lineText(latin1(buffer.subarray(start, buffer.indexOf(LF, start) + 1)));
-  throw badReply(`bad chunk size ${quote(text.slice(0, 60))}`);
-}
-
-/** The value of a hexadecimal digit, or -1. */
-function hexDigit(byte: number): number {
-  if (byte >= 0x30 && byte <= 0x39) return byte - 0x30;
-  const small = byte | 0x20;
-  return small >= 0x61 && small <= 0x66 ? small - 0x57 : -1;
+/** The size in a chunk's first line; curl reads at most 16 digits too. */
+function chunkSize(line: string): number {
+  const size = parseInt(/^([0-9a-f]{1,16})[ \t\r]*[\n;]/i.exec(line)?.[1] ?? "", 16);
+  if (Number.isSafeInteger(size)) return size;
+  throw badReply(`bad chunk size ${quote(lineText(line).slice(0, 60))}`);
 }
 
 // ─── Verdict ────────────────────────────────────────────────────────────────────────────────────
@@ -1484,7 +1427,7 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
   // A server that sends the one header alone means the one packet that every server can see.
   if (syn === null && ack === null && data === null) syn = tos;
   const peer = valueOf("arrived-peer");
-  const isOther = peer !== "" && peer !== plainEnd(connection.localAddr);
+  const isOther = peer !== "" && peer !== formatAddress(plainEnd(connection.localAddr));
   const { markedSyn } = connection, first = markedSyn ? mark.tos : 0;
   // A marked request may overtake an unmarked ACK, and end the handshake in its place.
   const isRequest = !markedSyn && ack !== null && sameDscp(ack, mark.tos);
@@ -1512,9 +1455,9 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
   };
 }
 
-/** One end of a connection as `Arrived-Peer` has it: IPv4-mapped addresses as IPv4. */
-function plainEnd(end: Deno.NetAddr): string {
-  return formatAddress(end).replace(/^\[::ffff:([\d.]+)\]/, "$1");
+/** One end of a connection, IPv4-mapped addresses as IPv4. */
+function plainEnd({ hostname, port }: Deno.NetAddr): Deno.NetAddr {
+  return { transport: "tcp", hostname: hostname.replace(/^::ffff:(?=[\d.]+$)/, ""), port };
 }
 
 /** 101 or 102, if packets left or arrived with another mark. */
@@ -1758,15 +1701,15 @@ function jsonLine(object: unknown): string {
   ) + "\n";
 }
 
-/** One request, its report or JSON. @returns `undefined` if it found nobody any more */
-async function single(place: Place, options: Options): Promise<Failure | null | undefined> {
-  const askOptions = askOptionsOf(options), limits = new Limits(askOptions), body = new BodyEnd();
+/** One request, its report or JSON. */
+async function single(place: Place, options: Options): Promise<Failure | null> {
+  const askOptions = askOptionsOf(options), limits = new Limits(askOptions);
   const isReported = !options.json && !options.silent;
-  let current: Exchange | null = null, shown = 0;
+  let current: Exchange | null = null, shown = 0, isLineOpen = false;
   const show = (exchange: Exchange, isOver: boolean) => {
     if (!isReported || exchange.failure?.code === Exit.cannotRun) return;
     const lines = report(exchange, place.isBuiltIn, isOver);
-    if (isOver) body.endLine();
+    if (isOver && isLineOpen && Deno.stderr.isTerminal()) toStandardError("\n");
     toStandardError(lines.slice(shown).join(""));
     shown = Math.max(shown, lines.length);
   };
@@ -1784,43 +1727,27 @@ async function single(place: Place, options: Options): Promise<Failure | null | 
     };
     pause(1000).then(look);
   };
-  const sink = body.watching(sinkFor(options));
+  const sink = sinkFor(options), { body } = sink;
+  if (body !== undefined && Deno.stdout.isTerminal()) {
+    sink.body = (piece) => {
+      // As curl does, which looks for a zero byte too.
+      if (piece.includes(0)) {
+        const hint = "redirect it, with > FILE or through a pipe";
+        throw new Failure(Exit.cannotWrite, "the reply is binary and can mess up a terminal", hint);
+      }
+      isLineOpen = piece.at(-1) !== LF;
+      return body(piece);
+    };
+  }
   const exchange = await ask(place.target, options.marks[0], askOptions, sink, { limits, watch });
   current = null;
-  if (await place.hasGone(exchange)) return undefined;
+  await checkPresent(exchange, options);
   const { failure } = exchange;
   // With standard output gone there is nobody to report to.
   if (failure?.code === Exit.cannotWrite) return failure;
   if (options.json) await toStandardOutput(json(place, exchange, failure));
   else show(exchange, true);
   return failure;
-}
-
-/** How the body ends that is printed on the same terminal as the report. */
-class BodyEnd {
-  #isOpen = false;
-
-  /** The sink, looked at as it prints on a terminal. */
-  watching(sink: Sink): Sink {
-    if (sink.body === undefined || !Deno.stdout.isTerminal()) return sink;
-    const print = sink.body;
-    const body = (piece: Uint8Array) => {
-      // As curl does, which looks for a zero byte too.
-      if (piece.includes(0)) {
-        const hint = "redirect it, with > FILE or through a pipe";
-        throw new Failure(Exit.cannotWrite, "the reply is binary and can mess up a terminal", hint);
-      }
-      this.#isOpen = piece.at(-1) !== LF;
-      return print(piece);
-    };
-    return { ...sink, body };
-  }
-
-  /** Ends a line that the body has left open. */
-  endLine(): void {
-    if (this.#isOpen && Deno.stderr.isTerminal()) toStandardError("\n");
-    this.#isOpen = false;
-  }
 }
 
 // ─── Series ─────────────────────────────────────────────────────────────────────────────────────
@@ -1832,8 +1759,6 @@ function isSeries(options: Options): boolean {
 
 /** What became of the requests with one mark. */
 export class Row {
-  /** The mark. */
-  readonly mark: Mark;
   /** How many requests were made. */
   requests = 0;
   /** How many of them failed, a wrong mark aside. */
@@ -1849,16 +1774,15 @@ export class Row {
   /** Milliseconds of those requests in all. */
   readonly total: number[] = [];
 
-  /** A row without requests. */
-  constructor(mark: Mark) {
-    this.mark = mark;
-  }
+  /** A row without requests. @param mark the mark of all its requests */
+  constructor(readonly mark: Mark) {}
 
   /** Adds a request. */
   add({ left, arrived, reply, milliseconds, failure }: Exchange): void {
     this.requests++;
     if (left.proved === false || arrived?.kept === false) this.wrong++;
-    else if (failure !== null) this.failed++;
+    const isMark = failure?.code === Exit.leftChanged || failure?.code === Exit.arrivedChanged;
+    if (failure !== null && !isMark) this.failed++;
     for (const { tos } of left.packets) this.left.add(tos);
     if (left.outerTos !== null) this.left.add(left.outerTos);
     for (const tos of arrived?.marked ?? []) this.arrived.add(tos);
@@ -2007,30 +1931,25 @@ export function compare(rows: readonly Row[]): (Comparison | null)[] {
 
 /** Whether the network cared, in sentences of at most `width` columns a line; none for one mark. */
 export function verdict(rows: readonly Row[], width = 80): string {
-  const compared = compare(rows), first = compared.find((one) => one !== null);
-  if (first === undefined) return "";
-  if (compared.some((one) => one?.differs === null)) {
-    const few = `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`;
-    return wrapped(`Against ${nameOf(first!.against)}, median total time: ${few}.`, width);
-  }
-  const real: string[] = [], same: { name: string; p: number }[] = [];
-  for (const [at, one] of compared.entries()) {
-    if (one === null) continue;
-    const name = nameOf(rows[at].mark), factor = Math.max(one.ratio, 1 / one.ratio);
-    const times = `${factor.toFixed(factor < 10 ? 2 : 0)} times`;
-    const word = one.ratio > 1 ? "faster" : "slower";
-    if (one.differs) real.push(`${name} is ${times} ${word} (p = ${shortP(one.p)})`);
-    else same.push({ name, p: one.p });
-  }
-  const p = shortP(Math.min(...same.map(({ p }) => p)));
-  const names = same.length > 4 ? `${same.length} others` : same.map(({ name }) => name).join(", ");
-  if (same.length > 0) {
-    real.push(`no difference seen for ${names} (p ${same.length > 1 ? "≥" : "="} ${p})`);
-  }
-  return wrapped(
-    `Against ${nameOf(first!.against)}, median total time: ${real.join(", ")}.`,
-    width,
+  const compared = compare(rows).flatMap((one, at) =>
+    one === null ? [] : [{ ...one, name: nameOf(rows[at].mark) }]
   );
+  if (compared.length === 0) return "";
+  const same = compared.filter(({ differs }) => !differs);
+  const parts = compared.filter(({ differs }) => differs).map(({ name, ratio, p }) => {
+    const factor = Math.max(ratio, 1 / ratio), word = ratio > 1 ? "faster" : "slower";
+    return `${name} is ${factor.toFixed(factor < 10 ? 2 : 0)} times ${word} (p = ${shortP(p)})`;
+  });
+  if (same.length > 0) {
+    const names = same.length > 4
+      ? `${same.length} others`
+      : same.map(({ name }) => name).join(", ");
+    const p = `p ${same.length > 1 ? "≥" : "="} ${shortP(Math.min(...same.map(({ p }) => p)))}`;
+    parts.push(`no difference seen for ${names} (${p})`);
+  }
+  const few = `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`;
+  const text = compared.some(({ differs }) => differs === null) ? few : parts.join(", ");
+  return wrapped(`Against ${nameOf(compared[0].against)}, median total time: ${text}.`, width);
 }
 
 /** A probability in few characters: `0.021`, `5.2e-6`. */
@@ -2064,14 +1983,14 @@ function summaryJson(rows: readonly Row[]): string {
 /**
  * Several marks in turn, round after round, and the table of them.
  *
- * @returns the first failure, or `null`; `undefined` if the first request found nobody any more
+ * @returns the first failure, or `null`
  */
-async function series(place: Place, options: Options): Promise<Failure | null | undefined> {
+async function series(place: Place, options: Options): Promise<Failure | null> {
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
   const askOptions = askOptionsOf(options), limits = new Limits(askOptions);
   const sink = sinkFor(options);
-  const screen = new Screen(!options.json && !options.silent);
+  using screen = new Screen(!options.json && !options.silent);
   const result = async () => {
     screen.clear();
     if (options.json) await toStandardOutput(summaryJson(rows));
@@ -2080,12 +1999,10 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
       await toStandardOutput(table(rows, width) + verdict(rows, width));
     }
   };
-  const interrupted = Promise.withResolvers<Failure>();
-  let end: Failure | null = null;
+  const interrupted = Promise.withResolvers<void>();
   using _signals = onInterrupt((code) => {
-    end = new Failure(code, "");
-    interrupted.resolve(end);
-    limits.stop(end);
+    limits.stop(new Failure(code, ""));
+    interrupted.resolve();
   });
   let first: Failure | null = null, done = 0;
   await warmUp(place.target, options.marks[0], askOptions);
@@ -2094,12 +2011,12 @@ async function series(place: Place, options: Options): Promise<Failure | null | 
       if (done > 0 && options.interval > 0) {
         await Promise.race([pause(options.interval * 1000), interrupted.promise]);
       }
-      const exchange = end ?? await ask(place.target, row.mark, askOptions, sink, { limits });
-      if (end !== null || exchange instanceof Failure) {
+      const exchange = await ask(place.target, row.mark, askOptions, sink, { limits });
+      if (limits.stopped !== null) {
         if (done > 0) await result();
-        return end;
+        return limits.stopped;
       }
-      if (done === 0 && await place.hasGone(exchange)) return undefined;
+      if (done === 0) await checkPresent(exchange, options);
       const { failure } = exchange;
       // Without a permission or libc no other request would fare better.
       if (failure?.code === Exit.cannotRun) throw failure;
@@ -2134,7 +2051,7 @@ async function warmUp({ isHttps }: Target, mark: Mark, options: AskOptions): Pro
 }
 
 /** Lines on a terminal's standard error that are replaced by newer ones. */
-class Screen {
+class Screen implements Disposable {
   readonly #isLive: boolean;
   /** How long the lines are that were drawn last. */
   #drawn: number[] = [];
@@ -2168,6 +2085,11 @@ class Screen {
     toStandardError(`\r\x1b[K${up}`);
     this.#drawn = [];
   }
+
+  /** {@linkcode clear} */
+  [Symbol.dispose](): void {
+    this.clear();
+  }
 }
 
 // ─── Trace ──────────────────────────────────────────────────────────────────────────────────────
@@ -2192,14 +2114,11 @@ export interface Change {
   readonly to: number;
 }
 
-/** What a trace needs; several share the climb. */
-interface Traced {
+/** What traces of one path have in common. */
+interface Route {
   readonly target: Target;
   readonly options: AskOptions & { readonly maxHops: number };
   readonly sink: Sink;
-  readonly climb: Climb;
-  /** Whether other traces use the climb as well. */
-  readonly isShared: boolean;
 }
 
 /** A path: an iterable of its hops, as they answer, that ends with the request. Iterate it once. */
@@ -2208,11 +2127,13 @@ export class Trace implements AsyncIterable<Hop> {
   readonly path: Hop[] = [];
   /** The request, once the hops are there. */
   exchange: Exchange | null = null;
-  readonly #prepare: () => Promise<Traced>;
+  readonly #route: Route;
+  readonly #climb: Climb | null;
 
-  /** For {@linkcode trace}. */
-  constructor(readonly mark: Mark, prepare: () => Promise<Traced>) {
-    this.#prepare = prepare;
+  /** For {@linkcode trace}. @param climb one that other traces use as well */
+  constructor(readonly mark: Mark, route: Route, climb: Climb | null = null) {
+    this.#route = route;
+    this.#climb = climb;
   }
 
   /** Where the mark was changed, nearest first. */
@@ -2229,29 +2150,27 @@ export class Trace implements AsyncIterable<Hop> {
 
   /** Climbs the path, then makes the request on the connection of the last probe. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Hop, void> {
-    const { target, options, sink, climb, isShared } = await this.#prepare();
-    using _own = isShared ? null : climb;
+    const { target, sink } = this.#route, options = { ...this.#route.options, markSyn: true };
+    using own = this.#climb === null ? await climbTo(target, options, false) : null;
     const limits = new Limits({ ...options, maxTime: 0 });
-    const hops = climb.climb(this.mark.tos, options.maxHops, limits.begin());
-    let last: Hop | null = null, opened: Opened;
-    const began = performance.now();
+    const hops = (this.#climb ?? own!).climb(this.mark.tos, options.maxHops, limits.begin());
+    let last: Hop | null = null, started = performance.now();
+    let open: AskContext["open"];
     try {
       let step;
       while (!(step = await hops.next()).done) {
         this.path.push(step.value);
         yield step.value;
       }
-      const { hop, conn, started } = step.value;
-      [last, opened] = [hop, { started, take: (to) => MarkedConn.dialed(conn!, to) }];
+      const { conn } = step.value;
+      [last, started] = [step.value.hop, step.value.started];
+      open = (to) => Promise.resolve(MarkedConn.dialed(conn!, to));
     } catch (error) {
-      const take = () => {
-        throw error;
-      };
-      opened = { started: began, take };
+      open = () => Promise.reject(error);
     } finally {
       limits.end();
     }
-    const exchange = await ask(target, this.mark, options, sink, { opened });
+    const exchange = await ask(target, this.mark, options, sink, { started, open });
     if (last !== null) {
       const { syn = null, ack = null, data = null } = exchange.arrived ?? {};
       const tos = syn ?? data ?? ack;
@@ -2295,20 +2214,19 @@ export class Trace implements AsyncIterable<Hop> {
  *
  * @param sink where the reply goes; without one it is read and thrown away
  * @throws {Failure} a bad URL or header
- * @throws {RangeError} not a DSCP, or not a number of hops
+ * @throws {RangeError} not a DSCP, a time limit or a number of hops
  */
 export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}): Trace {
-  const { dscp = "EF", maxHops = 30, ...rest } = options;
-  for (const [name, value] of rest.headers ?? []) checkHeader(name, value ?? "");
+  const defaults = { ...ASK_DEFAULTS, dscp: "EF", maxHops: 30, connectTimeout: TRACE_TIMEOUT };
+  const { dscp, ...askOptions } = complete(defaults, options), { maxHops } = askOptions;
   if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
-  const askOptions = { ...ASK_DEFAULTS, connectTimeout: TRACE_TIMEOUT, ...rest, maxHops };
-  const target = parseTarget(url);
-  return new Trace(parseDscp(String(dscp)), () => prepareTrace(target, askOptions, sink));
+  const route = { target: parseTarget(url), options: askOptions, sink };
+  return new Trace(parseDscp(String(dscp)), route);
 }
 
 /** The row of the hop that came last, below the table's head if it is the first. */
-function hopRow({ mark, path, exchange }: Trace, width: number): string {
-  const hop = path.at(-1)!, before = path.slice(0, -1);
+function hopRow({ mark, path, changes, exchange }: Trace, width: number): string {
+  const hop = path.at(-1)!;
   const addressWidth = Math.max(15, path[0].address?.length ?? 0);
   const head = `hop  ${"address".padEnd(addressWidth)}     ms  mark there\n`;
   const number = String(hop.hop ?? "?").padStart(3);
@@ -2316,13 +2234,12 @@ function hopRow({ mark, path, exchange }: Trace, width: number): string {
   if (hop.address !== null) {
     const time = shortTime(hop.milliseconds!).padStart(6);
     const start = `${number}  ${hop.address.padEnd(addressWidth)} ${time}`;
-    const latest = before.findLast(({ tos }) => tos !== null)?.tos ?? mark.tos;
-    const isChanged = hop.tos !== null && !sameDscp(hop.tos, latest);
+    const isChanged = changes.at(-1)?.at === hop.hop && hop.tos !== null;
     const text = `${markThere(hop, mark, exchange)}${isChanged ? "   changed" : ""}`;
     const isWide = start.length + 2 + text.length > width;
     row = `${start}${isWide ? `\n${" ".repeat(addressWidth + 12)}` : ""}  ${text}`;
   }
-  return `${before.length === 0 ? head : ""}${row}\n`;
+  return `${path.length === 1 ? head : ""}${row}\n`;
 }
 
 /** What is known of the mark at a hop that answered. */
@@ -2424,16 +2341,16 @@ function marksReport(all: readonly Trace[], width: number): string {
 /**
  * Traces the path with each mark, and prints the hops: those of a single mark as they answer.
  *
- * @returns the first failure, or `null`; `undefined` if the first request found nobody any more
+ * @returns the first failure, or `null`
  */
-async function traces(place: Place, options: Options): Promise<Failure | null | undefined> {
+async function traces(place: Place, options: Options): Promise<Failure | null> {
   const { marks } = options, isMany = marks.length > 1, width = widthOf(Deno.stdout);
   const askOptions = { ...askOptionsOf(options), maxHops: options.maxHops };
-  const traced = await prepareTrace(place.target, askOptions, sinkFor(options), isMany, true);
-  using climb = traced.climb;
-  const all = marks.map((mark) => new Trace(mark, () => Promise.resolve(traced)));
+  const route = { target: place.target, options: askOptions, sink: sinkFor(options) };
+  using climb = await climbTo(place.target, askOptions, isMany);
+  const all = marks.map((mark) => new Trace(mark, route, climb));
   const isQuiet = options.json || options.silent;
-  const screen = new Screen(Deno.stderr.isTerminal() && isMany && !isQuiet);
+  using screen = new Screen(isMany && !isQuiet);
   const result = (interrupted: Failure | null = null) => {
     screen.clear();
     const known = all.filter(({ path, exchange }) => path.length > 0 || exchange !== null);
@@ -2455,7 +2372,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
     for await (const _hop of trace) {
       if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
     }
-    if (done === 0 && await place.hasGone(trace.exchange!)) return undefined;
+    if (done === 0) await checkPresent(trace.exchange!, options);
     // Without a permission or libc no other mark would fare better.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
@@ -2474,18 +2391,10 @@ async function traces(place: Place, options: Options): Promise<Failure | null | 
   return new Failure(first.code, `${count}; the first: ${first.message}`);
 }
 
-/** Loads what climbs. @param isMany for several marks, one after the other */
-async function prepareTrace(
-  target: Target,
-  options: Traced["options"],
-  sink: Sink,
-  isMany = false,
-  isShared = isMany,
-): Promise<Traced> {
+/** Loads what climbs. @param many for several marks, one after the other */
+async function climbTo({ host, port }: Target, options: AskOptions, many: boolean): Promise<Climb> {
   const { Climb } = await import("./ffi/path.ts");
-  const { host: hostname, port } = target, { family } = options;
-  const climb = new Climb({ hostname, port, family, many: isMany });
-  return { target, options: { ...options, markSyn: true }, sink, climb, isShared };
+  return new Climb({ hostname: host, port, family: options.family, many });
 }
 
 /** Asks the hops again that answered to some marks only, as long as a climb may take. */
@@ -2527,6 +2436,8 @@ interface Client {
   /** Whether it has sent some of its head. */
   hasBegun: boolean;
   isAnswered: boolean;
+  /** Resolves when it has left. */
+  gone: Promise<void>;
 }
 
 /** What the far end allows its clients. */
@@ -2536,55 +2447,50 @@ const LAST_SECONDS = { begun: 2, idle: 0.5 };
 
 /** Answers what connects to a listener, until it is stopped. */
 class FarEnd {
-  readonly #listener: Deno.TcpListener;
-  readonly #service: Service;
   /** Oldest first. */
   readonly #clients = new Set<Client>();
   #isStopped = false;
-  /** Whether nobody is accepted any more, and what resolves when the last client has left. */
-  #isOver = false;
-  readonly #empty = Promise.withResolvers<void>();
 
-  constructor(listener: Deno.TcpListener, service: Service) {
-    this.#listener = listener;
-    this.#service = service;
-  }
+  constructor(
+    private readonly listener: Deno.TcpListener,
+    private readonly service: Service,
+  ) {}
 
   /** Accepts clients until the listener is closed, and answers the last of them. */
   async serve(): Promise<void> {
     for (;;) {
       let conn: Deno.TcpConn;
       try {
-        conn = await this.#listener.accept();
+        conn = await this.listener.accept();
       } catch (error) {
         const { BadResource, Interrupted } = Deno.errors;
         if (error instanceof BadResource || error instanceof Interrupted) break;
-        // Another client must leave before a descriptor is free. All other errors are about a
-        // client that was gone before it was accepted.
+        // Another client must leave before there is room. All other errors are about a client that
+        // had gone before it was accepted.
         const { code } = error as { code?: string };
-        if (code === "EMFILE" || code === "ENFILE") await pause(100);
+        if (["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"].includes(code ?? "")) await pause(100);
         continue;
       }
       if (this.#clients.size >= ALLOWED.connections) this.#makeRoom();
-      const client: Client = { conn, since: performance.now(), hasBegun: false, isAnswered: false };
+      const since = performance.now(), gone = Promise.resolve();
+      const client: Client = { conn, since, hasBegun: false, isAnswered: false, gone };
       this.#clients.add(client);
-      this.#answer(client);
+      client.gone = this.#answer(client);
     }
-    this.#isOver = true;
-    if (this.#clients.size === 0) this.#empty.resolve();
-    await this.#empty.promise;
+    await this.#allGone();
+  }
+
+  async #allGone(): Promise<void> {
+    await Promise.all(Array.from(this.#clients, ({ gone }) => gone));
   }
 
   /** Answers one connection; clients may do as they like, so nothing here is an error. */
   async #answer(client: Client): Promise<void> {
-    const { conn } = client, service = this.#service;
+    const { conn } = client, service = this.service;
     try {
-      const peer = conn.remoteAddr as Deno.NetAddr;
+      const peer = plainEnd(conn.remoteAddr);
       const handshake = arrivedOn(conn);
-      // A new buffer for each client would cost as much as two system calls.
-      const buffer = spareBuffers.pop() ?? new Uint8Array(4096);
-      const request = await readRequest(client, buffer);
-      spareBuffers.push(buffer);
+      const request = await readRequest(client);
       if (request === null || client.isAnswered) return;
       client.isAnswered = true;
       client.since = performance.now();
@@ -2614,7 +2520,6 @@ class FarEnd {
     try {
       client.conn.close();
     } catch { /* it is closed already */ }
-    if (this.#isOver && this.#clients.size === 0) this.#empty.resolve();
   }
 
   /** Drops the client that has waited longest without sending a whole head, or else the oldest. */
@@ -2641,7 +2546,7 @@ class FarEnd {
       if (!client.isAnswered && seconds > allowed) {
         client.since = now;
         client.isAnswered = true;
-        const reply = replyOf({ status: 408 }, this.#service, null);
+        const reply = replyOf({ status: 408 }, this.service, null);
         client.conn.write(reply).catch(() => {}).then(() => this.#drop(client));
       }
     }
@@ -2649,7 +2554,7 @@ class FarEnd {
 
   /** Accepts nobody else; those who have not sent their head have {@linkcode LAST_SECONDS}. */
   stop(): void {
-    this.#listener.close();
+    this.listener.close();
     this.#isStopped = true;
     const now = performance.now();
     for (const client of this.#clients) if (!client.isAnswered) client.since = now;
@@ -2659,13 +2564,11 @@ class FarEnd {
   async close(): Promise<void> {
     // Who has connected until now is accepted, and answered.
     await pause(0);
-    this.#listener.close();
-    if (this.#clients.size > 0) await Promise.race([this.#empty.promise, pause(100)]);
+    this.listener.close();
+    if (this.#clients.size > 0) await Promise.race([this.#allGone(), pause(100)]);
     for (const client of this.#clients) this.#drop(client);
   }
 }
-
-const spareBuffers: Uint8Array[] = [];
 
 function logLine(peer: Deno.NetAddr, request: Request, arrived: Arrived): string {
   const { method = "-", path = "-", status } = request;
@@ -2706,7 +2609,8 @@ const STATUS: Record<number, string> = {
 };
 
 /** Reads the head of a request; `null` if the client sends nothing. */
-async function readRequest(client: Client, buffer: Uint8Array): Promise<Request | null> {
+async function readRequest(client: Client): Promise<Request | null> {
+  const buffer = new Uint8Array(4096);
   let text = "", end = 0;
   while (end === 0 && text.length <= ALLOWED.head) {
     const size = await client.conn.read(buffer);
@@ -2750,7 +2654,7 @@ function replyOf(
     ["Arrived-SYN", byteText(syn)],
     ["Arrived-ACK", byteText(ack)],
     ["Arrived-Data", byteText(data)],
-    ["Arrived-Peer", seen === null ? null : plainEnd(seen.peer)],
+    ["Arrived-Peer", seen === null ? null : formatAddress(seen.peer)],
     ["Connection", "close"],
   ];
   let text = `HTTP/1.1 ${status} ${STATUS[status]}\r\n`;
@@ -2760,21 +2664,15 @@ function replyOf(
 
 /** `--serve`: the far end, until SIGINT or SIGTERM. */
 async function serveUntilSignal(
-  { hostname, port }: { hostname: string; port: number },
+  where: { hostname: string; port: number },
   isSilent: boolean,
 ): Promise<void> {
   let listener: Deno.TcpListener;
   try {
-    listener = Deno.listen({ hostname, port });
+    listener = Deno.listen(where);
     keepArrivals(listener);
   } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) {
-      throw missingPermission({ hostname, port }) ?? error;
-    }
-    if (error instanceof CannotRunError) throw error;
-    const where = formatAddress({ hostname, port });
-    const message = `cannot listen on ${where}: ${reason(error as Error)}`;
-    throw new Failure(Exit.cannotConnect, message);
+    throw failureOf(error, "listening", where);
   }
   const log = isSilent ? null : new Log();
   const farEnd = new FarEnd(listener, {
@@ -2827,36 +2725,28 @@ class Log {
   }
 }
 
-/** Where requests go: somebody's server, or one of our own that is closed with the place. */
+/** Where requests go: an existing server, or one of our own that is closed with the place. */
 interface Place extends AsyncDisposable {
   readonly target: Target;
   readonly isBuiltIn: boolean;
-  /** Whether the server had gone before the first request came; then the port is ours to serve on. */
-  hasGone(exchange: Exchange): Promise<boolean>;
-  /** That port. */
-  vacant: Deno.TcpListener | null;
 }
 
-/** A server that is there already. @param isDefault nobody has named it */
-function serverAt(target: Target, isDefault: boolean): Place {
-  const { host, port } = target;
-  return {
-    target,
-    isBuiltIn: false,
-    vacant: null,
-    async hasGone({ reply, failure }) {
-      const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
-      if (!isDefault || reply !== null || !codes.includes(failure?.code ?? 0)) return false;
-      // Runs that follow each other may hold the port in turn, each for some milliseconds.
-      for (let tries = 0; tries < 100; tries++) {
-        this.vacant = listen(host, port);
-        if (this.vacant !== null) return true;
-        await pause(10);
-      }
-      return false;
-    },
-    [Symbol.asyncDispose]: () => Promise.resolve(),
-  };
+/** Thrown when the default port's server has gone before its first request: the port is ours. */
+class Vacant {
+  constructor(readonly listener: Deno.TcpListener) {}
+}
+
+/** @throws {Vacant} without a URL, if the first exchange shows that the server has gone */
+async function checkPresent(exchange: Exchange, { url }: Options): Promise<void> {
+  const { target: { host, port }, reply, failure } = exchange;
+  const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
+  if (url !== null || reply !== null || !codes.includes(failure?.code ?? 0)) return;
+  // Runs that follow each other may hold the port in turn, each for some milliseconds.
+  for (let tries = 0; tries < 100; tries++) {
+    const listener = listen(host, port);
+    if (listener !== null) throw new Vacant(listener);
+    await pause(10);
+  }
 }
 
 /** A server in this process. */
@@ -2867,8 +2757,6 @@ function builtInServer(listener: Deno.TcpListener): Place {
   return {
     target: localTarget(listener.addr.hostname, listener.addr.port),
     isBuiltIn: true,
-    vacant: null,
-    hasGone: () => Promise.resolve(false),
     async [Symbol.asyncDispose]() {
       await farEnd.close();
       await serving;
@@ -2882,7 +2770,7 @@ function listen(hostname: string, port: number): Deno.TcpListener | null {
     return Deno.listen({ hostname, port });
   } catch (error) {
     if (error instanceof Deno.errors.AddrInUse) return null;
-    throw error;
+    throw failureOf(error, "listening", { hostname, port });
   }
 }
 
@@ -2890,7 +2778,7 @@ function listen(hostname: string, port: number): Deno.TcpListener | null {
 
 /** Runs the script. @returns the exit code */
 export async function main(args: readonly string[]): Promise<number> {
-  let failure: Failure | null | undefined;
+  let failure: Failure | null = null;
   try {
     const options = parseArguments(args);
     if (options.print === "help") await toStandardOutput(usage(widthOf(Deno.stdout)));
@@ -2903,7 +2791,7 @@ export async function main(args: readonly string[]): Promise<number> {
       await toStandardOutput(json(null, null, failure)).catch(() => {});
     }
   }
-  if (failure && failure.message !== "") {
+  if (failure !== null && failure.message !== "") {
     const hint = failure.hint === undefined ? "" : `hint: ${failure.hint}\n`;
     toStandardError(`dscp-get: ${failure.message}\n${hint}`);
   }
@@ -2925,10 +2813,15 @@ async function run(options: Options): Promise<Failure | null> {
   // If nobody listens on the default port, or who did is gone, we answer ourselves.
   let listener = isDefault ? listen(target.host, target.port) : null;
   for (;;) {
-    await using place = listener === null ? serverAt(target, isDefault) : builtInServer(listener);
-    const failure = await request(place, options);
-    if (failure !== undefined) return failure;
-    listener = place.vacant;
+    await using place = listener === null
+      ? { target, isBuiltIn: false, async [Symbol.asyncDispose]() {} }
+      : builtInServer(listener);
+    try {
+      return await request(place, options);
+    } catch (error) {
+      if (!(error instanceof Vacant)) throw error;
+      listener = error.listener;
+    }
   }
 }
 

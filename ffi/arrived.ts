@@ -18,7 +18,7 @@ import {
   socketOf,
 } from "./fd.ts";
 import {
-  getsockopt,
+  getOptionBytes,
   IP_PKTOPTIONS,
   IP_RECVTOS,
   IP_TOS,
@@ -63,12 +63,8 @@ export function keepArrivals(listener: Listening): void {
  * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the connection is closed
  */
-export function watchArriving(connection: Connection): void {
-  watchClass(connectionOf(connection));
-}
-
-/** {@linkcode watchArriving} for a socket that was found just now. */
-export function watchClass({ fd, family }: Socket): void {
+export function watchArriving(connection: Connection | Socket): void {
+  const { fd, family } = socketOf(connection);
   if (family === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
 }
 
@@ -84,34 +80,23 @@ const syns = new WeakMap<Connection, number | null>();
 export function readArrived(connection: Connection): Arrived {
   const socket = connectionOf(connection);
   let syn = syns.get(connection);
-  if (syn === undefined) syns.set(connection, syn = savedSyn(socket.fd));
+  if (syn === undefined) {
+    syns.set(connection, syn = parseSyn(getOptionBytes(socket.fd, TCP_SAVED_SYN, 256)));
+  }
   return { syn, ack: handshakeAck(socket), data: latestClass(socket) };
-}
-
-/** The ToS byte or Traffic Class of the SYN that the kernel kept, the first time it is asked. */
-function savedSyn(fd: number): number | null {
-  return parseSyn(bytesOf(fd, TCP_SAVED_SYN));
 }
 
 /** The ToS byte of the ACK that ended the handshake; `null` on IPv6. */
 function handshakeAck({ fd, local }: ConnectedSocket): number | null {
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(local).size !== 4) return null;
-  return parseControl(bytesOf(fd, IP_PKTOPTIONS), IP_TOS);
+  return parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 256), IP_TOS);
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
 export function latestClass({ fd, local }: ConnectedSocket): number | null {
   if (headerAddress(local).size === 4) return null;
-  return parseControl(bytesOf(fd, IPV6_2292PKTOPTIONS), IPV6_TCLASS);
-}
-
-// Reused, as a server reads several of these for each client; a SYN's headers fit.
-const bytes = new Uint8Array(256);
-
-/** The bytes of an option, valid until the next call; none if the kernel refuses. */
-function bytesOf(fd: number, option: SocketOption): Uint8Array {
-  return bytes.subarray(0, Math.max(0, getsockopt(fd, option, bytes)));
+  return parseControl(getOptionBytes(fd, IPV6_2292PKTOPTIONS, 256), IPV6_TCLASS);
 }
 
 /**

@@ -5,16 +5,13 @@
  * @module
  */
 
-import { latestClass, watchClass } from "./arrived.ts";
+import { latestClass, watchArriving } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
-import { checkTos } from "./dscp.ts";
 import { type ConnectedSocket, findConnection } from "./fd.ts";
 import { getOption, LibcError, setOption, SO_DONTROUTE, socketCookie, TCP_MAXSEG } from "./libc.ts";
-import { markSocket } from "./mark.ts";
+import { setTos } from "./mark.ts";
 import type { Trust } from "./secure.ts";
-import { dataSent, drainSocket, type SentPacket, watchSocket } from "./sent.ts";
-
-export type { Trust } from "./secure.ts";
+import { dataSent, drainSent, type SentPacket, watchSent } from "./sent.ts";
 
 /** Where to connect, how to mark the connection, and what it is for. */
 export interface ConnectOptions {
@@ -120,8 +117,7 @@ export class MarkedConn implements Disposable {
       // A new byte drops the socket's cached route, the 0 that it starts with does not, and this
       // option always does. Otherwise requests with DF would be faster, measured 1.01 times.
       setOption(conn.fd, SO_DONTROUTE, 0);
-      checkTos(options.tos);
-      conn.readBack = markSocket(conn.#socket, options.tos);
+      conn.readBack = setTos(conn.#socket, options.tos);
       return conn;
     } catch (error) {
       stream.close();
@@ -154,8 +150,8 @@ export class MarkedConn implements Disposable {
   #watch(): void {
     if (this.#isWatched) return;
     try {
-      watchClass(this.#socket);
-      watchSocket(this.fd);
+      watchArriving(this.#socket);
+      watchSent(this.#socket);
       this.#isWatched = true;
     } catch (error) {
       // The mark is set; what left is "not observed".
@@ -193,7 +189,7 @@ export class MarkedConn implements Disposable {
     if (this.#isWatched && !this.#isClosed && isOurs) {
       // TLS's own bytes are known to the kernel alone.
       if (this.#cookie !== undefined) this.dataSent = dataSent(this.fd);
-      this.#packets.push(...drainSocket(this.#socket));
+      this.#packets.push(...drainSent(this.#socket));
     }
   }
 

@@ -13,11 +13,8 @@ import {
   close,
   connect,
   EAGAIN,
-  ECONNREFUSED,
   ECONNRESET,
   EINPROGRESS,
-  EPIPE,
-  ETIMEDOUT,
   getOption,
   getpeername,
   getsockname,
@@ -26,14 +23,16 @@ import {
   MSG_DONTWAIT,
   MSG_EOR,
   MSG_NOSIGNAL,
+  orSystemError,
+  pause,
   recv,
   send,
   SO_ERROR,
   socket,
-  strerror,
+  systemError,
 } from "./libc.ts";
-import { MarkError, markSocket } from "./mark.ts";
-import { type Poller, thePoller } from "./poll.ts";
+import { MarkError, setTos } from "./mark.ts";
+import { nextEvent, unwatch, watch } from "./poll.ts";
 import {
   AF_INET,
   AF_INET6,
@@ -124,9 +123,9 @@ export async function connectToFirst<T extends { close(): void }>(
           .then((conn) => ({ at, conn }), (error) => ({ at, error }));
         attempts.set(at, attempt);
       }
-      const pause = next < addresses.length ? [elapsed(250)] : [];
-      const ended = await Promise.race([...attempts.values(), ...pause]);
-      if (ended === undefined) continue;
+      const timer = next < addresses.length ? [pause(250, others.signal)] : [];
+      const ended = await Promise.race([...attempts.values(), ...timer]);
+      if (!ended) continue;
       attempts.delete(ended.at);
       if (ended.conn !== undefined) return ended.conn;
       failure = ended.error;
@@ -146,13 +145,6 @@ interface Attempt<T> {
   readonly at: number;
   readonly conn?: T;
   readonly error?: unknown;
-}
-
-/** Resolves after a while, which does not keep the process alive. */
-export function elapsed(milliseconds: number): Promise<undefined> {
-  const { promise, resolve } = Promise.withResolvers<undefined>();
-  AbortSignal.timeout(milliseconds).onabort = () => resolve(undefined);
-  return promise;
 }
 
 /**
@@ -212,41 +204,30 @@ async function dialAddress(
   checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
   const to = encode({ transport: "tcp", hostname, port }, scopeOf(hostname));
   const family = hostname.includes(":") ? AF_INET6 : AF_INET;
-  const poller = openPoller();
   const fd = orSystemError(socket(family));
-  const abandon = () => poller.remove(fd);
+  const abandon = () => unwatch(fd);
   signal.addEventListener("abort", abandon, { once: true });
   try {
-    if (tos !== null) markSocket({ fd, family }, tos);
+    if (tos !== null) setTos({ fd, family }, tos);
     const result = connect(fd, to);
     // Not before connect(2), as a socket that is not connecting reports a hang-up at once.
-    poller.add(fd);
+    watch(fd);
     const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
     if (result !== -EINPROGRESS) orSystemError(result);
     while (getpeername(fd, remote) < 0) {
       signal.throwIfAborted();
-      await poller.next(fd);
+      await nextEvent(fd);
       signal.throwIfAborted();
       orSystemError(-getOption(fd, SO_ERROR));
     }
     orSystemError(getsockname(fd, local));
     return new DialedConn({ fd, family, local, remote });
   } catch (error) {
-    poller.remove(fd);
+    unwatch(fd);
     close(fd);
     throw error;
   } finally {
     signal.removeEventListener("abort", abandon);
-  }
-}
-
-/** The process's poller. @throws {Error} no descriptor is free for it */
-function openPoller(): Poller {
-  try {
-    return thePoller();
-  } catch (error) {
-    // That is about the connection, not about its mark.
-    throw error instanceof LibcError ? systemError(error.errno) : error;
   }
 }
 
@@ -255,24 +236,6 @@ export function scopeOf(hostname: string): number {
   const zone = hostname.split("%")[1];
   if (zone === undefined) return 0;
   return /^\d+$/.test(zone) ? Number(zone) : if_nametoindex(zone);
-}
-
-/** Returns the result of a call. @throws {Error} it is a negated errno: the error that Deno throws */
-export function orSystemError(result: number): number {
-  if (result < 0) throw systemError(-result);
-  return result;
-}
-
-/** The error that Deno throws for an error number. */
-export function systemError(errno: number): Error {
-  const { BrokenPipe, ConnectionRefused, ConnectionReset, TimedOut } = Deno.errors;
-  const classes = new Map<number, new (message: string) => Error>([
-    [ECONNREFUSED, ConnectionRefused],
-    [ECONNRESET, ConnectionReset],
-    [EPIPE, BrokenPipe],
-    [ETIMEDOUT, TimedOut],
-  ]);
-  return new (classes.get(errno) ?? Error)(`${strerror(errno)} (os error ${errno})`);
 }
 
 /** A connection made by {@linkcode dial}; reads and writes as `Deno.Conn` does. */
@@ -332,7 +295,7 @@ export class DialedConn {
       const result = call();
       this.#isReset ||= result === -ECONNRESET;
       if (result !== -EAGAIN) return orSystemError(result);
-      await thePoller().next(this.socket.fd);
+      await nextEvent(this.socket.fd);
       if (!this.#isClosed) this.onEvent();
     }
   }
@@ -342,7 +305,7 @@ export class DialedConn {
     if (this.#isClosed) return;
     this.#isClosed = true;
     this.#tls?.close();
-    thePoller().remove(this.socket.fd);
+    unwatch(this.socket.fd);
     close(this.socket.fd);
   }
 

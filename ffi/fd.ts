@@ -93,17 +93,19 @@ const connections = new WeakMap<Connection, { socket: ConnectedSocket; cookie: b
  * @throws {CannotRunError} not Linux, or no libc
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
-export function fdOf(socket: Connection | Listening): number {
+export function fdOf(socket: Connection | Listening | Socket): number {
   return socketOf(socket).fd;
 }
 
-/** The socket behind a connection or listener; the errors of {@linkcode fdOf}. */
-export function socketOf(socket: Connection | Listening): Socket {
-  return "addr" in socket ? findListener(socket) : connectionOf(socket);
+/** The socket behind a connection or listener, or the socket itself; the errors of {@linkcode fdOf}. */
+export function socketOf(socket: Connection | Listening | Socket): Socket {
+  if ("addr" in socket) return findListener(socket);
+  return "family" in socket ? socket : connectionOf(socket);
 }
 
 /** The socket behind a connection, also after a reset if it was found before. */
-export function connectionOf(connection: Connection): ConnectedSocket {
+export function connectionOf(connection: Connection | ConnectedSocket): ConnectedSocket {
+  if ("family" in connection) return connection;
   const known = connections.get(connection);
   if (known !== undefined && known.cookie !== null) {
     if (socketCookie(known.socket.fd) === known.cookie) return known.socket;

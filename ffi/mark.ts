@@ -51,9 +51,15 @@ export class MarkError extends Error {
  * @throws {MarkError} the kernel reads back another byte
  * @throws {DescriptorError} the connection is closed
  */
-export function setTos(socket: Connection | Listening, tos: number): number {
+export function setTos(socket: Connection | Listening | Socket, tos: number): number {
   checkTos(tos);
-  return markSocket(socketOf(socket), tos);
+  const { fd, family } = socketOf(socket);
+  for (const option of optionsOf(family)) {
+    setOption(fd, option, tos);
+    const readBack = getOption(fd, option);
+    if (readBack !== tos) throw new MarkError(option.name, tos, readBack);
+  }
+  return tos;
 }
 
 /**
@@ -64,16 +70,6 @@ export function setTos(socket: Connection | Listening, tos: number): number {
 export function getTos(socket: Connection | Listening): number {
   const { fd, family } = socketOf(socket);
   return getOption(fd, optionsOf(family)[0]);
-}
-
-/** {@linkcode setTos} for a socket that was found just now. */
-export function markSocket({ fd, family }: Pick<Socket, "fd" | "family">, tos: number): number {
-  for (const option of optionsOf(family)) {
-    setOption(fd, option, tos);
-    const readBack = getOption(fd, option);
-    if (readBack !== tos) throw new MarkError(option.name, tos, readBack);
-  }
-  return tos;
 }
 
 // An AF_INET6 socket with an IPv4-mapped peer sends IPv4 packets and obeys IP_TOS alone: set both.

@@ -10,9 +10,9 @@
  * @module
  */
 
+import type { ConnectOptions } from "./conn.ts";
 import { findControl, parseControl } from "./arrived.ts";
-import { checkPermission, DialedConn, elapsed } from "./dial.ts";
-import { orSystemError, resolve, scopeOf, systemError } from "./dial.ts";
+import { checkPermission, DialedConn, resolve, scopeOf } from "./dial.ts";
 import { checkTos } from "./dscp.ts";
 import {
   bind,
@@ -39,6 +39,8 @@ import {
   MSG_CTRUNC,
   MSG_DONTWAIT,
   MSG_ERRQUEUE,
+  orSystemError,
+  pause,
   recv,
   recvmsg,
   setOption,
@@ -49,10 +51,11 @@ import {
   SO_TIMESTAMPNS,
   SOCK_RAW,
   socket,
+  systemError,
   TCP_INFO,
 } from "./libc.ts";
-import { markSocket } from "./mark.ts";
-import { thePoller } from "./poll.ts";
+import { setTos } from "./mark.ts";
+import { nextEvent, unwatch, watch } from "./poll.ts";
 import {
   AF_INET,
   AF_INET6,
@@ -231,13 +234,7 @@ export function keptLowerBits(tos: number, outerTos: number): boolean {
 // ─── The climb ──────────────────────────────────────────────────────────────────────────────────
 
 /** Where a path leads. */
-export interface ClimbOptions {
-  /** Host name or IP address, without brackets. */
-  readonly hostname: string;
-  /** 1 to 65535. */
-  readonly port: number;
-  /** 4 or 6 for one address family only. */
-  readonly family: 4 | 6 | null;
+export interface ClimbOptions extends Pick<ConnectOptions, "hostname" | "port" | "family"> {
   /** Resets connections when they are closed: otherwise no other may follow for a minute. */
   readonly many: boolean;
 }
@@ -269,7 +266,6 @@ interface Ends {
 
 /** Climbs a path, once for each mark; holds the local port and the raw socket meanwhile. */
 export class Climb implements Disposable {
-  readonly #options: ClimbOptions;
   #addresses: string[] | null = null;
   #ends: Ends | null = null;
   /** Keeps the local port while no probe has it. */
@@ -280,9 +276,7 @@ export class Climb implements Disposable {
   readonly #manners = new Map<number, Manners>();
 
   /** Prepares a climb; nothing is opened before the first one. */
-  constructor(options: ClimbOptions) {
-    this.#options = options;
-  }
+  constructor(private readonly options: ClimbOptions) {}
 
   /** Whether routers on this path can show the whole mark: on IPv4 this takes CAP_NET_RAW. */
   get isExact(): boolean {
@@ -333,7 +327,8 @@ export class Climb implements Disposable {
       if (silent.length > 0) waiting.set(ttl, silent);
     }
     while (waiting.size > 0) {
-      await elapsedOr(signal, REST);
+      await pause(REST, signal);
+      signal.throwIfAborted();
       for (const [ttl, [{ tos, path }, ...rest]] of waiting) {
         const { hop } = await this.#probe(ttl, tos, this.#wait, signal);
         if (hop.answer === TIME_EXCEEDED) path[ttl - 1] = hop;
@@ -382,19 +377,19 @@ export class Climb implements Disposable {
   ): Promise<Reply> {
     signal.throwIfAborted();
     const { family, local, remote, address } = this.#ends!;
-    const fd = orSystemError(socket(family)), poller = thePoller();
-    const abandon = () => poller.remove(fd);
+    const fd = orSystemError(socket(family));
+    const abandon = () => unwatch(fd), over = new AbortController();
     signal.addEventListener("abort", abandon, { once: true });
     let conn: DialedConn | null = null;
     try {
       setOption(fd, SO_REUSEADDR, 1);
       orSystemError(bind(fd, local));
       prepareProbe(fd, family, ttl);
-      markSocket({ fd, family }, tos);
+      setTos({ fd, family }, tos);
       if (this.#raw !== null) this.#readRaw(() => false);
       const started = performance.now();
       const result = connect(fd, remote);
-      poller.add(fd);
+      watch(fd);
       const answered = (hop: Partial<Hop>, error: Error | null, time: number | null): Reply => {
         // The kernel's time, if it has one: ours includes the compiling of code.
         const elapsed = performance.now() - started;
@@ -411,7 +406,7 @@ export class Climb implements Disposable {
         if (getpeername(fd, peer) === 0) {
           orSystemError(getsockname(fd, own));
           const time = handshakeTime(fd);
-          makeOrdinary(fd, family, this.#options.many);
+          makeOrdinary(fd, family, this.options.many);
           conn = new DialedConn({ fd, family, local: own, remote: peer });
           return answered({ address, answer: "connected" }, null, time);
         }
@@ -436,13 +431,14 @@ export class Climb implements Disposable {
         if (errno !== 0) return { ...nothing, error: ttl === null ? systemError(errno) : null };
         const left = wait - (performance.now() - started);
         if (left <= 0) return nothing;
-        await Promise.race([poller.next(fd), elapsed(left)]);
+        await Promise.race([nextEvent(fd), pause(left, over.signal)]);
         signal.throwIfAborted();
       }
     } finally {
+      over.abort();
       signal.removeEventListener("abort", abandon);
       if (conn === null) {
-        poller.remove(fd);
+        unwatch(fd);
         close(fd);
       }
     }
@@ -472,7 +468,7 @@ export class Climb implements Disposable {
 
   async #open(signal: AbortSignal): Promise<void> {
     if (this.#addresses !== null) return;
-    const { hostname, port, family } = this.#options;
+    const { hostname, port, family } = this.options;
     checkPermission(hostname, port, "granted");
     this.#addresses = await resolve(hostname, family, signal);
     this.#openNext();
@@ -482,11 +478,12 @@ export class Climb implements Disposable {
   #openNext(): boolean {
     const hostname = this.#addresses!.shift();
     if (hostname === undefined) return false;
-    const { port } = this.#options;
+    const { port } = this.options;
     // As in Deno.connect: --deny-net may deny an address of a name that is allowed.
     checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
     this[Symbol.dispose]();
     this.#manners.clear();
+    [this.#slowest, this.#distance] = [0, Infinity];
     const ends = endsOf(encode({ transport: "tcp", hostname, port }, scopeOf(hostname)));
     this.#anchor = orSystemError(socket(ends.family));
     setOption(this.#anchor, SO_REUSEADDR, 1);
@@ -572,16 +569,4 @@ function readError(fd: number): IcmpError | null | undefined {
   if (size < 0) return undefined;
   const { name, control, data, flags } = message;
   return parseIcmpError({ name, control, data: data.subarray(0, size), flags });
-}
-
-/** Waits, unless the signal aborts before. @throws the signal's reason */
-async function elapsedOr(signal: AbortSignal, milliseconds: number): Promise<void> {
-  signal.throwIfAborted();
-  const { promise, resolve } = Promise.withResolvers<void>();
-  // Not `elapsed`, as nothing else keeps the process alive here.
-  const timer = setTimeout(resolve, milliseconds);
-  signal.addEventListener("abort", () => resolve(), { once: true });
-  await promise;
-  clearTimeout(timer);
-  signal.throwIfAborted();
 }

@@ -9,7 +9,7 @@
  * @module
  */
 
-import { type ConnectedSocket, type Connection, connectionOf, fdOf } from "./fd.ts";
+import { type ConnectedSocket, type Connection, connectionOf, fdOf, type Socket } from "./fd.ts";
 import {
   getOptionBytes,
   IPPROTO_TCP,
@@ -47,14 +47,10 @@ export interface SentPacket {
  * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the connection is closed
  */
-export function watchSent(connection: Connection): void {
-  watchSocket(fdOf(connection));
-}
-
-/** {@linkcode watchSent} for a socket that was found just now. */
-export function watchSocket(fd: number): void {
+export function watchSent(connection: Connection | Socket): void {
   const SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1, SOF_TIMESTAMPING_SOFTWARE = 1 << 4;
-  setOption(fd, SO_TIMESTAMPING, SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE);
+  const flags = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
+  setOption(fdOf(connection), SO_TIMESTAMPING, flags);
 }
 
 /**
@@ -65,12 +61,8 @@ export function watchSocket(fd: number): void {
  *
  * @throws {DescriptorError} the connection is closed
  */
-export function drainSent(connection: Connection): SentPacket[] {
-  return drainSocket(connectionOf(connection));
-}
-
-/** {@linkcode drainSent} for a socket that was found. */
-export function drainSocket({ fd, local, remote }: ConnectedSocket): SentPacket[] {
+export function drainSent(connection: Connection | ConnectedSocket): SentPacket[] {
+  const { fd, local, remote } = connectionOf(connection);
   const packets: SentPacket[] = [];
   for (;;) {
     const size = recv(fd, copy, MSG_ERRQUEUE | MSG_DONTWAIT);

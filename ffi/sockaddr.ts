@@ -33,8 +33,7 @@ export function encode({ hostname, port }: Deno.NetAddr, scope = 0): Uint8Array<
   sockaddr[3] = port & 0xff;
   if (isIPv6) {
     sockaddr.set(ipv6Bytes(hostname), 8);
-    sockaddr[24] = scope & 0xff;
-    sockaddr[25] = scope >> 8;
+    new DataView(sockaddr.buffer).setUint32(24, scope, true);
   } else if (familyOf(hostname) === 4) sockaddr.set(hostname.split(".").map(Number), 4);
   else throw new TypeError(`${JSON.stringify(hostname)} is not an IP address`);
   return sockaddr;
