@@ -110,7 +110,7 @@ function plural(count: number, unit: string): string {
 /** Text in lines of at most `width` columns, each with its end; a longer word has its own. */
 function wrapped(text: string, width: number): string {
   width = Math.max(1, width);
-  return text.replace(new RegExp(`(\\S{${width},}|.{1,${width}})(?: |$)`, "g"), "$1\n");
+  return text.replace(new RegExp(`([^ ]{${width},}|.{1,${width}})(?: |$)`, "g"), "$1\n");
 }
 
 /** How many columns may be used: a terminal's if it has fewer than 80. */
@@ -137,7 +137,7 @@ function onInterrupt(stop: (code: number) => void): Disposable {
 
 /** The message of a system or TLS error, without the number or the link that Deno adds. */
 function reason(error: Error): string {
-  const bare = error.message.replace(/ \(os error \d+\)$|: https:\/\/\S+$|: $/, "");
+  const bare = error.message.replace(/ \(os error \d+\)(: .*)?$|: https:\/\/\S+$|: $/, "");
   return printable(bare.replace(/^[A-Z](?![A-Z])/, (c) => c.toLowerCase()));
 }
 
@@ -428,12 +428,24 @@ export function parseArguments(args: readonly string[]): Options {
   if (options.serve !== null && options.print === null && beside !== undefined) {
     throw usageError(`${beside} does nothing beside --serve: it is for requests`);
   }
+  const isSingle = !options.trace && !isSeries(options);
+  for (
+    const [name, isUsed, what] of [
+      ["--max-hops", options.trace, "it is for --trace"],
+      ["--interval", isSeries(options) && !options.trace, "it is for several requests"],
+      ["--include", isSingle && !options.json, "nothing prints the reply"],
+    ] as const
+  ) {
+    if (given.has(name) && !isUsed) throw usageError(`${name} does nothing here: ${what}`);
+  }
   if (options.trace && given.has("--count")) {
     throw usageError(
       "--trace and --count exclude each other: a trace is one request for each mark",
     );
   }
-  if (options.trace && !given.has("--connect-timeout")) options.connectTimeout = TRACE_TIMEOUT;
+  if (options.trace && !given.has("--connect-timeout")) {
+    options.connectTimeout = given.has("--max-time") ? options.maxTime : TRACE_TIMEOUT;
+  }
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   }
@@ -449,7 +461,7 @@ function unknownOption(given: string): Failure {
   if (/^--(allow|deny|unstable|no-prompt|no-check|quiet|reload|config|cert|v8-flags)/.test(given)) {
     return usageError(message, "options of Deno go before main.ts: deno run --allow-net …");
   }
-  const near = optionRows().flatMap(({ flags }) => flags)
+  const near = optionRows().map(({ flags }) => flags.at(-1)!)
     .map((name) => ({ name, distance: distance(given, name) }))
     .sort((a, b) => a.distance - b.distance)[0];
   const isNear = given.startsWith("--") && near.distance <= 3;
@@ -542,14 +554,14 @@ function checkHeader(name: string, value: string, text = `${name}: ${value}`): v
 }
 
 /** How the command line wants its requests made. @throws {Failure} 77 or 103, about `--cacert` */
-function askOptionsOf(options: Options): AskOptions {
+async function askOptionsOf(options: Options): Promise<AskOptions> {
   const { cacert, insecure } = options;
-  const caCerts = cacert === null ? [] : [readCertificates(cacert)];
+  const caCerts = cacert === null ? [] : await readCertificates(cacert);
   return { ...options, trust: cacert !== null || insecure ? { caCerts, insecure } : null };
 }
 
 /** @throws {Failure} the file cannot be read (77), or may not (103) */
-function readCertificates(file: string): string {
+async function readCertificates(file: string): Promise<string[]> {
   if (!isGranted({ name: "read", path: file })) {
     const hint = `run with --allow-read or --allow-read=${printable(file)}`;
     throw new Failure(Exit.cannotRun, `no permission to read ${quote(file)}`, hint);
@@ -558,11 +570,22 @@ function readCertificates(file: string): string {
   try {
     text = Deno.readTextFileSync(file);
   } catch (error) {
-    const why = reason(error as Error).split(":")[0];
-    throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${why}`);
+    throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${reason(error as Error)}`);
   }
-  if (text.includes("-----BEGIN CERTIFICATE-----")) return text;
-  throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
+  const parts = text.split(/(?=-----BEGIN CERTIFICATE-----)/);
+  const certificates = parts.filter((part) => part.startsWith("-----BEGIN CERTIFICATE-----"));
+  if (certificates.length === 0) {
+    throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
+  }
+  const { X509Certificate } = await import("node:crypto");
+  for (const [at, certificate] of certificates.entries()) {
+    try {
+      new X509Certificate(certificate);
+    } catch {
+      throw new Failure(Exit.badCaFile, `certificate ${at + 1} in ${quote(file)} is broken`);
+    }
+  }
+  return certificates;
 }
 
 // ─── Target ─────────────────────────────────────────────────────────────────────────────────────
@@ -718,7 +741,9 @@ async function ask(
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
     const cause = error instanceof Failure ? error : writeError ?? error;
-    exchange.failure = signal.aborted ? signal.reason : failureOf(cause, stage, to);
+    exchange.failure = signal.aborted
+      ? signal.reason
+      : failureOf(cause, stage, { ...to, ...target });
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
@@ -726,7 +751,7 @@ async function ask(
   }
   if (conn !== null) exchange.left = judgeLeft(conn, mark);
   exchange.arrived = judgeArrived(exchange);
-  exchange.failure ??= markFailure(exchange) ?? proofFailure(exchange, options);
+  exchange.failure = verdictOf(exchange, options);
   return exchange;
 }
 
@@ -834,7 +859,10 @@ function failureOf(error: unknown, stage: Stage | null = null, to?: Where): Fail
       : "run with --allow-ffi, without a file name";
     return new Failure(Exit.cannotRun, error.message, hint);
   }
-  if (error instanceof Deno.errors.NotCapable) return permissionFailure(error, to);
+  if (error instanceof Deno.errors.NotCapable) {
+    const hint = "run with --allow-net --allow-ffi";
+    return missingPermission(to) ?? new Failure(Exit.cannotRun, reason(error).split(",")[0], hint);
+  }
   if (error instanceof DescriptorError && error.lost) {
     return new Failure(Exit.connectionLost, error.message);
   }
@@ -852,11 +880,15 @@ function failureOf(error: unknown, stage: Stage | null = null, to?: Where): Fail
   return new Failure(Exit.connectionLost, `the connection was lost: ${reason(error)}`);
 }
 
-type Where = Pick<ConnectOptions, "hostname" | "port"> & Partial<ConnectOptions>;
+/** Where a request was to go, and whether it was https. */
+type Where =
+  & Pick<ConnectOptions, "hostname" | "port">
+  & Partial<ConnectOptions>
+  & { readonly isHttps?: boolean };
 
 function connectFailure(
   error: Error,
-  { hostname, port, family = null, trust = null }: Where,
+  { hostname, port, family = null, isHttps }: Where,
 ): Failure {
   const where = formatAddress({ hostname, port });
   const isUnknown = error.message.startsWith("failed to lookup address information");
@@ -873,20 +905,26 @@ function connectFailure(
   }
   const isHere = /^(127\.|::1$|localhost$)|\.localhost$/.test(hostname);
   const isRefused = error instanceof Deno.errors.ConnectionRefused;
-  const hint = isHere && isRefused && trust === null
+  const hint = isHere && isRefused && !isHttps
     ? `to start a server there: this script with --serve ${port}, or python3 -m http.server ${port}`
     : undefined;
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
 }
 
+/** What rustls says of a certificate, in words. */
+const CERTIFICATE_ERRORS: Record<string, string> = {
+  "Other(OtherError(CaUsedAsEndEntity))": "it is that of a CA itself (self-signed)",
+  UnknownIssuer: "nobody whom we trust has issued it",
+  NotValidForName: "it is for another host name",
+  Expired: "it has expired",
+  NotValidYet: "it is not valid yet",
+};
+
 function tlsFailure(error: Error): Failure {
   const message = reason(error);
-  const why = message.replace(/^invalid peer certificate: /, "")
-    .replace(
-      /^Other\(OtherError\(CaUsedAsEndEntity\)\)$/,
-      "it is that of a CA itself (self-signed)",
-    );
-  if (why === message) {
+  const bare = message.replace(/^invalid peer certificate: /, "");
+  const why = CERTIFICATE_ERRORS[bare] ?? bare;
+  if (bare === message) {
     const isPlain = /InvalidContentType|wrong version number|packet length too long/.test(message);
     const hint = isPlain ? "the server does not speak TLS: is it http://?" : undefined;
     return new Failure(Exit.tlsFailed, `TLS failed: ${message}`, hint);
@@ -898,19 +936,10 @@ function tlsFailure(error: Error): Failure {
   );
 }
 
-/** Says which permission is missing, by asking for each. */
-function permissionFailure(error: Error, to?: Where): Failure {
-  return (to === undefined ? null : missingPermission(to)) ??
-    new Failure(
-      Exit.cannotRun,
-      printable(error.message.split(",")[0]),
-      "run with --allow-net --allow-ffi",
-    );
-}
-
-function missingPermission(to: { hostname: string; port: number }): Failure | null {
-  const where = formatAddress(to);
-  if (!isGranted({ name: "net", host: where })) {
+/** Which permission is missing, if one is; `to` is where that for the network has to lead. */
+function missingPermission(to?: Where): Failure | null {
+  const where = to && formatAddress(to);
+  if (where !== undefined && !isGranted({ name: "net", host: where })) {
     const hint = `run with --allow-net or --allow-net=${where}`;
     return new Failure(Exit.cannotRun, `no permission to use ${where}`, hint);
   }
@@ -962,12 +991,12 @@ function complete<T extends GetOptions>(defaults: T, options: { [K in keyof T]?:
  * @throws whatever the sink throws
  */
 export async function get(
-  url: string,
+  url: string | URL,
   options: GetOptions = {},
   sink: Sink = {},
 ): Promise<Exchange> {
   const { dscp, ...askOptions } = complete({ ...ASK_DEFAULTS, dscp: "EF" }, options);
-  const exchange = await ask(parseTarget(url), parseDscp(String(dscp)), askOptions, sink);
+  const exchange = await ask(parseTarget(String(url)), parseDscp(String(dscp)), askOptions, sink);
   if (exchange.failure === null) return exchange;
   exchange.failure.exchange = exchange;
   throw exchange.failure;
@@ -1109,7 +1138,7 @@ export async function readReply(
       // Not Promise.race, which would keep something of every piece until the end of the reply.
       await new Promise<void>((resolve, reject) => {
         stop = reject;
-        passing.then(resolve, reject);
+        Promise.resolve(passing).then(resolve, reject);
       });
     } catch (error) {
       throw error instanceof Failure ? error : new SinkError(error);
@@ -1483,6 +1512,16 @@ function markFailure({ mark, left, arrived }: Exchange): Failure | null {
   return new Failure(Exit.arrivedChanged, `${message}: ${verdict}`);
 }
 
+/** What went wrong, all in all: a wrong mark is more than what else happened to the request. */
+function verdictOf(exchange: Exchange, options: AskOptions): Failure | null {
+  const { failure } = exchange, wrong = markFailure(exchange);
+  if (failure === null) return wrong ?? proofFailure(exchange, options);
+  // An interrupt, or what keeps this program from working, is about the run, not the request.
+  const isRun = failure.code >= Exit.notMarked || failure.code === Exit.cannotWrite;
+  if (wrong === null || isRun) return failure;
+  return new Failure(wrong.code, `${wrong.message}; ${failure.message}`, wrong.hint);
+}
+
 /** 104, if a proof is required: of what left, and of what arrived if the far end is our own. */
 function proofFailure(exchange: Exchange, { requireProof }: AskOptions): Failure | null {
   if (!requireProof) return null;
@@ -1638,8 +1677,9 @@ function replyText({ status, reason, headers, tos, bodyBytes }: Reply, total: nu
   const isRedirect = location !== undefined && status >= 300 && status < 400;
   const size = `${plural(bodyBytes, "byte")} in ${total.toFixed(1)} ms`;
   const marked = tos === null ? "" : `, its packets marked ${hex(tos)}`;
-  const leads = isRedirect ? `; leads to ${printable(location)}, not followed` : "";
-  return `${printable(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
+  const cut = (text: string) => printable(text.length > 200 ? `${text.slice(0, 200)}…` : text);
+  const leads = isRedirect ? `; leads to ${cut(location)}, not followed` : "";
+  return `${cut(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
 }
 
 /** The exchange as one line of JSON, in the form that the README describes. */
@@ -1664,7 +1704,7 @@ function json(
       mark: {
         ...mark,
         readBack: connection?.readBack ?? null,
-        handshake: connection?.markedSyn ?? false,
+        handshake: connection?.markedSyn ?? null,
         handshakeProved: arrived?.handshake ?? null,
       },
       left: {
@@ -1703,7 +1743,7 @@ function jsonLine(object: unknown): string {
 
 /** One request, its report or JSON. */
 async function single(place: Place, options: Options): Promise<Failure | null> {
-  const askOptions = askOptionsOf(options), limits = new Limits(askOptions);
+  const askOptions = await askOptionsOf(options), limits = new Limits(askOptions);
   const isReported = !options.json && !options.silent;
   let current: Exchange | null = null, shown = 0, isLineOpen = false;
   const show = (exchange: Exchange, isOver: boolean) => {
@@ -1719,9 +1759,9 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
   });
   const watch = (exchange: Exchange) => {
     current = exchange;
-    // What takes long shows what is known of it, until its body does.
+    // Every second what is known so far, until the body begins on the same terminal.
     const look = () => {
-      if (current === null || current.reply !== null) return;
+      if (current === null || (current.reply !== null && Deno.stdout.isTerminal())) return;
       show(exchange, false);
       pause(1000).then(look);
     };
@@ -1744,7 +1784,7 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
   await checkPresent(exchange, options);
   const { failure } = exchange;
   // With standard output gone there is nobody to report to.
-  if (failure?.code === Exit.cannotWrite) return failure;
+  if (failure?.code === Exit.cannotWrite && failure.message === "") return failure;
   if (options.json) await toStandardOutput(json(place, exchange, failure));
   else show(exchange, true);
   return failure;
@@ -1782,7 +1822,7 @@ export class Row {
     this.requests++;
     if (left.proved === false || arrived?.kept === false) this.wrong++;
     const isMark = failure?.code === Exit.leftChanged || failure?.code === Exit.arrivedChanged;
-    if (failure !== null && !isMark) this.failed++;
+    if (failure !== null && !(isMark && reply?.complete)) this.failed++;
     for (const { tos } of left.packets) this.left.add(tos);
     if (left.outerTos !== null) this.left.add(left.outerTos);
     for (const tos of arrived?.marked ?? []) this.arrived.add(tos);
@@ -1828,8 +1868,10 @@ export function table(rows: readonly Row[], width = 80): string {
   const columnWidth = ([title, under, cells]: Column) =>
     Math.max(...[title, under, ...cells].map(({ length }) => length));
   const used = () => columns.reduce((sum, column) => sum + columnWidth(column) + 1, 0);
-  // On a narrow terminal the time to connect goes first.
-  if (used() > width + 1) columns.splice(6, 1);
+  // What goes first on a narrow terminal: the time to connect, and then from the right.
+  for (let at = 6; used() > width + 1 && columns.length > 4; at = columns.length - 1) {
+    columns.splice(at, 1);
+  }
   const room = Math.min(24, width - used());
   if (room >= "of median".length) {
     const medians = rows.map(({ total }) => quantile(total, 0.5));
@@ -1903,7 +1945,7 @@ export interface Comparison {
   readonly against: Mark;
   /** Its median total time divided by ours: above 1 is faster; `NaN` without replies. */
   readonly ratio: number;
-  /** The p-value of the rank test, 0 to 1. */
+  /** The p-value of the rank test, 0 to 1; `NaN` without replies. */
   readonly p: number;
   /** Whether there is a difference: `null` if there are too few replies to say. */
   readonly differs: boolean | null;
@@ -1918,7 +1960,8 @@ export function compare(rows: readonly Row[]): (Comparison | null)[] {
   const reference = rows.find(({ mark }) => mark.dscp === 0) ?? rows[0];
   return rows.map((row) => {
     if (row === reference) return null;
-    const p = mannWhitney(row.total, reference.total);
+    const isKnown = row.total.length > 0 && reference.total.length > 0;
+    const p = isKnown ? mannWhitney(row.total, reference.total) : NaN;
     const ratio = quantile(reference.total, 0.5) / quantile(row.total, 0.5);
     // Of many comparisons some would seem real by chance (Bonferroni); of many requests, some
     // difference always is real, and too small to matter to anybody.
@@ -1944,12 +1987,19 @@ export function verdict(rows: readonly Row[], width = 80): string {
     const names = same.length > 4
       ? `${same.length} others`
       : same.map(({ name }) => name).join(", ");
-    const p = `p ${same.length > 1 ? "≥" : "="} ${shortP(Math.min(...same.map(({ p }) => p)))}`;
-    parts.push(`no difference seen for ${names} (${p})`);
+    parts.push([`no difference seen for ${names}`, ...leastP(same)].join(" "));
   }
   const few = `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`;
-  const text = compared.some(({ differs }) => differs === null) ? few : parts.join(", ");
+  const isFew = compared.some(({ differs }) => differs === null);
+  const text = isFew ? [few, ...leastP(compared)].join(" ") : parts.join(", ");
   return wrapped(`Against ${nameOf(compared[0].against)}, median total time: ${text}.`, width);
+}
+
+/** The smallest p in brackets, if one is known. */
+function leastP(compared: readonly Comparison[]): string[] {
+  const known = compared.map(({ p }) => p).filter(Number.isFinite);
+  if (known.length === 0) return [];
+  return [`(p ${compared.length > 1 ? "≥" : "="} ${shortP(Math.min(...known))})`];
 }
 
 /** A probability in few characters: `0.021`, `5.2e-6`. */
@@ -1988,7 +2038,7 @@ function summaryJson(rows: readonly Row[]): string {
 async function series(place: Place, options: Options): Promise<Failure | null> {
   const rows = options.marks.map((mark) => new Row(mark));
   const count = options.count * rows.length;
-  const askOptions = askOptionsOf(options), limits = new Limits(askOptions);
+  const askOptions = await askOptionsOf(options), limits = new Limits(askOptions);
   const sink = sinkFor(options);
   using screen = new Screen(!options.json && !options.silent);
   const result = async () => {
@@ -2001,7 +2051,7 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
   };
   const interrupted = Promise.withResolvers<void>();
   using _signals = onInterrupt((code) => {
-    limits.stop(new Failure(code, ""));
+    limits.stop(new Failure(code, done > 0 ? "" : "interrupted"));
     interrupted.resolve();
   });
   let first: Failure | null = null, done = 0;
@@ -2014,6 +2064,7 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
       const exchange = await ask(place.target, row.mark, askOptions, sink, { limits });
       if (limits.stopped !== null) {
         if (done > 0) await result();
+        else if (options.json) await toStandardOutput(json(place, exchange, limits.stopped, round));
         return limits.stopped;
       }
       if (done === 0) await checkPresent(exchange, options);
@@ -2155,6 +2206,7 @@ export class Trace implements AsyncIterable<Hop> {
     const limits = new Limits({ ...options, maxTime: 0 });
     const hops = (this.#climb ?? own!).climb(this.mark.tos, options.maxHops, limits.begin());
     let last: Hop | null = null, started = performance.now();
+    const watch = (exchange: Exchange) => this.exchange = exchange;
     let open: AskContext["open"];
     try {
       let step;
@@ -2170,10 +2222,9 @@ export class Trace implements AsyncIterable<Hop> {
     } finally {
       limits.end();
     }
-    const exchange = await ask(target, this.mark, options, sink, { started, open });
+    const exchange = await ask(target, this.mark, options, sink, { started, open, watch });
     if (last !== null) {
-      const { syn = null, ack = null, data = null } = exchange.arrived ?? {};
-      const tos = syn ?? data ?? ack;
+      const tos = reportedByServer(exchange)?.arrived ?? null;
       last = { ...last, tos, evidence: tos === null ? null : "server" };
       this.path.push(last);
     }
@@ -2189,7 +2240,9 @@ export class Trace implements AsyncIterable<Hop> {
     if (change === undefined || own.includes(failure?.code ?? 0)) return failure;
     const isSame = failure === null || failure.code === Exit.arrivedChanged;
     const more = isSame ? "" : `; ${failure.message}`;
-    const message = `the path changed ${describe(mark)} to ${describe(markOf(change.to))} ` +
+    // Nobody saw the SYN leave, so this host may have changed it.
+    const who = change.after === 0 ? "this host or the path" : "the path";
+    const message = `${who} changed ${describe(mark)} to ${describe(markOf(change.to))} ` +
       `between ${hopName(change.after)} and ${hopName(change.at)}${more}`;
     return new Failure(Exit.arrivedChanged, message, failure?.hint);
   }
@@ -2216,12 +2269,21 @@ export class Trace implements AsyncIterable<Hop> {
  * @throws {Failure} a bad URL or header
  * @throws {RangeError} not a DSCP, a time limit or a number of hops
  */
-export function trace(url: string, options: TraceOptions = {}, sink: Sink = {}): Trace {
+export function trace(url: string | URL, options: TraceOptions = {}, sink: Sink = {}): Trace {
   const defaults = { ...ASK_DEFAULTS, dscp: "EF", maxHops: 30, connectTimeout: TRACE_TIMEOUT };
   const { dscp, ...askOptions } = complete(defaults, options), { maxHops } = askOptions;
   if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
-  const route = { target: parseTarget(url), options: askOptions, sink };
+  const route = { target: parseTarget(String(url)), options: askOptions, sink };
   return new Trace(parseDscp(String(dscp)), route);
+}
+
+/** The packet that the far end reports of this connection: a changed one, if there is one. */
+function reportedByServer({ arrived }: Exchange): { packet: string; arrived: number } | null {
+  if (arrived === null || arrived.isOther) return null;
+  const { syn, data, ack, changed } = arrived;
+  const packets = Object.entries({ SYN: syn, data, ACK: ack });
+  const [packet, tos] = packets.find(([, tos]) => tos !== null)!;
+  return changed ?? { packet, arrived: tos! };
 }
 
 /** The row of the hop that came last, below the table's head if it is the first. */
@@ -2237,7 +2299,8 @@ function hopRow({ mark, path, changes, exchange }: Trace, width: number): string
     const isChanged = changes.at(-1)?.at === hop.hop && hop.tos !== null;
     const text = `${markThere(hop, mark, exchange)}${isChanged ? "   changed" : ""}`;
     const isWide = start.length + 2 + text.length > width;
-    row = `${start}${isWide ? `\n${" ".repeat(addressWidth + 12)}` : ""}  ${text}`;
+    const indent = Math.max(3, Math.min(addressWidth + 12, width - 2 - text.length));
+    row = `${start}${isWide ? `\n${" ".repeat(indent)}` : ""}  ${text}`;
   }
   return `${path.length === 1 ? head : ""}${row}\n`;
 }
@@ -2246,8 +2309,7 @@ function hopRow({ mark, path, changes, exchange }: Trace, width: number): string
 function markThere({ tos, evidence, answer }: Hop, mark: Mark, exchange: Exchange | null): string {
   const name = tos === null ? "" : describe(sameDscp(tos, mark.tos) ? mark : markOf(tos));
   if (evidence === "server") {
-    const packet = exchange?.arrived?.syn === null ? "" : "SYN ";
-    return `connected; server reports ${packet}${name}`;
+    return `connected; server reports ${reportedByServer(exchange!)!.packet} ${name}`;
   }
   if (answer === "connected" || answer === "connection refused") return answer;
   const there = tos !== null ? name : evidence === "outer" ? "lower bits kept" : "unknown";
@@ -2345,7 +2407,7 @@ function marksReport(all: readonly Trace[], width: number): string {
  */
 async function traces(place: Place, options: Options): Promise<Failure | null> {
   const { marks } = options, isMany = marks.length > 1, width = widthOf(Deno.stdout);
-  const askOptions = { ...askOptionsOf(options), maxHops: options.maxHops };
+  const askOptions = { ...await askOptionsOf(options), maxHops: options.maxHops };
   const route = { target: place.target, options: askOptions, sink: sinkFor(options) };
   using climb = await climbTo(place.target, askOptions, isMany);
   const all = marks.map((mark) => new Trace(mark, route, climb));
@@ -2364,7 +2426,9 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
     return wrapped(`${describe(marks[0])} was ${pathVerdict(all[0]).text}.`, width);
   };
   using _signals = onInterrupt(async (code) => {
+    if (Deno.stderr.isTerminal()) toStandardError("\n");
     await toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
+    if (!options.json) toStandardError("dscp-get: interrupted\n");
     Deno.exit(code);
   });
   for (const [done, trace] of all.entries()) {
@@ -2423,9 +2487,11 @@ interface Service {
 const BUILT_IN: Service = {
   type: "text/plain; charset=utf-8",
   page: () =>
-    `This page comes from dscp-get's built-in server: nobody else was listening on
-port ${DEFAULT_PORT} here. Give a URL to ask another server; --help lists the options.
-`,
+    wrapped(
+      `This page comes from dscp-get's built-in server: nobody else was listening on \
+port ${DEFAULT_PORT} here. Give a URL to ask another server; --help lists the options.`,
+      widthOf(Deno.stdout),
+    ),
 };
 
 /** A connection of the server: waiting for its head, or lingering after the answer. */
@@ -2792,8 +2858,13 @@ export async function main(args: readonly string[]): Promise<number> {
     }
   }
   if (failure !== null && failure.message !== "") {
-    const hint = failure.hint === undefined ? "" : `hint: ${failure.hint}\n`;
-    toStandardError(`dscp-get: ${failure.message}\n${hint}`);
+    const lines = [`dscp-get: ${failure.message}`];
+    if (failure.hint !== undefined) lines.push(`hint: ${failure.hint}`);
+    // Programs that read them have whole lines.
+    const width = Deno.stderr.isTerminal() ? widthOf(Deno.stderr) : Infinity;
+    toStandardError(
+      lines.map((line) => width < Infinity ? wrapped(line, width) : `${line}\n`).join(""),
+    );
   }
   return failure?.code ?? Exit.ok;
 }

@@ -22,9 +22,10 @@ export function familyOf(hostname: string): 4 | 6 | null {
  * The structure for an address and port, as the kernel reads it.
  *
  * @param scope the interface index of a link-local address, `sin6_scope_id`
- * @throws {TypeError} the hostname is not an IP address
+ * @throws {TypeError | RangeError} not an IP address, or not a port
  */
 export function encode({ hostname, port }: Deno.NetAddr, scope = 0): Uint8Array<ArrayBuffer> {
+  if (!(port >= 0 && port <= 65535)) throw new RangeError(`${port} is no port; it is 0 to 65535`);
   const isIPv6 = hostname.includes(":");
   const sockaddr = new Uint8Array(isIPv6 ? SOCKADDR_SIZE : 16);
   // The family is in the machine's own order, and every machine that Deno runs on is little-endian.

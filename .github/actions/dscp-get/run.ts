@@ -90,7 +90,11 @@ function rowOf({ mark, left, arrived, reply, milliseconds: { total } }: Result):
     `${describe(mark)}${mark.handshake ? ", from the SYN on" : ""}`,
     seen === "" ? "not observed" : `${seen}: ${verdict}`,
     reported.map(([what, tos]) => `${what} ${hex(tos!)}`).join(", ") || "not reported",
-    reply === null ? "none" : `${reply.status} ${reply.reason}, ${reply.bodyBytes} bytes`,
+    reply === null
+      ? "none"
+      : `${reply.status} ${reply.reason}, ${reply.bodyBytes} byte${
+        reply.bodyBytes === 1 ? "" : "s"
+      }`,
     total === null ? "" : `${total.toFixed(1)} ms`,
   ];
 }
