@@ -208,3 +208,23 @@ Deno.test("what does nothing beside --serve is a usage error", () => {
   }
   assert.equal(parseArguments(["--serve", "0", "-s"]).silent, true);
 });
+
+Deno.test("options that would do nothing are usage errors", () => {
+  const url = "http://192.0.2.1/";
+  for (
+    const words of [
+      `--max-hops 5 ${url}`,
+      `--interval 1 ${url}`,
+      `--trace --interval 1 -d EF,DF ${url}`,
+      `-i --json ${url}`,
+      `-i -n 2 ${url}`,
+      `--trace -i ${url}`,
+    ]
+  ) {
+    const wrong = () => parseArguments(words.split(" "));
+    assert.throws(wrong, { code: 2, message: /^--[a-z-]+ does nothing here: / }, words);
+  }
+  for (const words of [`--trace --max-hops 5 ${url}`, `--interval 1 -n 2 ${url}`, `-i ${url}`]) {
+    parseArguments(words.split(" "));
+  }
+});

@@ -229,8 +229,18 @@ testWith(NEEDS, "--cacert says clearly what is wrong: permission 103, file 77", 
   ]);
   const missing = await dscpGet(["--cacert", "/does/not/exist", url], { flags: FLAGS });
   assert.equal(missing.code, 77);
-  assert.match(missing.stderr, /cannot read '\/does\/not\/exist': no such file or directory/);
+  assert.match(missing.stderr, /cannot read '\/does\/not\/exist': no such file or directory$/m);
   const empty = await dscpGet(["--cacert", "/dev/null", url], { flags: FLAGS });
   assert.match(empty.stderr, /'\/dev\/null' holds no certificate in PEM form/);
   assert.equal(empty.code, 77);
+  const file = await Deno.makeTempFile();
+  for (const text of ["AAAA\n-----END CERTIFICATE-----", "AAAA"]) {
+    await Deno.writeTextFile(file, `-----BEGIN CERTIFICATE-----\n${text}\n`);
+    const broken = await dscpGet(["--cacert", file, url], { flags: FLAGS });
+    assert.deepEqual([broken.code, broken.stderr], [
+      77,
+      `dscp-get: certificate 1 in '${file}' is broken\n`,
+    ]);
+  }
+  await Deno.remove(file);
 });

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { get, type Reply, type Sink } from "../main.ts";
+import { dial } from "../ffi/mod.ts";
+import { get, type Reply, type Sink, trace } from "../main.ts";
 import {
   Background,
   command,
@@ -277,4 +278,19 @@ Deno.test("what a program's own sink throws comes out as it is, and the connecti
     await assert.rejects(get(server.url, {}, sink), { name: "TypeError", message: "mine" });
   }
   assert.equal(openDescriptors(), open);
+});
+
+Deno.test("a program may leave options undefined and give a URL; what makes no sense is a RangeError", async () => {
+  await using server = replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+  const url = new URL(server.url);
+  const none = { headers: undefined, maxTime: undefined, connectTimeout: undefined };
+  assert.equal((await get(url, none)).reply!.status, 200);
+  const path = trace(url, none);
+  for await (const { answer } of path) assert.equal(answer, "connected");
+  assert.equal(path.failure, null);
+  for (const maxTime of [NaN, -1, Infinity]) {
+    await assert.rejects(get(url, { maxTime }), RangeError);
+    assert.throws(() => trace(url, { maxTime }), RangeError);
+  }
+  await assert.rejects(dial({ hostname: "127.0.0.1", port: 70000, tos: null }), RangeError);
 });

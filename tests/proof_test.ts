@@ -340,3 +340,27 @@ testWith(
     assert.match((await dscpGet([], namespace)).stderr, /^left .*: proved$/m);
   },
 );
+
+testWith(
+  ["root", "ip", "nft"],
+  "a wrong mark is not hidden by what else went wrong: 101, and both are named",
+  async () => {
+    await using namespace = await Namespace.create();
+    await namespace.run(
+      "nft",
+      "add table ip t; add chain ip t out { type route hook output priority mangle; }",
+    );
+    await namespace.run("nft", "add rule ip t out ip dscp ef ip dscp set cs1");
+    await using server = await startPython(["8080"], namespace.under);
+    await server.until((said) => said.includes("Serving"));
+    const url = "http://127.0.0.1:8080/none";
+    const { code, stderr } = await dscpGet(["-f", url], namespace);
+    assert.equal(code, 101);
+    assert.match(stderr, /set 0xB8, left with 0x20: .*; the server answered 404 /);
+    const series = await dscpGet(["-f", "-n", "2", url], namespace);
+    assert.equal(series.code, 101);
+    assert.match(series.stdout, /^EF +0x20 ! +- +2 +2 +2 /m);
+    const closed = await dscpGet(["-f", "http://127.0.0.1:8081/"], namespace);
+    assert.equal(closed.code, 7, "nothing was sent");
+  },
+);

@@ -396,3 +396,16 @@ Deno.test("bytes of the network never reach the terminal unfiltered in our own l
   assert.doesNotMatch(json.stdout.trimEnd(), /\p{Cc}/u);
   assert.equal(JSON.parse(json.stdout).reply.reason, "\x1b[2J\x9b31m\x7f");
 });
+
+Deno.test("a long reason phrase or location is cut in the report, and does not hang it", async () => {
+  for (const long of [`${"a".repeat(200_000)}\xa0b`, "a \xa0".repeat(50_000)]) {
+    const status = latin1(
+      `HTTP/1.1 302 ${long}\r\nLocation: /${long}\r\nContent-Length: 0\r\n\r\n`,
+    );
+    await using server = replying(status);
+    const { code, stderr } = await dscpGet([server.url]);
+    assert.equal(code, 0, stderr.slice(0, 300));
+    assert.ok(stderr.length < 1500);
+    assert.equal(stderr.match(/…,/g)?.length, 2, stderr);
+  }
+});

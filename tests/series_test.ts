@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { markOf } from "../ffi/mod.ts";
-import { compare, mannWhitney, quantile, Row, verdict } from "../main.ts";
+import { compare, mannWhitney, quantile, Row, table, verdict } from "../main.ts";
 import { Namespace } from "./support/namespaces.ts";
 import {
   Background,
@@ -11,7 +11,16 @@ import {
   openDescriptors,
   testWith,
 } from "./support/processes.ts";
-import { FarEnd, OK, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
+import {
+  closedPort,
+  FarEnd,
+  OK,
+  RawServer,
+  readRequest,
+  replying,
+  reset,
+  send,
+} from "./support/servers.ts";
 
 Deno.test("marks take turns, round after round, and JSON has a line a request", async () => {
   await using server = replying(OK);
@@ -295,3 +304,41 @@ testWith(
     assert.match(stdout, /^EF +0xB8 +- +2 +0 +0 /m);
   },
 );
+
+Deno.test("on a narrow terminal whole columns of the table go, and no number is cut", () => {
+  const rows = [rowOf(0xb8, 1.25), rowOf(0, 1)];
+  for (const row of rows) row.arrived.add(0x20).add(0xb8);
+  const words = (text: string) => text.split("\n").slice(2).flatMap((line) => line.split(/ +/));
+  const whole = new Set(words(table(rows, 200)));
+  for (const width of [80, 70, 60, 56, 50, 46, 40]) {
+    const narrow = table(rows, width);
+    assert.ok(narrow.split("\n").every((line) => line.length <= width), narrow);
+    assert.deepEqual(words(narrow).filter((word) => !/█/.test(word) && !whole.has(word)), []);
+  }
+});
+
+Deno.test("without a reply the summary's p is not known, and the verdict names none", async () => {
+  const port = closedPort();
+  const url = `http://127.0.0.1:${port}/`;
+  const { stdout } = await dscpGet(["--json", "-d", "EF,DF", "-n", "2", url]);
+  const { summary } = JSON.parse(stdout.trim().split("\n").at(-1)!);
+  assert.equal(summary[0].compared.p, null);
+  assert.equal(JSON.parse(stdout.split("\n")[0]).mark.handshake, null);
+  const text = (await dscpGet(["-d", "EF,DF", "-n", "2", url])).stdout;
+  assert.match(text.replaceAll("\n", " "), /Against DF, .* no difference can be seen\. $/);
+});
+
+Deno.test("a series that is interrupted before its first reply says so", async () => {
+  const asked = Promise.withResolvers<void>();
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    asked.resolve();
+    await conn.read(new Uint8Array(1));
+  });
+  await using run = new Background(command(["--json", "-n", "3", server.url]));
+  await asked.promise;
+  const { code } = await run.stop("SIGINT");
+  assert.equal(code, 130);
+  const line = JSON.parse(run.said.split("\n")[0]);
+  assert.deepEqual([line.round, line.error.code, line.left.proved], [1, 130, true]);
+});

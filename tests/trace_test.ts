@@ -238,6 +238,51 @@ testWith(NEEDS, "a silent router is named between the two that show a change", a
   });
 });
 
+testWith(
+  [...NEEDS, "socat"],
+  "behind a proxy, what the server reports is no evidence of the path",
+  async () => {
+    await stage(async ({ client, server }) => {
+      const relay = "socat -d -d TCP4-LISTEN:8088,fork,reuseaddr TCP4:127.0.0.1:8086";
+      await using proxy = new Background([...server.under, ...relay.split(" ")]);
+      await proxy.until((said) => said.includes("listening on"));
+      const url = URLS.IPv4.replace("8086", "8088");
+      const { code, stdout, stderr } = await dscpGet(["--trace", "--json", url], client);
+      const line = jsonOf(stdout);
+      assert.deepEqual([code, line.changed], [0, null], stderr);
+      assert.deepEqual(marksOf(line), [EF, EF, EF, null]);
+      assert.equal(line.path[3].evidence, null);
+      const text = (await dscpGet(["--trace", url], client)).stdout.replaceAll("\n", " ");
+      assert.match(text, /was kept as far as hop 3 /);
+    });
+  },
+);
+
+testWith(NEEDS, "of what the server reports, the packet that was changed counts", async () => {
+  await stage(async ({ client, routers }) => {
+    await filter(routers[0], "forward", "ct state established ip6 dscp ef ip6 dscp set cs1");
+    const { code, stdout } = await dscpGet(["--trace", "--json", URLS.IPv6], client);
+    const line = jsonOf(stdout);
+    assert.deepEqual(line.changed, { after: 3, at: 4, from: EF, to: CS1 });
+    assert.equal(code, 102);
+    const text = (await dscpGet(["--trace", URLS.IPv6], client)).stdout;
+    assert.match(text, /connected; server reports data CS1 \(0x20\) {3}changed/);
+    const many = await dscpGet(["--trace", "-d", "EF,DF", URLS.IPv6], client);
+    assert.match(many.stdout, /Of 2 marks: 1 changed, 1 kept all the way/);
+  });
+});
+
+testWith(NEEDS, "a SYN that this host may have changed is not laid on the path alone", async () => {
+  await stage(async ({ client }) => {
+    const syn = "tcp flags & (syn | ack) == syn ip dscp ef ip dscp set cs1";
+    await filter(client, "output", `'${syn}'`);
+    const { code, stdout, stderr } = await dscpGet(["--trace", URLS.IPv4], client);
+    assert.match(stderr, /: this host or the path changed EF .* between this host and hop 1/);
+    assert.match(stdout, /^ {2}1 .* CS1 \(0x20\) {3}changed$/m);
+    assert.equal(code, 102);
+  });
+});
+
 testWith(NEEDS, "a prohibition, a refusal and a silent target end the path in words", async () => {
   await stage(async ({ client, routers, server }, clear) => {
     for (const [family, url] of Object.entries(URLS)) {
@@ -446,6 +491,15 @@ testWith(NEEDS, "with two routes of different marks, all climbs of a trace take 
       seen.add(marksOf(jsonOf(stdout)).join(" "));
     }
     assert.equal(seen.size, 2, [...seen].join("; "));
+  });
+});
+
+testWith(NEEDS, "-m ends a trace that finds no server", async () => {
+  await stage(async ({ client, routers }) => {
+    await filter(routers[0], "forward", "drop");
+    const { code, stderr } = await dscpGet(["--trace", "-m", "0.5", URLS.IPv4], client);
+    assert.equal(code, 28);
+    assert.match(stderr, /connecting took longer than 0.5 seconds/);
   });
 });
 
