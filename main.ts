@@ -89,7 +89,7 @@ export class Failure extends Error {
   }
 }
 
-/** Text for a terminal: control characters and marks of writing direction come out escaped. */
+/** Escapes control and bidirectional formatting characters, so that text is safe to print. */
 export function printable(text: string): string {
   // Nearly all text is plain, and the classes below take long to compile.
   if (/^[ -~]*$/.test(text)) return text;
@@ -107,7 +107,7 @@ function plural(count: number, unit: string): string {
   return `${count} ${unit}${count === 1 ? "" : "s"}`;
 }
 
-/** Text in lines of at most `width` columns, each with its end; a longer word has its own. */
+/** Wraps text at `width` columns; a longer word gets its own line, and each line its end. */
 function wrapped(text: string, width: number): string {
   width = Math.max(1, width);
   return text.replace(new RegExp(`([^ ]{${width},}|.{1,${width}})(?: |$)`, "g"), "$1\n");
@@ -160,7 +160,7 @@ export interface AskOptions {
   readonly connectTimeout: number;
   /** Seconds for the whole request (30); 0 is no limit. */
   readonly maxTime: number;
-  /** Whether it is a failure, 104, if not all of the request was seen to leave. */
+  /** Whether to fail with 104 unless the whole request was seen leaving. */
   readonly requireProof: boolean;
 }
 
@@ -208,7 +208,7 @@ type Store = (o: { -readonly [K in keyof Options]: Options[K] }, v: string, give
 const OPTIONS: Record<string, Record<string, Option>> = {
   "The mark": {
     "-d, --dscp NAME[,NAME…]": [
-      "EF (the default), VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a number from 0 to 63; several take turns; all is the 64 of them",
+      "EF (the default), VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a number from 0 to 63; several are used in rotation; all means all 64",
       (o, v) => o.marks = [...o.marks === DEFAULTS.marks ? [] : o.marks, ...parseMarks(v)],
     ],
     "    --tos BYTE": [
@@ -245,11 +245,11 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     "-i, --include": ["status line and headers before the body", (o) => o.include = true],
     "-f, --fail": ["exit 22 on status 400 and above, without the body", (o) => o.fail = true],
     "    --require-proof": [
-      "exit 104 if not all of the request was seen to leave",
+      "exit 104 unless the whole request was seen leaving",
       (o) => o.requireProof = true,
     ],
     "-s, --silent": ["no report", (o) => o.silent = true],
-    "-S, --show-error": ["errors, as always: for scripts made for curl", () => {}],
+    "-S, --show-error": ["accepted as in curl: errors are always shown", () => {}],
     "    --json": ["one JSON object instead of body and report", (o) => o.json = true],
     "    --completions SHELL": [
       "the completion script of bash, zsh or fish, for an installed dscp-get",
@@ -324,8 +324,8 @@ function usage(width: number): string {
   const paragraphs = [
     `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it`,
     `\xa0\xa0${commandLine()} [options] [URL]`,
-    `Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers itself if nobody \
-listens there. The reply's body goes to standard output, the report to standard error.`,
+    `Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers the request itself if \
+nothing is listening there. The reply's body goes to standard output, the report to standard error.`,
   ];
   const codes =
     `Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect or listen, \
@@ -419,14 +419,14 @@ export function parseArguments(args: readonly string[]): Options {
     }
   }
   if (given.has("--dscp") && given.has("--tos")) {
-    throw usageError("--dscp and --tos exclude each other: give one of them");
+    throw usageError("--dscp and --tos are mutually exclusive: give one of them");
   }
   if (options.serve !== null && urls.length > 0) {
     throw usageError("--serve takes no URL: it is the far end");
   }
   const beside = [...given].find((name) => !["--serve", "--silent", "--show-error"].includes(name));
   if (options.serve !== null && options.print === null && beside !== undefined) {
-    throw usageError(`${beside} does nothing beside --serve: it is for requests`);
+    throw usageError(`${beside} cannot be combined with --serve: it is for requests`);
   }
   const isSingle = !options.trace && !isSeries(options);
   for (
@@ -440,7 +440,7 @@ export function parseArguments(args: readonly string[]): Options {
   }
   if (options.trace && given.has("--count")) {
     throw usageError(
-      "--trace and --count exclude each other: a trace is one request for each mark",
+      "--trace and --count are mutually exclusive: a trace is one request for each mark",
     );
   }
   if (options.trace && !given.has("--connect-timeout")) {
@@ -499,7 +499,7 @@ function parseMarks(text: string): Mark[] {
   });
 }
 
-/** A hint for who writes a byte in hexadecimal without its prefix. */
+/** Suggests the prefix for a byte that looks hexadecimal. */
 function byteHint(text: string): string | undefined {
   return /^[0-9a-f]{2}$/i.test(text) ? `did you mean hexadecimal? --tos 0x${text}` : undefined;
 }
@@ -549,7 +549,7 @@ function checkHeader(name: string, value: string, text = `${name}: ${value}`): v
     throw usageError(`${quote(text)} is not a header: its name must be ${allowed}`);
   }
   if (/[\r\n\0]/.test(value)) {
-    throw usageError(`${quote(text)} is not a header: CR, LF and NUL may not be in it`);
+    throw usageError(`${quote(text)} is not a header: it must not contain CR, LF or NUL`);
   }
 }
 
@@ -613,7 +613,7 @@ function localTarget(host: string, port: number): Target {
 /** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
 export function parseTarget(text: string): Target {
   const bad = (why: string) => new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`);
-  // The URL parser would drop these without a word.
+  // The URL parser would silently drop these.
   if ([...text].some((c) => c < " " || c === "\x7f")) {
     throw bad("control characters are not allowed");
   }
@@ -636,7 +636,7 @@ export function parseTarget(text: string): Target {
   }
   const isHttps = url.protocol === "https:";
   const port = url.port === "" ? (isHttps ? 443 : 80) : Number(url.port);
-  if (port === 0) throw bad("nobody can listen on port 0");
+  if (port === 0) throw bad("port 0 is not a valid destination");
   const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
   if (host === url.hostname && /[^\w.~-]/.test(host)) throw bad(`${quote(host)} is no host name`);
   url.hash = "";
@@ -654,9 +654,9 @@ export interface Exchange {
   readonly target: Target;
   /** The mark that is set. */
   readonly mark: Mark;
-  /** When it began, as `performance.now()` has it. */
+  /** When it began, on the clock of `performance.now()`. */
   readonly started: number;
-  /** The connection; `null` if it never came to one. */
+  /** The connection; `null` if none was established. */
   connection: MarkedConn | null;
   /** The reply; `null` if no status line came. */
   reply: Reply | null;
@@ -730,13 +730,14 @@ async function ask(
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""));
     stage = "connected";
     limits.connected();
-    // The reply may come before all of a large request is out, and after a write that failed.
+    // A server may reply before it has read a large request, and what it has sent can still be
+    // read after our write has failed.
     conn.write(request).catch((error) => {
       writeError = error;
       if (!isLost(error)) conn?.close();
     });
     await readReply(conn, exchange, sink, signal);
-    // A connection that is closed when its time is over may look like one that came to its end.
+    // A connection that was closed on timeout can look like a normal end of the reply.
     signal.throwIfAborted();
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
@@ -856,7 +857,7 @@ function failureOf(error: unknown, stage: Stage | null = null, to?: Where): Fail
   if (error instanceof CannotRunError) {
     const hint = isGranted({ name: "ffi" })
       ? undefined
-      : "run with --allow-ffi, without a file name";
+      : "run with --allow-ffi, not --allow-ffi=FILE";
     return new Failure(Exit.cannotRun, error.message, hint);
   }
   if (error instanceof Deno.errors.NotCapable) {
@@ -913,8 +914,8 @@ function connectFailure(
 
 /** What rustls says of a certificate, in words. */
 const CERTIFICATE_ERRORS: Record<string, string> = {
-  "Other(OtherError(CaUsedAsEndEntity))": "it is that of a CA itself (self-signed)",
-  UnknownIssuer: "nobody whom we trust has issued it",
+  "Other(OtherError(CaUsedAsEndEntity))": "it is a CA certificate, not a server's (self-signed)",
+  UnknownIssuer: "its issuer is not trusted",
   NotValidForName: "it is for another host name",
   Expired: "it has expired",
   NotValidYet: "it is not valid yet",
@@ -1031,7 +1032,7 @@ export interface Sink {
   head?(line: string): void | Promise<void>;
   /** Gets the reply so far, before its body; may throw to stop. */
   begin?(reply: Reply): void;
-  /** Gets a piece of the body, which is valid until the call, or its promise, has returned. */
+  /** Gets a piece of the body, which is reused once the call has returned or its promise has settled. */
   body?(piece: Uint8Array): void | Promise<void>;
 }
 
@@ -1050,7 +1051,7 @@ class Reader {
   /** Where the unused bytes begin and end. */
   from = 0;
   to = 0;
-  /** Up to here there is no end of a line. */
+  /** There is no LF before this offset. */
   #searched = 0;
   #reads = 0;
   #turned = performance.now();
@@ -1059,7 +1060,7 @@ class Reader {
 
   /** Reads more behind what is here. @returns false at the end @throws {Failure} no room for more */
   async fill(): Promise<boolean> {
-    // A peer that always has bytes ready would keep alarms and signals waiting for ever.
+    // If data is always ready, timers and signals never get their turn.
     if (++this.#reads % 16 === 0 && performance.now() - this.#turned > 50) {
       await pause(0);
       this.#turned = performance.now();
@@ -1071,7 +1072,7 @@ class Reader {
     return size !== null && size > 0;
   }
 
-  // Only when the buffer is full, or bytes that come one by one would all be moved for each.
+  // Only when the buffer is full; otherwise each read of a single byte would move all of it.
   #makeRoom(): void {
     const unused = this.buffer.subarray(this.from, this.to);
     if (unused.length === HEAD_LIMIT) throw badReply("a line is longer than 256 KiB");
@@ -1174,7 +1175,7 @@ async function readHead(
     if (interim > MAX_INTERIM) throw badReply(`more than ${MAX_INTERIM} interim replies`);
     let line;
     while ((line = reader.line()) === null) {
-      // What is not HTTP shows in its first bytes, and may never send the end of a line.
+      // A peer that does not speak HTTP may never send an LF: look at its first bytes.
       const { buffer, from, to } = reader;
       const start = latin1(buffer.subarray(from, Math.min(to, from + 60)));
       const isHttp = /^HTTP\/1\.[01] /.test(start + "HTTP/1.1 ".slice(start.length));
@@ -1379,7 +1380,7 @@ function chunkSize(line: string): number {
 
 /** What is known of the packets that left. */
 export interface Left {
-  /** Whether the packets with data left with the mark; `null` if that was not, or only partly, seen. */
+  /** Whether the packets with data left with the mark; `null` if they were not all observed. */
   readonly proved: boolean | null;
   /** The packets seen, oldest first. */
   readonly packets: readonly SentPacket[];
@@ -1387,7 +1388,7 @@ export interface Left {
   readonly bytes: { readonly seen: number; readonly sent: number | null };
   /** The first byte seen that is not the mark's. */
   readonly wrong: number | null;
-  /** The byte of the tunnel's packets that they left in: the first that is not the mark's, if any. */
+  /** The outer ToS byte of tunnelled packets: the first that differs from the mark, else the first. */
   readonly outerTos: number | null;
   /** Whether a tunnel device took them: what leaves it is not observed. */
   readonly toTunnel: boolean;
@@ -1432,7 +1433,7 @@ function bytesCovered(packets: readonly SentPacket[]): number {
 export interface ArrivedReport extends Arrived {
   /** Whether it saw another connection than ours, as with a proxy or NAT in between. */
   readonly isOther: boolean;
-  /** The bytes with which those packets of this connection arrived that were sent with the mark. */
+  /** The bytes of the marked packets on arrival. */
   readonly marked: readonly number[];
   /** Whether all packets reported have the byte they were sent with; `null` if none was marked. */
   readonly kept: boolean | null;
@@ -1504,7 +1505,7 @@ function markFailure({ mark, left, arrived }: Exchange): Failure | null {
   }
   if (arrived === null || arrived.changed === null) return null;
   const { packet, sent, arrived: tos } = arrived.changed;
-  // Nobody saw the handshake leave, so it may have left with this other mark.
+  // The handshake was not observed leaving, so this host may have changed it.
   const isPath = left.proved && arrived.data !== null && !sameDscp(arrived.data, mark.tos);
   const verdict = isPath ? "the path rewrote it" : "rewritten by this host or the path";
   const what = sameDscp(sent, mark.tos) ? "" : `${packet} `;
@@ -1610,7 +1611,7 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
   if (isOver) {
     // A TLS handshake that fails takes the descriptor with it, before anything could be read.
     if (left.packets.length > 0 || reply !== null) lines.push(["left", leftText(left)]);
-    // That an unmarked handshake arrived unmarked is no news: the last line has it.
+    // If only an unmarked handshake was reported, the last line says so.
     const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther);
     if (isNews) lines.push(["arrived", arrivedText(arrived)]);
     if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
@@ -1631,8 +1632,8 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
 
 function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string {
   if (packets.length === 0) {
-    return "not observed: no packet was looped back, as the device cannot, NAT on\n" +
-      "this host hides them, or sysctl net.core.tstamp_allow_data is 0";
+    return "not observed: the kernel returned no copy; the device may not support it,\n" +
+      "NAT may hide the packets, or sysctl net.core.tstamp_allow_data is 0";
   }
   const marks = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
   const seen = `${plural(packets.length, "packet")} with ${marks}`;
@@ -1641,7 +1642,9 @@ function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string 
   const isEcn = packets.some(({ tos }) => (tos & 3) !== 0);
   const ecn = isEcn ? "\n(its two lowest bits are ECN, which TCP sets by itself)" : "";
   if (proved === false) return `${seen}${where}: NOT the mark that was set${ecn}`;
-  if (toTunnel) return `${seen}, handed to a tunnel device: what it sends is unseen${ecn}`;
+  if (toTunnel) {
+    return `${seen}, handed to a tunnel device, whose own packets are not observed${ecn}`;
+  }
   if (proved === null) {
     return `${seen}: proved for ${bytes.seen} of ${bytes.sent ?? "?"} bytes${ecn}`;
   }
@@ -1801,7 +1804,7 @@ function isSeries(options: Options): boolean {
 export class Row {
   /** How many requests were made. */
   requests = 0;
-  /** How many of them failed, a wrong mark aside. */
+  /** How many of them failed for another reason than a wrong mark. */
   failed = 0;
   /** How many of them left or arrived with another mark. */
   wrong = 0;
@@ -1963,8 +1966,8 @@ export function compare(rows: readonly Row[]): (Comparison | null)[] {
     const isKnown = row.total.length > 0 && reference.total.length > 0;
     const p = isKnown ? mannWhitney(row.total, reference.total) : NaN;
     const ratio = quantile(reference.total, 0.5) / quantile(row.total, 0.5);
-    // Of many comparisons some would seem real by chance (Bonferroni); of many requests, some
-    // difference always is real, and too small to matter to anybody.
+    // Of many comparisons some would seem real by chance (Bonferroni). With many requests even a
+    // negligible difference becomes significant, so it must also be large enough.
     const isReal = p < SIGNIFICANT / (rows.length - 1) &&
       Math.max(ratio, 1 / ratio) >= SMALLEST_RATIO;
     const isEnough = Math.min(row.total.length, reference.total.length) >= MIN_SAMPLES;
@@ -2026,7 +2029,7 @@ function summaryJson(rows: readonly Row[]): string {
     },
     compared: compared[at] && { ...compared[at], against: nameOf(compared[at].against) },
   }));
-  // JSON has no NaN: it becomes null, which is what is known.
+  // JSON writes NaN as null: unknown.
   return jsonLine({ summary });
 }
 
@@ -2069,7 +2072,7 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
       }
       if (done === 0) await checkPresent(exchange, options);
       const { failure } = exchange;
-      // Without a permission or libc no other request would fare better.
+      // Without a permission or libc all others would fail the same way.
       if (failure?.code === Exit.cannotRun) throw failure;
       first ??= failure;
       row.add(exchange);
@@ -2216,7 +2219,7 @@ export class Trace implements AsyncIterable<Hop> {
       }
       const { conn } = step.value;
       [last, started] = [step.value.hop, step.value.started];
-      open = (to) => Promise.resolve(MarkedConn.dialed(conn!, to));
+      open = (to) => Promise.resolve(MarkedConn.adopt(conn!, to));
     } catch (error) {
       open = () => Promise.reject(error);
     } finally {
@@ -2375,7 +2378,7 @@ function marksReport(all: readonly Trace[], width: number): string {
     rows.push([String(hop ?? "?").padStart(3), `${address}${more}`, ...cells]);
     if (answered.length === 0 || answered.length === hops.length) continue;
     lines.push(
-      `Hop ${hop} (${address}) is partly silent: it answered to ${answered.length} marks.`,
+      `Hop ${hop} (${address}) is partly silent: it answered ${answered.length} of ${hops.length} probes.`,
     );
   }
   const changed = all.flatMap(({ mark, path, changes }) =>
@@ -2437,7 +2440,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
       if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
     }
     if (done === 0) await checkPresent(trace.exchange!, options);
-    // Without a permission or libc no other mark would fare better.
+    // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
   if (isMany) await askAgain(climb, all, askOptions);
@@ -2497,7 +2500,7 @@ port ${DEFAULT_PORT} here. Give a URL to ask another server; --help lists the op
 /** A connection of the server: waiting for its head, or lingering after the answer. */
 interface Client {
   readonly conn: Deno.TcpConn;
-  /** When it began to wait, as `performance.now()` has it. */
+  /** When it began to wait, on the clock of `performance.now()`. */
   since: number;
   /** Whether it has sent some of its head. */
   hasBegun: boolean;
@@ -2508,7 +2511,7 @@ interface Client {
 
 /** What the far end allows its clients. */
 const ALLOWED = { connections: 1024, head: 16 * 1024, headSeconds: 10, lingerSeconds: 1 };
-/** How long clients may take for their heads once it is stopped: those who have begun, and others. */
+/** Once it is stopped, how long clients have to send their heads: those who have begun, and others. */
 const LAST_SECONDS = { begun: 2, idle: 0.5 };
 
 /** Answers what connects to a listener, until it is stopped. */
@@ -2550,7 +2553,7 @@ class FarEnd {
     await Promise.all(Array.from(this.#clients, ({ gone }) => gone));
   }
 
-  /** Answers one connection; clients may do as they like, so nothing here is an error. */
+  /** Answers one connection; a client's errors are ignored. */
   async #answer(client: Client): Promise<void> {
     const { conn } = client, service = this.service;
     try {
@@ -2568,7 +2571,7 @@ class FarEnd {
       while (reply.length > 0) reply = reply.subarray(await conn.write(reply));
       service.log?.(logLine(peer, request, arrived));
       if (!request.hasMore) return;
-      // Closing with bytes of the client unread would reset the reply away.
+      // Closing with unread data sends an RST, which can discard the reply.
       await conn.closeWrite();
       const rest = new Uint8Array(ALLOWED.head);
       while (await conn.read(rest) !== null);
@@ -2636,7 +2639,7 @@ class FarEnd {
   }
 }
 
-function logLine(peer: Deno.NetAddr, request: Request, arrived: Arrived): string {
+function logLine(peer: Deno.NetAddr, request: ParsedRequest, arrived: Arrived): string {
   const { method = "-", path = "-", status } = request;
   const marks = Object.entries(arrived).map(([packet, tos]) =>
     `${packet} ${tos === null ? "-" : hex(tos)}`
@@ -2658,7 +2661,7 @@ function arrivedOn(conn: Deno.TcpConn): Arrived {
 }
 
 /** A request as far as the far end looks at it. */
-interface Request {
+interface ParsedRequest {
   readonly status: number;
   readonly method?: string;
   readonly path?: string;
@@ -2675,7 +2678,7 @@ const STATUS: Record<number, string> = {
 };
 
 /** Reads the head of a request; `null` if the client sends nothing. */
-async function readRequest(client: Client): Promise<Request | null> {
+async function readRequest(client: Client): Promise<ParsedRequest | null> {
   const buffer = new Uint8Array(4096);
   let text = "", end = 0;
   while (end === 0 && text.length <= ALLOWED.head) {
@@ -2703,7 +2706,7 @@ async function readRequest(client: Client): Promise<Request | null> {
 const encoder = new TextEncoder();
 
 function replyOf(
-  { status, method }: Request,
+  { status, method }: ParsedRequest,
   service: Service,
   seen: { peer: Deno.NetAddr; arrived: Arrived } | null,
 ): Uint8Array<ArrayBuffer> {
@@ -2756,7 +2759,7 @@ async function serveUntilSignal(
   await Promise.race([log?.written, pause(200)]);
 }
 
-/** Lines on standard error that wait for no reader: those that find no room are counted instead. */
+/** Logs without waiting for a slow reader: lines that do not fit are counted instead. */
 class Log {
   /** Resolves when all lines so far are written, or nobody is there to read them. */
   written: Promise<void> = Promise.resolve();
@@ -2807,7 +2810,7 @@ async function checkPresent(exchange: Exchange, { url }: Options): Promise<void>
   const { target: { host, port }, reply, failure } = exchange;
   const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
   if (url !== null || reply !== null || !codes.includes(failure?.code ?? 0)) return;
-  // Runs that follow each other may hold the port in turn, each for some milliseconds.
+  // Concurrent runs may take the port one after another, each for some milliseconds.
   for (let tries = 0; tries < 100; tries++) {
     const listener = listen(host, port);
     if (listener !== null) throw new Vacant(listener);

@@ -37,7 +37,7 @@ const LARGE = 16 * 1024;
 const SMALLEST_SEGMENT = 536;
 
 /**
- * Whether it takes a socket of libc instead of one of Deno: to mark the SYN, to choose addresses or
+ * Whether the connection needs a socket of libc rather than Deno's: to mark the SYN, to choose addresses or
  * roots to trust, for a name that Deno may not resolve, and for a write that may wait. As soon as
  * there are copies of packets on the error queue, Deno takes the write side for closed, and a write
  * that waits would spin.
@@ -47,7 +47,7 @@ function needsDial({ hostname, markSyn, family, trust, requestSize }: ConnectOpt
     /\.localhost$/i.test(hostname);
 }
 
-/** Loads what a connection needs, so that the time of connecting is the network's alone. */
+/** Loads what a connection needs, so that loading is not counted as connect time. */
 export async function prepareConnect(options: ConnectOptions, isTls: boolean): Promise<void> {
   if (!needsDial(options)) return;
   await import("./dial.ts");
@@ -99,11 +99,11 @@ export class MarkedConn implements Disposable {
   static async connect(options: ConnectOptions, signal?: AbortSignal): Promise<MarkedConn> {
     const { hostname, port, tos, markSyn, family } = options;
     if (!needsDial(options)) {
-      return MarkedConn.dialed(await Deno.connect({ hostname, port, signal }), options);
+      return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }), options);
     }
     const { dial } = await import("./dial.ts");
     const dialed = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
-    return MarkedConn.dialed(dialed, options);
+    return MarkedConn.adopt(dialed, options);
   }
 
   /**
@@ -111,7 +111,7 @@ export class MarkedConn implements Disposable {
    *
    * @throws {LibcError | MarkError | DescriptorError} as {@linkcode MarkedConn.connect}
    */
-  static dialed(stream: Deno.TcpConn | DialedConn, options: ConnectOptions): MarkedConn {
+  static adopt(stream: Deno.TcpConn | DialedConn, options: ConnectOptions): MarkedConn {
     try {
       const conn = new MarkedConn(stream, options);
       // A new byte drops the socket's cached route, the 0 that it starts with does not, and this

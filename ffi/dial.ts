@@ -129,7 +129,7 @@ export async function connectToFirst<T extends { close(): void }>(
       attempts.delete(ended.at);
       if (ended.conn !== undefined) return ended.conn;
       failure = ended.error;
-      // No other address would fare better.
+      // All other addresses would fail the same way.
       if (failure instanceof LibcError || failure instanceof MarkError) break;
       signal?.throwIfAborted();
     }
@@ -181,7 +181,7 @@ export async function dial(options: DialOptions): Promise<DialedConn> {
   );
 }
 
-/** @throws {Deno.errors.NotCapable} libc asks nobody, so Deno is asked before it */
+/** @throws {Deno.errors.NotCapable} libc bypasses Deno's permissions, so they are checked first */
 export function checkPermission(
   hostname: string,
   port: number,
@@ -313,7 +313,7 @@ export class DialedConn {
    * Continues in TLS over the same descriptor, whose mark stays. Only the TLS connection may be read
    * and written then; closing either closes both.
    *
-   * @param hostname whom the certificate must be for; SNI if it is a name
+   * @param hostname the name that the certificate must be valid for; sent as SNI unless it is an address
    * @param trust `null` for the usual roots
    * @throws {Deno.errors.InvalidData} the handshake failed; the message begins as Deno's own
    */

@@ -124,10 +124,10 @@ export function findConnection(connection: Connection): ConnectedSocket {
   if (fd !== null) {
     const found = { fd, family: address[0], local, remote };
     // Two interfaces, or VRFs, may each have a connection with these ends: fe80::1 is on every link.
-    if (isBound(fd)) refuseTwins(fd, matches, `connect ${endsOf(local, remote)}`);
+    if (isBound(fd)) refuseTwins(fd, matches, `connect ${describeEnds(local, remote)}`);
     return found;
   }
-  const ends = endsOf(local, remote);
+  const ends = describeEnds(local, remote);
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) =>
     isAt(fd, local) && getpeername(fd, address) < 0 && getOption(fd, SO_ACCEPTCONN) === 0;
@@ -135,11 +135,11 @@ export function findConnection(connection: Connection): ConnectedSocket {
   throw new DescriptorError(`the connection from ${ends} was reset`, true);
 }
 
-function endsOf(local: Uint8Array, remote: Uint8Array): string {
+function describeEnds(local: Uint8Array, remote: Uint8Array): string {
   return `${formatAddress(decode(local))} to ${formatAddress(decode(remote))}`;
 }
 
-/** Whether a socket is bound to one interface; before Linux 5.1 nobody can tell, so it may be. */
+/** Whether a socket is bound to one interface; before Linux 5.1 this is unknown, so it may be. */
 function isBound(fd: number): boolean {
   return getsockopt(fd, SO_BINDTOIFINDEX, index) < 0 || index[0] !== 0;
 }
@@ -160,7 +160,9 @@ function findListener({ addr }: Listening): Socket {
 function refuseTwins(fd: number, matches: (fd: number) => boolean, what: string): void {
   for (const other of openDescriptors(0, getdtablesize())) {
     if (other === fd || !matches(other)) continue;
-    throw new DescriptorError(`descriptors ${fd} and ${other} both ${what}: which is meant?`);
+    throw new DescriptorError(
+      `descriptors ${fd} and ${other} both ${what}; cannot tell which is meant`,
+    );
   }
 }
 

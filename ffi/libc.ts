@@ -351,7 +351,7 @@ export class MessageBuffer {
   readonly block: Bytes = new Uint8Array(new ArrayBuffer(1280));
   readonly #view = new DataView(this.block.buffer);
 
-  /** Says how much room there is, which recvmsg(2) has overwritten. */
+  /** Resets the lengths that recvmsg(2) overwrites. */
   prepare(): void {
     // struct iovec behind 56 bytes of struct msghdr, on the 64-bit machines that Deno runs on
     const IOVEC = 56;

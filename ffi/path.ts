@@ -88,12 +88,12 @@ export interface Hop {
 }
 
 /** What one probe found. */
-export interface Reply {
+export interface ProbeResult {
   /** The hop. */
   readonly hop: Hop;
   /** The connection, if the probe came through: with the default TTL again. */
   readonly conn: DialedConn | null;
-  /** Why there is no way on from this hop; `null` if there may be one. */
+  /** Why the climb cannot go beyond this hop; `null` if it may. */
   readonly error: Error | null;
   /** When the probe left, as `performance.now()` has it. */
   readonly started: number;
@@ -235,7 +235,7 @@ export function keptLowerBits(tos: number, outerTos: number): boolean {
 
 /** Where a path leads. */
 export interface ClimbOptions extends Pick<ConnectOptions, "hostname" | "port" | "family"> {
-  /** Resets connections when they are closed: otherwise no other may follow for a minute. */
+  /** Resets connections when they are closed, so that the next can have the same ports at once. */
   readonly many: boolean;
 }
 
@@ -248,11 +248,11 @@ const MOST_SILENT = 8;
 const REST = 1000;
 
 /** How a hop has answered so far. */
-interface Manners {
+interface HopStats {
   answers: number;
   silences: number;
   /** When to ask it again, as it probably limits its answers. */
-  restsUntil: number;
+  retryAfter: number;
 }
 
 /** A local port and one address of the target: all probes between them take the same path. */
@@ -273,7 +273,7 @@ export class Climb implements Disposable {
   #raw: number | null = null;
   #slowest = 0;
   #distance = Infinity;
-  readonly #manners = new Map<number, Manners>();
+  readonly #stats = new Map<number, HopStats>();
 
   /** Prepares a climb; nothing is opened before the first one. */
   constructor(private readonly options: ClimbOptions) {}
@@ -293,7 +293,11 @@ export class Climb implements Disposable {
    * @throws {Deno.errors.NotCapable} `--allow-net` does not allow the host and port
    * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} there is no connection
    */
-  async *climb(tos: number, maxHops: number, signal: AbortSignal): AsyncGenerator<Hop, Reply> {
+  async *climb(
+    tos: number,
+    maxHops: number,
+    signal: AbortSignal,
+  ): AsyncGenerator<Hop, ProbeResult> {
     checkTos(tos);
     await this.#open(signal);
     let silent = 0;
@@ -306,7 +310,7 @@ export class Climb implements Disposable {
       }
       if (reply.hop.answer !== null || reply.error === null) yield reply.hop;
       if (reply.error !== null) throw reply.error;
-      const hasAnswered = (this.#manners.get(ttl)?.answers ?? 0) > 0;
+      const hasAnswered = (this.#stats.get(ttl)?.answers ?? 0) > 0;
       silent = hasAnswered ? 0 : silent + 1;
     }
     const reply = await this.#probe(null, tos, TARGET_WAIT, signal);
@@ -321,7 +325,7 @@ export class Climb implements Disposable {
    */
   async askAgain(paths: readonly { tos: number; path: Hop[] }[], signal: AbortSignal) {
     const waiting = new Map<number, { tos: number; path: Hop[] }[]>();
-    for (const [ttl, { answers }] of this.#manners) {
+    for (const [ttl, { answers }] of this.#stats) {
       if (answers === 0 || ttl >= this.#distance) continue;
       const silent = paths.filter(({ path }) => path[ttl - 1]?.answer === null);
       if (silent.length > 0) waiting.set(ttl, silent);
@@ -338,26 +342,26 @@ export class Climb implements Disposable {
     }
   }
 
-  /** Probes a hop, and once more if it is silent, unless that was or will be done otherwise. */
-  async #ask(ttl: number, tos: number, signal: AbortSignal): Promise<Reply> {
-    let manners = this.#manners.get(ttl);
-    const isFirst = manners === undefined;
-    if (manners === undefined) {
-      this.#manners.set(ttl, manners = { answers: 0, silences: 0, restsUntil: 0 });
+  /** Probes a hop, and a new one, or the target, once more if it is silent. */
+  async #ask(ttl: number, tos: number, signal: AbortSignal): Promise<ProbeResult> {
+    let stats = this.#stats.get(ttl);
+    const isFirst = stats === undefined;
+    if (stats === undefined) {
+      this.#stats.set(ttl, stats = { answers: 0, silences: 0, retryAfter: 0 });
     }
     const isRouter = ttl < this.#distance;
-    const isMute = manners.answers === 0 && manners.silences > 2;
-    const rests = performance.now() < manners.restsUntil;
-    if (isRouter && (isMute || rests)) return { ...NOTHING, hop: silentHop(ttl) };
+    const neverAnswers = stats.answers === 0 && stats.silences > 2;
+    const isRateLimited = performance.now() < stats.retryAfter;
+    if (isRouter && (neverAnswers || isRateLimited)) return { ...NOTHING, hop: silentHop(ttl) };
     for (let tries = isFirst || !isRouter ? 2 : 1;; tries--) {
       const reply = await this.#probe(ttl, tos, this.#wait, signal);
       if (reply.hop.answer !== null || reply.error !== null) {
-        manners.answers++;
+        stats.answers++;
         if (reply.conn !== null) this.#distance = ttl;
         return reply;
       }
-      manners.silences++;
-      manners.restsUntil = performance.now() + REST;
+      stats.silences++;
+      stats.retryAfter = performance.now() + REST;
       if (tries === 1) return reply;
     }
   }
@@ -374,7 +378,7 @@ export class Climb implements Disposable {
     tos: number,
     wait: number,
     signal: AbortSignal,
-  ): Promise<Reply> {
+  ): Promise<ProbeResult> {
     signal.throwIfAborted();
     const { family, local, remote, address } = this.#ends!;
     const fd = orSystemError(socket(family));
@@ -390,7 +394,11 @@ export class Climb implements Disposable {
       const started = performance.now();
       const result = connect(fd, remote);
       watch(fd);
-      const answered = (hop: Partial<Hop>, error: Error | null, time: number | null): Reply => {
+      const answered = (
+        hop: Partial<Hop>,
+        error: Error | null,
+        time: number | null,
+      ): ProbeResult => {
         // The kernel's time, if it has one: ours includes the compiling of code.
         const elapsed = performance.now() - started;
         const milliseconds = time !== null && time > 0 && time < elapsed ? time : elapsed;
@@ -482,9 +490,9 @@ export class Climb implements Disposable {
     // As in Deno.connect: --deny-net may deny an address of a name that is allowed.
     checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
     this[Symbol.dispose]();
-    this.#manners.clear();
+    this.#stats.clear();
     [this.#slowest, this.#distance] = [0, Infinity];
-    const ends = endsOf(encode({ transport: "tcp", hostname, port }, scopeOf(hostname)));
+    const ends = probeEnds(encode({ transport: "tcp", hostname, port }, scopeOf(hostname)));
     this.#anchor = orSystemError(socket(ends.family));
     setOption(this.#anchor, SO_REUSEADDR, 1);
     orSystemError(bind(this.#anchor, ends.local));
@@ -509,7 +517,7 @@ function silentHop(hop: number | null): Hop {
 }
 
 /** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */
-function endsOf(sockaddr: Uint8Array<ArrayBuffer>): Ends {
+function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
   const { at, size } = headerAddress(sockaddr);
   const remote = size === 16 ? sockaddr : new Uint8Array(16);
   if (size === 4) {

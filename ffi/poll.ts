@@ -49,7 +49,7 @@ export function watch(fd: number): void {
 export function unwatch(fd: number): void {
   epoll_ctl(epoll, EPOLL_CTL_DEL, fd, new Uint8Array(EVENT_SIZE));
   wake(fd);
-  // Without this the thread would wait for nobody, and keep the process from ending.
+  // Wake the thread when nothing is waited for; it would keep the process alive.
   if (waiting.size === 0 && isRunning) eventfd_write(waker);
 }
 

@@ -57,7 +57,7 @@ export function watchSent(connection: Connection | Socket): void {
  * The packets that left since {@linkcode watchSent} or the last call, oldest first. None means "not
  * observed", which neither proves nor disproves anything: some drivers loop nothing back.
  *
- * Once the first byte of a reply has arrived, so have the copies of the packets that asked for it.
+ * By the first byte of a reply, the copies of the request's packets are there.
  *
  * @throws {DescriptorError} the connection is closed
  */

@@ -25,7 +25,7 @@ Deno.test("bad marks are usage errors that list what is allowed", async () => {
     await refused(["--tos", value], 2, /allowed is a number from 0 to 255/);
   }
   await refused(["--tos=0x12"], 2, /ECN bits.*TCP owns.*allowed is 0x10/);
-  await refused(["-d", "EF", "--tos", "184"], 2, /exclude each other/);
+  await refused(["-d", "EF", "--tos", "184"], 2, /mutually exclusive/);
 });
 
 Deno.test("other bad usage is told in one line: 2", async () => {

@@ -11,7 +11,7 @@ Deno.test("a missing permission is 103 and names the flag", async () => {
       [[], `run with --allow-net or --allow-net=${where}`],
       [["--allow-ffi"], `run with --allow-net or --allow-net=${where}`],
       [["--allow-net"], "run with --allow-ffi"],
-      [["--allow-net", "--allow-ffi=libc.so.6"], "run with --allow-ffi, without a file name"],
+      [["--allow-net", "--allow-ffi=libc.so.6"], "run with --allow-ffi, not --allow-ffi=FILE"],
       [["--allow-net=127.0.0.2", "--allow-ffi"], `run with --allow-net or --allow-net=${where}`],
     ] as const
   ) {

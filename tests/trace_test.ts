@@ -394,7 +394,10 @@ testWith(
       const marks = ["-d", "EF,CS1,CS2,CS3,CS4,CS5,CS6,CS7"];
       const short = ["--trace", "--connect-timeout", "0.9", ...marks, URLS.IPv4];
       const { stdout } = await dscpGet(short, client);
-      assert.match(stdout, /^Hop 2 \(10\.78\.2\.2\) is partly silent: it answered to \d marks\.$/m);
+      assert.match(
+        stdout,
+        /^Hop 2 \(10\.78\.2\.2\) is partly silent: it answered \d of \d probes\.$/m,
+      );
       const { stdout: json } = await dscpGet(["--trace", "--json", ...marks, URLS.IPv4], client);
       for (const line of json.trim().split("\n")) assert.ok(!marksOf(jsonOf(line)).includes(null));
     });
@@ -566,7 +569,7 @@ Deno.test("--max-hops and --trace refuse what makes no sense", async () => {
     const [args, message] of [
       [["--trace", "--max-hops", "0"], /--max-hops takes a number from 1 to 64, not '0'/],
       [["--trace", "--max-hops", "65"], /not '65'/],
-      [["--trace", "-n", "2"], /--trace and --count exclude each other/],
+      [["--trace", "-n", "2"], /--trace and --count are mutually exclusive/],
     ] as const
   ) {
     const { code, stderr } = await dscpGet(args);
