@@ -249,7 +249,7 @@ testWith(
     assert.deepEqual([left.proved, left.outerTos, left.packets[0].tos], [null, null, 0xb8]);
     assert.deepEqual([arrived.syn, left.bytes.seen], [0xb8, left.bytes.sent]);
     const { stderr } = await through(network);
-    assert.match(stderr, /^left +1 packet with 0xB8, handed to a tunnel device: /m);
+    assert.match(stderr, /^left +1 packet with 0xB8, handed to a tunnel device, whose own /m);
   },
 );
 
