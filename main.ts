@@ -146,6 +146,11 @@ function reason(error: Error): string {
 /** A header of the request: its name, and its value or `null` to leave it out. */
 export type Header = readonly [name: string, value: string | null];
 
+/** The most hops of a trace, and the seconds that it may take unless the user says otherwise. */
+const MAX_HOPS = 64, TRACE_TIMEOUT = 60;
+// Timers hold milliseconds in 31 bits.
+const MAX_SECONDS = 2_147_483;
+
 /** How requests are made. */
 export interface AskOptions {
   /** Headers of the user: a value adds or replaces, `null` removes. */
@@ -201,6 +206,11 @@ const SHELLS: readonly Shell[] = ["bash", "zsh", "fish"];
 /** What the command line asks for. */
 export type Options = Readonly<typeof DEFAULTS>;
 
+/** Whether a run is for its times. */
+function isSeries(options: Options): boolean {
+  return options.marks.length * options.count > 1;
+}
+
 /** The help of an option, and how its value is stored; `given` is the option as it was written. */
 type Option = readonly [help: string, store: Store];
 type Store = (o: { -readonly [K in keyof Options]: Options[K] }, v: string, given: string) => void;
@@ -213,7 +223,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     ],
     "    --tos BYTE": [
       "the whole ToS byte or Traffic Class, such as 184 or 0xB8; ECN bits 0",
-      (o, v) => o.marks = [orUsage(() => parseTos(v), byteHint(v))],
+      (o, v) => o.marks = [parseByte(v)],
     ],
     "    --mark-syn": [
       "mark the handshake too: on a busy link an unmarked SYN waits in the queue",
@@ -499,9 +509,12 @@ function parseMarks(text: string): Mark[] {
   });
 }
 
-/** Suggests the prefix for a byte that looks hexadecimal. */
-function byteHint(text: string): string | undefined {
-  return /^[0-9a-f]{2}$/i.test(text) ? `did you mean hexadecimal? --tos 0x${text}` : undefined;
+function parseByte(text: string): Mark {
+  const isHex = /^[0-9a-f]{2}$/i.test(text);
+  return orUsage(
+    () => parseTos(text),
+    isHex ? `did you mean hexadecimal? --tos 0x${text}` : undefined,
+  );
 }
 
 function parseWhole(option: string, text: string, max: number): number {
@@ -509,9 +522,6 @@ function parseWhole(option: string, text: string, max: number): number {
   if (number <= max) return number;
   throw usageError(`${option} takes a number from 1 to ${max}, not ${quote(text)}`);
 }
-
-// Timers hold milliseconds in 31 bits.
-const MAX_SECONDS = 2_147_483;
 
 function parseSeconds(option: string, text: string): number {
   const seconds = /^(\d+\.?\d*|\.\d+)$/.test(text) ? Number(text) : NaN;
@@ -1041,7 +1051,11 @@ class SinkError {
   constructor(readonly cause: unknown) {}
 }
 
-const HEAD_LIMIT = 256 * 1024;
+type Pass = (piece: Uint8Array) => Promise<void>;
+type PassLine = (line: string) => Promise<void>;
+
+const LF = 0x0a, CR = 0x0d;
+const MAX_INTERIM = 100, HEAD_LIMIT = 256 * 1024;
 // A small reply takes no more memory than it needs; large pieces cost less for each byte.
 const FIRST_READ = 4 * 1024;
 
@@ -1161,9 +1175,6 @@ export async function readReply(
   reply.complete = true;
 }
 
-type Pass = (piece: Uint8Array) => Promise<void>;
-type PassLine = (line: string) => Promise<void>;
-
 /** Status line and headers of the final reply; those of interim replies (1xx) only pass by. */
 async function readHead(
   reader: Reader,
@@ -1192,8 +1203,6 @@ async function readHead(
     if (reply.status >= 200) return reply;
   }
 }
-
-const MAX_INTERIM = 100;
 
 function notHttp(line: string): Failure {
   // An alert or a handshake record, RFC 8446 section 5.1
@@ -1367,8 +1376,6 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
   }
 }
 
-const LF = 0x0a, CR = 0x0d;
-
 /** The size in a chunk's first line; curl reads at most 16 digits too. */
 function chunkSize(line: string): number {
   const size = parseInt(/^([0-9a-f]{1,16})[ \t\r]*[\n;]/i.exec(line)?.[1] ?? "", 16);
@@ -1541,6 +1548,9 @@ function proofFailure(exchange: Exchange, { requireProof }: AskOptions): Failure
 
 // ─── Report ─────────────────────────────────────────────────────────────────────────────────────
 
+/** Whether standard output is made ready for large bodies. */
+let isPrepared = false;
+
 /** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
 async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
   if (typeof bytes === "string") bytes = new TextEncoder().encode(bytes);
@@ -1561,8 +1571,6 @@ async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
     throw new Failure(Exit.cannotWrite, message);
   }
 }
-
-let isPrepared = false;
 
 function prepareStandardOutput(): void {
   isPrepared = true;
@@ -1794,11 +1802,6 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
 }
 
 // ─── Series ─────────────────────────────────────────────────────────────────────────────────────
-
-/** Whether a run is for its times. */
-function isSeries(options: Options): boolean {
-  return options.marks.length * options.count > 1;
-}
 
 /** What became of the requests with one mark. */
 export class Row {
@@ -2147,8 +2150,6 @@ class Screen implements Disposable {
 }
 
 // ─── Trace ──────────────────────────────────────────────────────────────────────────────────────
-
-const MAX_HOPS = 64, TRACE_TIMEOUT = 60;
 
 /** How {@linkcode trace} asks; `connectTimeout` is for the whole path (60). */
 export interface TraceOptions extends GetOptions {

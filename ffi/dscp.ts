@@ -18,7 +18,7 @@ export interface Mark {
 }
 
 /** The two ECN bits of the byte; on TCP they belong to the kernel (RFC 3168 section 5). */
-export const ECN_BITS = 0b11;
+const ECN_BITS = 0b11;
 
 // RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Of two names
 // for one code point, `nameOf` gives the first.
@@ -35,13 +35,9 @@ const NAMES: ReadonlyMap<string, number> = new Map([
   ["BE", 0],
 ]);
 
-/** What {@linkcode parseDscp} accepts, in words for a person. */
-export const DSCP_ALLOWED = "EF, VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF13, " +
+const DSCP_ALLOWED = "EF, VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF13, " +
   "AF21 to AF23, AF31 to AF33, AF41 to AF43, or a number from 0 to 63";
-
-/** What {@linkcode parseTos} accepts, in words for a person. */
-export const TOS_ALLOWED =
-  "a number from 0 to 255, decimal or 0x hex, whose two lowest bits (ECN) are 0";
+const TOS_ALLOWED = "a number from 0 to 255, decimal or 0x hex, whose two lowest bits (ECN) are 0";
 
 /** The name of a code point (0 to 63), or `null` if no RFC gives one. */
 export function nameOf(dscp: number): string | null {

@@ -388,7 +388,7 @@ export class Climb implements Disposable {
     try {
       setOption(fd, SO_REUSEADDR, 1);
       orSystemError(bind(fd, local));
-      prepareProbe(fd, family, ttl);
+      setProbing(fd, family, true, ttl ?? -1);
       setTos({ fd, family }, tos);
       if (this.#raw !== null) this.#readRaw(() => false);
       const started = performance.now();
@@ -414,7 +414,9 @@ export class Climb implements Disposable {
         if (getpeername(fd, peer) === 0) {
           orSystemError(getsockname(fd, own));
           const time = handshakeTime(fd);
-          makeOrdinary(fd, family, this.options.many);
+          setProbing(fd, family, false, -1);
+          // struct linger { int l_onoff; int l_linger; }, socket(7)
+          if (this.options.many) setOptionInts(fd, SO_LINGER, new Int32Array([1, 0]));
           conn = new DialedConn({ fd, family, local: own, remote: peer });
           return answered({ address, answer: "connected" }, null, time);
         }
@@ -538,26 +540,20 @@ function openRaw(): number | null {
   return fd;
 }
 
-/** Has the kernel queue ICMP errors with what they show, and limits how far the SYN goes. */
-function prepareProbe(fd: number, family: number, ttl: number | null): void {
-  const isIPv4 = family === AF_INET;
-  setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, 1);
-  setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, 1);
-  setOption(fd, SO_TIMESTAMPNS, 1);
+/**
+ * Has the kernel queue ICMP errors with what they show and limits how far the SYN goes, or makes an
+ * ordinary connection of a probe that came through.
+ *
+ * @param ttl -1 for the default
+ */
+function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): void {
+  const isIPv4 = family === AF_INET, on = isProbe ? 1 : 0;
+  setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, on);
+  setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, on);
+  setOption(fd, SO_TIMESTAMPNS, on);
+  setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, ttl);
   // Routers that balance load may go by the flow label (RFC 6438), which differs with each socket.
   if (!isIPv4) setOption(fd, IPV6_AUTOFLOWLABEL, 0);
-  if (ttl !== null) setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, ttl);
-}
-
-/** Makes an ordinary connection of a probe that came through. */
-function makeOrdinary(fd: number, family: number, isReset: boolean): void {
-  const isIPv4 = family === AF_INET;
-  setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, -1);
-  setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, 0);
-  setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, 0);
-  setOption(fd, SO_TIMESTAMPNS, 0);
-  // struct linger { int l_onoff; int l_linger; }, socket(7)
-  if (isReset) setOptionInts(fd, SO_LINGER, new Int32Array([1, 0]));
 }
 
 /** Milliseconds from a connection's SYN to its SYN-ACK; `null` if the SYN was sent again. */
