@@ -222,7 +222,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
       (o, v) => o.marks = [...o.marks === DEFAULTS.marks ? [] : o.marks, ...parseMarks(v)],
     ],
     "    --tos BYTE": [
-      "the whole ToS byte or Traffic Class, such as 184 or 0xB8; ECN bits 0",
+      "the whole ToS byte or Traffic Class, such as 184 or 0xB8; its two ECN bits must be 0",
       (o, v) => o.marks = [parseByte(v)],
     ],
     "    --mark-syn": [
@@ -238,16 +238,16 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     "-4, --ipv4": ["IPv4 addresses only", (o) => o.family = 4],
     "-6, --ipv6": ["IPv6 addresses only", (o) => o.family = 6],
     "    --connect-timeout S": [
-      "seconds to connect in (10; --trace 60); 0 is no limit",
+      "time limit for connecting in seconds (default 10, with --trace 60; 0: none)",
       (o, v, given) => o.connectTimeout = parseSeconds(given, v),
     ],
     "-m, --max-time S": [
-      "seconds for the whole request (30); 0 is no limit",
+      "time limit for each request in seconds (default 30; 0: none)",
       (o, v, given) => o.maxTime = parseSeconds(given, v),
     ],
-    "-k, --insecure": ["https with any certificate", (o) => o.insecure = true],
+    "-k, --insecure": ["accept any certificate", (o) => o.insecure = true],
     "    --cacert FILE": [
-      "https that trusts the certificates in FILE (PEM) and no others; needs --allow-read",
+      "trust only FILE's certificates (PEM; --allow-read)",
       (o, v) => o.cacert = v,
     ],
   },
@@ -262,7 +262,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     "-S, --show-error": ["accepted as in curl: errors are always shown", () => {}],
     "    --json": ["one JSON object instead of body and report", (o) => o.json = true],
     "    --completions SHELL": [
-      "the completion script of bash, zsh or fish, for an installed dscp-get",
+      "completion script for bash, zsh or fish, for an installed dscp-get",
       (o, v) => o.print ??= parseShell(v),
     ],
     "-V, --version": ["the version", (o) => o.print ??= "version"],
@@ -274,23 +274,23 @@ const OPTIONS: Record<string, Record<string, Option>> = {
       (o, v) => o.count = parseWhole("--count", v, 1_000_000),
     ],
     "    --interval S": [
-      "seconds between them (0)",
+      "seconds between requests (default 0)",
       (o, v, given) => o.interval = parseSeconds(given, v),
     ],
   },
   "Where is the mark changed?": {
     "    --trace": [
-      "what each router on the path received, hop by hop, and between which two the mark is changed; exact on IPv6, on IPv4 as root",
+      "what each router on the path received, hop by hop, and between which two the mark is changed; exact on IPv6, on IPv4 only as root",
       (o) => o.trace = true,
     ],
     "    --max-hops N": [
-      "the most hops to try, 1 to 64 (30)",
+      "the most hops to try, 1 to 64 (default 30)",
       (o, v) => o.maxHops = parseWhole("--max-hops", v, MAX_HOPS),
     ],
   },
   "The far end": {
     "    --serve [HOST:]PORT": [
-      `answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is ${DEFAULT_HOST} unless given`,
+      `answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is ${DEFAULT_HOST} unless given, '[::]' for all`,
       (o, v) => o.serve = parseListen(v),
     ],
   },
@@ -338,9 +338,9 @@ function usage(width: number): string {
 nothing is listening there. The reply's body goes to standard output, the report to standard error.`,
   ];
   const codes =
-    `Exit codes: 0 done; as curl: 3 bad URL, 6 host not found, 7 cannot connect or listen, \
+    `Exit codes: 0 done, 2 bad usage; as curl: 3 bad URL, 6 host not found, 7 cannot connect or listen, \
 8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write, 28 timeout, 35 TLS failed, \
-52 empty reply, 56 connection lost, 60 bad certificate, 77 bad --cacert file; 2 bad usage; \
+52 empty reply, 56 connection lost, 60 bad certificate, 77 bad --cacert file; \
 100 the kernel did not accept the mark, 101 packets left with another mark, 102 packets arrived with \
 another mark, at the server or at a router, 103 cannot run here (not Linux, or a permission or libc \
 missing), 104 not proved with --require-proof.`;
@@ -1620,7 +1620,7 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
     // A TLS handshake that fails takes the descriptor with it, before anything could be read.
     if (left.packets.length > 0 || reply !== null) lines.push(["left", leftText(left)]);
     // If only an unmarked handshake was reported, the last line says so.
-    const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther);
+    const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther || !isBuiltIn);
     if (isNews) lines.push(["arrived", arrivedText(arrived)]);
     if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
     lines.push(["handshake", handshakeText(markedSyn, arrived)]);
@@ -1640,8 +1640,8 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
 
 function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string {
   if (packets.length === 0) {
-    return "not observed: the kernel returned no copy; the device may not support it,\n" +
-      "NAT may hide the packets, or sysctl net.core.tstamp_allow_data is 0";
+    return "not observed: no copy came back; the device may not make any, NAT may\n" +
+      "hide them, or sysctl net.core.tstamp_allow_data is 0";
   }
   const marks = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
   const seen = `${plural(packets.length, "packet")} with ${marks}`;
@@ -1665,6 +1665,7 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
   if (isOther) {
     return `${bytes}, reported by the server for another connection:\na proxy or NAT in between`;
   }
+  if (kept === null) return "unknown: the server saw only the unmarked handshake; try --mark-syn";
   const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
   return `${bytes} at the server: ${verdict}`;
 }

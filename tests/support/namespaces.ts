@@ -19,6 +19,7 @@ export class Namespace implements AsyncDisposable {
    * @param hosts its /etc/hosts, hosts(5), if it is to have one of its own
    */
   static async create(hosts: string | null = null): Promise<Namespace> {
+    if (namespaces === 0) await Namespace.#sweep();
     const name = `dscp-get-${Deno.pid}-${namespaces++}`;
     const namespace = new Namespace(name, hosts === null ? null : `/etc/netns/${name}`);
     if (namespace.folder !== null) {
@@ -28,6 +29,18 @@ export class Namespace implements AsyncDisposable {
     await succeed("ip", "netns", "add", namespace.name);
     await namespace.run("ip", "link", "set", "lo", "up");
     return namespace;
+  }
+
+  /** Deletes what a run that was killed has left. */
+  static async #sweep(): Promise<void> {
+    const { stdout } = await execute(["ip", "netns", "list"]);
+    for (const [name, pid] of stdout.matchAll(/^dscp-get-(\d+)-\d+/gm)) {
+      const isGone = await Deno.stat(`/proc/${pid}`).then(() => false, () => true);
+      if (!isGone) continue;
+      const folder = `/etc/netns/${name}`;
+      const hasFolder = await Deno.stat(folder).then(() => true, () => false);
+      await new Namespace(name, hasFolder ? folder : null)[Symbol.asyncDispose]().catch(() => {});
+    }
   }
 
   /** The words before a command line that run it inside. */
