@@ -99,6 +99,11 @@ export function printable(text: string): string {
   });
 }
 
+/** The beginning of a text that may be long, safe to print. */
+function excerpt(text: string): string {
+  return printable(text.length > 200 ? `${text.slice(0, 200)}…` : text);
+}
+
 function quote(text: string): string {
   return `'${printable(text)}'`;
 }
@@ -242,7 +247,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
       (o, v, given) => o.connectTimeout = parseSeconds(given, v),
     ],
     "-m, --max-time S": [
-      "time limit for each request in seconds (default 30; 0: none)",
+      "time limit for each request in seconds, and for the path of --trace (default 30; 0: none)",
       (o, v, given) => o.maxTime = parseSeconds(given, v),
     ],
     "-k, --insecure": ["accept any certificate", (o) => o.insecure = true],
@@ -442,11 +447,17 @@ export function parseArguments(args: readonly string[]): Options {
   for (
     const [name, isUsed, what] of [
       ["--max-hops", options.trace, "it is for --trace"],
-      ["--interval", isSeries(options) && !options.trace, "it is for several requests"],
+      [
+        "--interval",
+        !options.trace && (isSeries(options) || given.has("--count")),
+        "it is for series",
+      ],
       ["--include", isSingle && !options.json, "nothing prints the reply"],
     ] as const
   ) {
-    if (given.has(name) && !isUsed) throw usageError(`${name} does nothing here: ${what}`);
+    if (options.print === null && given.has(name) && !isUsed) {
+      throw usageError(`${name} does nothing here: ${what}`);
+    }
   }
   if (options.trace && given.has("--count")) {
     throw usageError(
@@ -454,7 +465,8 @@ export function parseArguments(args: readonly string[]): Options {
     );
   }
   if (options.trace && !given.has("--connect-timeout")) {
-    options.connectTimeout = given.has("--max-time") ? options.maxTime : TRACE_TIMEOUT;
+    const isShorter = given.has("--max-time") && options.maxTime > 0;
+    options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
   }
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
@@ -474,7 +486,7 @@ function unknownOption(given: string): Failure {
   const near = optionRows().map(({ flags }) => flags.at(-1)!)
     .map((name) => ({ name, distance: distance(given, name) }))
     .sort((a, b) => a.distance - b.distance)[0];
-  const isNear = given.startsWith("--") && near.distance <= 3;
+  const isNear = given.startsWith("--") && near.distance <= Math.min(3, near.name.length / 3);
   return usageError(message, isNear ? `did you mean ${near.name}?` : undefined);
 }
 
@@ -582,7 +594,7 @@ async function readCertificates(file: string): Promise<string[]> {
   } catch (error) {
     throw new Failure(Exit.badCaFile, `cannot read ${quote(file)}: ${reason(error as Error)}`);
   }
-  const parts = text.split(/(?=-----BEGIN CERTIFICATE-----)/);
+  const parts = text.split(/^(?=-----BEGIN CERTIFICATE-----)/m);
   const certificates = parts.filter((part) => part.startsWith("-----BEGIN CERTIFICATE-----"));
   if (certificates.length === 0) {
     throw new Failure(Exit.badCaFile, `${quote(file)} holds no certificate in PEM form`);
@@ -950,7 +962,10 @@ function tlsFailure(error: Error): Failure {
 /** Which permission is missing, if one is; `to` is where that for the network has to lead. */
 function missingPermission(to?: Where): Failure | null {
   const where = to && formatAddress(to);
-  if (where !== undefined && !isGranted({ name: "net", host: where })) {
+  const stateOf = (host: string) => Deno.permissions.querySync({ name: "net", host }).state;
+  // --deny-net may deny a host whose port is allowed.
+  const isDenied = (where: string) => stateOf(where.replace(/:\d+$/, "")) === "denied";
+  if (where !== undefined && (stateOf(where) !== "granted" || isDenied(where))) {
     const hint = `run with --allow-net or --allow-net=${where}`;
     return new Failure(Exit.cannotRun, `no permission to use ${where}`, hint);
   }
@@ -1046,15 +1061,21 @@ export interface Sink {
   body?(piece: Uint8Array): void | Promise<void>;
 }
 
-/** What a sink has thrown: an error of the program's own, not one of the request. */
-class SinkError {
-  constructor(readonly cause: unknown) {}
+/** What a sink has thrown is its `cause`: an error of the program's own, not of the request. */
+export class SinkError extends Error {
+  /** `SinkError`. */
+  override name = "SinkError";
+
+  /** An error of a sink. */
+  constructor(cause: unknown) {
+    super("the sink failed", { cause });
+  }
 }
 
 type Pass = (piece: Uint8Array) => Promise<void>;
 type PassLine = (line: string) => Promise<void>;
 
-const LF = 0x0a, CR = 0x0d;
+const TAB = 0x09, LF = 0x0a, CR = 0x0d, SPACE = 0x20, SEMICOLON = 0x3b;
 const MAX_INTERIM = 100, HEAD_LIMIT = 256 * 1024;
 // A small reply takes no more memory than it needs; large pieces cost less for each byte.
 const FIRST_READ = 4 * 1024;
@@ -1070,10 +1091,14 @@ class Reader {
   #reads = 0;
   #turned = performance.now();
 
-  constructor(private readonly source: Pick<MarkedConn, "read">) {}
+  constructor(
+    private readonly source: Pick<MarkedConn, "read">,
+    private readonly signal?: AbortSignal,
+  ) {}
 
   /** Reads more behind what is here. @returns false at the end @throws {Failure} no room for more */
   async fill(): Promise<boolean> {
+    this.signal?.throwIfAborted();
     // If data is always ready, timers and signals never get their turn.
     if (++this.#reads % 16 === 0 && performance.now() - this.#turned > 50) {
       await pause(0);
@@ -1098,13 +1123,19 @@ class Reader {
     this.to = unused.length;
   }
 
-  /** The next line with its end, a character a byte; `null` if not all of it is here. */
-  line(): string | null {
+  /** How long the next line is, its end included; 0 if not all of it is here. */
+  lineLength(): number {
     const { buffer, to } = this;
     let at = Math.max(this.from, this.#searched);
     while (at < to && buffer[at] !== LF) at++;
     this.#searched = at;
-    return at < to ? latin1(this.take(at + 1 - this.from)) : null;
+    return at < to ? at + 1 - this.from : 0;
+  }
+
+  /** The next line with its end, a character a byte; `null` if not all of it is here. */
+  line(): string | null {
+    const length = this.lineLength();
+    return length === 0 ? null : latin1(this.take(length));
   }
 
   /** At most `max` of the bytes that are here, valid until the next call. */
@@ -1129,6 +1160,7 @@ function endedEarly(message: string): Failure {
  * @param exchange its `reply` is filled as it comes, so that a failed one is known as far as it came
  * @param signal ends the reading, also while the sink waits
  * @throws {Failure} malformed (8), ended early (18), empty (52)
+ * @throws {SinkError} what the sink throws, unless that is a {@linkcode Failure}
  */
 export async function readReply(
   source: Pick<MarkedConn, "read" | "arrivedTos">,
@@ -1136,7 +1168,7 @@ export async function readReply(
   sink: Sink,
   signal?: AbortSignal,
 ): Promise<void> {
-  const reader = new Reader(source);
+  const reader = new Reader(source, signal);
   if (!await reader.fill()) {
     const message = "empty reply: the server closed the connection without a byte";
     throw new Failure(Exit.emptyReply, message);
@@ -1156,7 +1188,7 @@ export async function readReply(
         Promise.resolve(passing).then(resolve, reject);
       });
     } catch (error) {
-      throw error instanceof Failure ? error : new SinkError(error);
+      throw error instanceof Failure || signal?.aborted ? error : new SinkError(error);
     }
   };
   const passLine = (line: string) => pass(() => sink.head?.(line));
@@ -1358,9 +1390,10 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
           reader.from += length;
           next = "size";
         } else {
-          const line = reader.line();
-          if (line === null) break;
-          size = missing = chunkSize(line);
+          const length = reader.lineLength();
+          if (length === 0) break;
+          size = missing = chunkSize(buffer, at);
+          reader.from += length;
           next = size > 0 ? "data" : "trailers";
         }
       }
@@ -1376,11 +1409,25 @@ async function readChunks(reader: Reader, reply: Reply, pass: Pass): Promise<voi
   }
 }
 
-/** The size in a chunk's first line; curl reads at most 16 digits too. */
-function chunkSize(line: string): number {
-  const size = parseInt(/^([0-9a-f]{1,16})[ \t\r]*[\n;]/i.exec(line)?.[1] ?? "", 16);
-  if (Number.isSafeInteger(size)) return size;
-  throw badReply(`bad chunk size ${quote(lineText(line).slice(0, 60))}`);
+/** The size that the line at `start` gives; it is there with its end. */
+function chunkSize(buffer: Uint8Array, start: number): number {
+  // By hand: as text, a body of small chunks takes 2 to 4 times as long.
+  let size = 0, at = start;
+  for (let digit; (digit = hexDigit(buffer[at])) >= 0; at++) size = size * 16 + digit;
+  const digits = at - start;
+  while (buffer[at] === SPACE || buffer[at] === TAB || buffer[at] === CR) at++;
+  const isEnd = buffer[at] === LF || buffer[at] === SEMICOLON;
+  // curl reads at most 16 digits too.
+  if (isEnd && digits >= 1 && digits <= 16 && Number.isSafeInteger(size)) return size;
+  const text = lineText(latin1(buffer.subarray(start, buffer.indexOf(LF, start) + 1)));
+  throw badReply(`bad chunk size ${quote(text.slice(0, 60))}`);
+}
+
+/** The value of a hexadecimal digit, or -1. */
+function hexDigit(byte: number): number {
+  if (byte >= 0x30 && byte <= 0x39) return byte - 0x30;
+  const small = byte | 0x20;
+  return small >= 0x61 && small <= 0x66 ? small - 0x57 : -1;
 }
 
 // ─── Verdict ────────────────────────────────────────────────────────────────────────────────────
@@ -1527,7 +1574,9 @@ function verdictOf(exchange: Exchange, options: AskOptions): Failure | null {
   // An interrupt, or what keeps this program from working, is about the run, not the request.
   const isRun = failure.code >= Exit.notMarked || failure.code === Exit.cannotWrite;
   if (wrong === null || isRun) return failure;
-  return new Failure(wrong.code, `${wrong.message}; ${failure.message}`, wrong.hint);
+  const both = new Failure(wrong.code, `${wrong.message}; ${failure.message}`);
+  both.cause = failure;
+  return both;
 }
 
 /** 104, if a proof is required: of what left, and of what arrived if the far end is our own. */
@@ -1601,7 +1650,7 @@ function sinkFor(options: Options): Sink {
 
 function failOnError({ status, reason }: Reply): void {
   if (status < 400) return;
-  const message = printable(`the server answered ${status} ${reason}`.trim());
+  const message = excerpt(`the server answered ${status} ${reason}`.trim());
   throw new Failure(Exit.httpError, message);
 }
 
@@ -1665,7 +1714,9 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
   if (isOther) {
     return `${bytes}, reported by the server for another connection:\na proxy or NAT in between`;
   }
-  if (kept === null) return "unknown: the server saw only the unmarked handshake; try --mark-syn";
+  if (kept === null) {
+    return `${bytes} at the server; whether the mark arrived is unknown without --mark-syn`;
+  }
   const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
   return `${bytes} at the server: ${verdict}`;
 }
@@ -1689,9 +1740,8 @@ function replyText({ status, reason, headers, tos, bodyBytes }: Reply, total: nu
   const isRedirect = location !== undefined && status >= 300 && status < 400;
   const size = `${plural(bodyBytes, "byte")} in ${total.toFixed(1)} ms`;
   const marked = tos === null ? "" : `, its packets marked ${hex(tos)}`;
-  const cut = (text: string) => printable(text.length > 200 ? `${text.slice(0, 200)}…` : text);
-  const leads = isRedirect ? `; leads to ${cut(location)}, not followed` : "";
-  return `${cut(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
+  const leads = isRedirect ? `; leads to ${excerpt(location)}, not followed` : "";
+  return `${excerpt(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
 }
 
 /** The exchange as one line of JSON, in the form that the README describes. */
@@ -1736,6 +1786,7 @@ function json(
       },
       milliseconds: exchange.milliseconds,
     },
+    ...trace && !exchange && { url: place?.target.url, mark: trace.mark },
     ...trace && { path: trace.path, changed: trace.changes[0] ?? null },
     ...failure && { error: { code: failure.code, message: failure.message } },
   };
@@ -2243,8 +2294,8 @@ export class Trace implements AsyncIterable<Hop> {
     const failure = exchange?.failure ?? null;
     const own: number[] = [Exit.cannotRun, Exit.notMarked, Exit.leftChanged];
     if (change === undefined || own.includes(failure?.code ?? 0)) return failure;
-    const isSame = failure === null || failure.code === Exit.arrivedChanged;
-    const more = isSame ? "" : `; ${failure.message}`;
+    const other = failure?.code === Exit.arrivedChanged ? failure.cause : failure;
+    const more = other instanceof Failure ? `; ${other.message}` : "";
     // Nobody saw the SYN leave, so this host may have changed it.
     const who = change.after === 0 ? "this host or the path" : "the path";
     const message = `${who} changed ${describe(mark)} to ${describe(markOf(change.to))} ` +
@@ -2268,7 +2319,7 @@ export class Trace implements AsyncIterable<Hop> {
  * ```
  *
  * On IPv6 routers show the whole mark to anybody, on IPv4 to a process with CAP_NET_RAW. What goes
- * wrong is not thrown: it is the trace's `failure`.
+ * wrong is not thrown, but is the trace's `failure`; only what the sink throws comes out as it is.
  *
  * @param sink where the reply goes; without one it is read and thrown away
  * @throws {Failure} a bad URL or header
@@ -2282,13 +2333,12 @@ export function trace(url: string | URL, options: TraceOptions = {}, sink: Sink 
   return new Trace(parseDscp(String(dscp)), route);
 }
 
-/** The packet that the far end reports of this connection: a changed one, if there is one. */
+/** The packet of this connection that the far end reports, the SYN if it can: as routers see it. */
 function reportedByServer({ arrived }: Exchange): { packet: string; arrived: number } | null {
   if (arrived === null || arrived.isOther) return null;
-  const { syn, data, ack, changed } = arrived;
-  const packets = Object.entries({ SYN: syn, data, ACK: ack });
+  const packets = Object.entries({ SYN: arrived.syn, data: arrived.data, ACK: arrived.ack });
   const [packet, tos] = packets.find(([, tos]) => tos !== null)!;
-  return changed ?? { packet, arrived: tos! };
+  return { packet, arrived: tos! };
 }
 
 /** The row of the hop that came last, below the table's head if it is the first. */
@@ -2336,6 +2386,12 @@ function pathVerdict({ path, changes, exchange }: Trace): { sort: string; text: 
   });
   if (places.length > 0) return { sort: "changed", text: `changed ${places.join(", then ")}` };
   const seen = path.findLast(({ tos }) => tos !== null);
+  const later = exchange?.arrived?.changed ?? null;
+  if (seen?.evidence === "server" && later !== null) {
+    const arrived = describe(markOf(later.arrived));
+    const text = `kept all the way on the SYN, but ${later.packet} arrived as ${arrived}`;
+    return { sort: "changed", text };
+  }
   if (seen?.evidence === "server") {
     return { sort: "kept all the way", text: "kept all the way: the server reports it" };
   }
@@ -2418,14 +2474,16 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
   const all = marks.map((mark) => new Trace(mark, route, climb));
   const isQuiet = options.json || options.silent;
   using screen = new Screen(isMany && !isQuiet);
+  let begun = 0;
   const result = (interrupted: Failure | null = null) => {
     screen.clear();
-    const known = all.filter(({ path, exchange }) => path.length > 0 || exchange !== null);
     if (options.json) {
-      const line = (trace: Trace) =>
-        json(place, trace.exchange, trace.failure ?? interrupted, 0, trace);
-      return known.map(line).join("");
+      return all.slice(0, begun).map((trace, at) => {
+        const failure = trace.failure ?? (at === begun - 1 ? interrupted : null);
+        return json(place, trace.exchange, failure, 0, trace);
+      }).join("");
     }
+    const known = all.filter(({ path, exchange }) => path.length > 0 || exchange !== null);
     if (isMany) return known.length === 0 ? "" : marksReport(known, width);
     if (all[0].path.length === 0) return "";
     return wrapped(`${describe(marks[0])} was ${pathVerdict(all[0]).text}.`, width);
@@ -2437,6 +2495,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
     Deno.exit(code);
   });
   for (const [done, trace] of all.entries()) {
+    begun = done + 1;
     screen.offer(() => `${done} of ${all.length} marks, Ctrl-C ends it here\n`);
     for await (const _hop of trace) {
       if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
@@ -2681,7 +2740,7 @@ const STATUS: Record<number, string> = {
 
 /** Reads the head of a request; `null` if the client sends nothing. */
 async function readRequest(client: Client): Promise<ParsedRequest | null> {
-  const buffer = new Uint8Array(4096);
+  const buffer = new Uint8Array(1024);
   let text = "", end = 0;
   while (end === 0 && text.length <= ALLOWED.head) {
     const size = await client.conn.read(buffer);

@@ -37,21 +37,20 @@ const LARGE = 16 * 1024;
 const SMALLEST_SEGMENT = 536;
 
 /**
- * Whether the connection needs a socket of libc rather than Deno's: to mark the SYN, to choose addresses or
- * roots to trust, for a name that Deno may not resolve, and for a write that may wait. As soon as
- * there are copies of packets on the error queue, Deno takes the write side for closed, and a write
- * that waits would spin.
+ * Whether the connection needs a socket of libc rather than Deno's: to mark the SYN, to trust other
+ * roots, for a name that Deno may not resolve, and for a write that may wait. As soon as there are
+ * copies of packets on the error queue, Deno takes the write side for closed, and a write that waits
+ * would spin.
  */
-function needsDial({ hostname, markSyn, family, trust, requestSize }: ConnectOptions): boolean {
-  return markSyn || family !== null || trust !== null || requestSize > LARGE ||
-    /\.localhost$/i.test(hostname);
+function needsDial({ hostname, markSyn, trust, requestSize }: ConnectOptions): boolean {
+  return markSyn || trust !== null || requestSize > LARGE || /\.localhost$/i.test(hostname);
 }
 
 /** Loads what a connection needs, so that loading is not counted as connect time. */
 export async function prepareConnect(options: ConnectOptions, isTls: boolean): Promise<void> {
-  if (!needsDial(options)) return;
-  await import("./dial.ts");
-  if (isTls) await import("./secure.ts");
+  const isDialed = needsDial(options);
+  if (isDialed || options.family !== null) await import("./dial.ts");
+  if (isDialed && isTls) await import("./secure.ts");
 }
 
 /** A TCP connection with its mark, and the proof of what it has sent. */
@@ -98,12 +97,16 @@ export class MarkedConn implements Disposable {
    */
   static async connect(options: ConnectOptions, signal?: AbortSignal): Promise<MarkedConn> {
     const { hostname, port, tos, markSyn, family } = options;
-    if (!needsDial(options)) {
-      return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }), options);
+    const connect = (hostname: string, signal?: AbortSignal) =>
+      Deno.connect({ hostname, port, signal });
+    if (!needsDial(options) && family === null) {
+      return MarkedConn.adopt(await connect(hostname, signal), options);
     }
-    const { dial } = await import("./dial.ts");
-    const dialed = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
-    return MarkedConn.adopt(dialed, options);
+    const { connectToFirst, dial, resolve } = await import("./dial.ts");
+    const stream = needsDial(options)
+      ? await dial({ hostname, port, tos: markSyn ? tos : null, family, signal })
+      : await connectToFirst(await resolve(hostname, family, signal), connect, signal);
+    return MarkedConn.adopt(stream, options);
   }
 
   /**

@@ -188,8 +188,9 @@ export function checkPermission(
   need: "granted" | "not denied",
 ): void {
   const host = formatAddress({ hostname, port });
-  const { state } = Deno.permissions.querySync({ name: "net", host });
-  if (state === "granted" || (state === "prompt" && need === "not denied")) return;
+  const stateOf = (host: string) => Deno.permissions.querySync({ name: "net", host }).state;
+  const state = stateOf(host), isDenied = stateOf(host.replace(/:\d+$/, "")) === "denied";
+  if (!isDenied && (state === "granted" || (state === "prompt" && need === "not denied"))) return;
   const message = `Requires net access to "${host}", run again with the --allow-net flag`;
   throw new Deno.errors.NotCapable(message);
 }

@@ -136,6 +136,7 @@ Deno.test("--mark-syn cannot reach a host that --allow-net excludes", async () =
       ["--allow-net=127.0.0.1:1", "--allow-ffi"],
       ["--allow-net=127.0.0.2", "--allow-ffi"],
       ["--allow-net", `--deny-net=127.0.0.1:${server.port}`, "--allow-ffi"],
+      [`--allow-net=127.0.0.1:${server.port}`, "--deny-net=127.0.0.1", "--allow-ffi"],
     ]
   ) {
     const { code, stderr } = await dscpGet(["--mark-syn", url], { flags });

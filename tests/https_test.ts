@@ -242,5 +242,10 @@ testWith(NEEDS, "--cacert says clearly what is wrong: permission 103, file 77", 
       `dscp-get: certificate 1 in '${file}' is broken\n`,
     ]);
   }
+  // Words about certificates in a bundle are none, and several are read.
+  await using certificates = await Certificates.create();
+  const good = await Deno.readTextFile(certificates.root);
+  await Deno.writeTextFile(file, `${good}# -----BEGIN CERTIFICATE----- of nobody\r\n${good}`);
+  assert.equal((await dscpGet(["--cacert", file, url], { flags: FLAGS })).code, 7);
   await Deno.remove(file);
 });

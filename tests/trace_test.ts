@@ -16,7 +16,7 @@ import {
   testWith,
 } from "./support/processes.ts";
 import { Random, SEED } from "./support/random.ts";
-import { Certificates, closedPort, FarEnd, OK, replying } from "./support/servers.ts";
+import { Certificates, closedPort, FarEnd, OK, replying, startPython } from "./support/servers.ts";
 
 const NEEDS = ["root", "ip", "nft", "sysctl"];
 const URLS = {
@@ -258,17 +258,36 @@ testWith(
   },
 );
 
-testWith(NEEDS, "of what the server reports, the packet that was changed counts", async () => {
-  await stage(async ({ client, routers }) => {
-    await filter(routers[0], "forward", "ct state established ip6 dscp ef ip6 dscp set cs1");
-    const { code, stdout } = await dscpGet(["--trace", "--json", URLS.IPv6], client);
-    const line = jsonOf(stdout);
-    assert.deepEqual(line.changed, { after: 3, at: 4, from: EF, to: CS1 });
+testWith(
+  NEEDS,
+  "a packet that was changed behind its SYN is named, but no place for it",
+  async () => {
+    await stage(async ({ client, routers }) => {
+      await filter(routers[0], "forward", "ct state established ip6 dscp ef ip6 dscp set cs1");
+      const { code, stdout } = await dscpGet(["--trace", "--json", URLS.IPv6], client);
+      const line = jsonOf(stdout);
+      assert.deepEqual([code, line.changed, line.error!.code], [102, null, 102]);
+      assert.deepEqual(marksOf(line), [EF, EF, EF, EF]);
+      const text = await dscpGet(["--trace", URLS.IPv6], client);
+      assert.match(
+        text.stdout.replaceAll("\n", " "),
+        /was kept all the way on the SYN, but data arrived as CS1 \(0x20\)\./,
+      );
+      assert.match(text.stderr, /^dscp-get: sent EF \(0xB8\), arrived CS1 \(0x20\): /m);
+      const many = await dscpGet(["--trace", "-d", "EF,DF", URLS.IPv6], client);
+      assert.match(many.stdout, /Of 2 marks: 1 changed, 1 kept all the way/);
+    });
+  },
+);
+
+testWith(NEEDS, "a trace names what else went wrong", async () => {
+  await stage(async ({ client, routers, server }) => {
+    await rewrite(routers[0], "forward", "ef", "cs1");
+    await using _python = await startPython(["8087"], server.under);
+    const url = `${URLS.IPv4.replace("8086", "8087")}none`;
+    const { code, stderr } = await dscpGet(["--trace", "-f", url], client);
     assert.equal(code, 102);
-    const text = (await dscpGet(["--trace", URLS.IPv6], client)).stdout;
-    assert.match(text, /connected; server reports data CS1 \(0x20\) {3}changed/);
-    const many = await dscpGet(["--trace", "-d", "EF,DF", URLS.IPv6], client);
-    assert.match(many.stdout, /Of 2 marks: 1 changed, 1 kept all the way/);
+    assert.match(stderr, /changed EF .* between hop 1 and hop 2; the server answered 404 /);
   });
 });
 
@@ -522,8 +541,10 @@ testWith(NEEDS, "Ctrl-C at any moment prints what is known, 130", async () => {
       await capture.until((packets) => packets.length > 3);
       const { code } = await run.stop("SIGTERM");
       assert.equal(code, 143, run.said);
-      if (args[0] === "--json") assert.equal(jsonOf(run.said).error!.code, 143);
-      else assert.match(run.said, /Of 1 mark: /);
+      if (args[0] === "--json") {
+        const line = jsonOf(run.said) as unknown as { error: { code: number }; url: string };
+        assert.deepEqual([line.error.code, line.url], [143, URLS.IPv4]);
+      } else assert.match(run.said, /Of 1 mark: /);
     }
   });
 });
