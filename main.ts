@@ -1665,9 +1665,10 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
     ["connected", `${ends}${isBuiltIn ? ", the built-in server" : ""}; descriptor ${fd}`],
     ["mark", `${name}; the kernel reads back ${hex(readBack!)}`],
   ];
+  // A TLS handshake that fails takes the descriptor with it, before anything could be read.
+  const isLeftKnown = left.packets.length > 0 || (isOver && reply !== null);
+  if (isLeftKnown) lines.push(["left", leftText(left)]);
   if (isOver) {
-    // A TLS handshake that fails takes the descriptor with it, before anything could be read.
-    if (left.packets.length > 0 || reply !== null) lines.push(["left", leftText(left)]);
     // If only an unmarked handshake was reported, the last line says so.
     const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther || !isBuiltIn);
     if (isNews) lines.push(["arrived", arrivedText(arrived)]);
@@ -1804,6 +1805,14 @@ function jsonLine(object: unknown): string {
   ) + "\n";
 }
 
+/** What left, once all of an http request has; TLS may have more to send. */
+function lookAtRequest(exchange: Exchange): void {
+  const { connection, target, mark } = exchange;
+  if (connection === null || target.isHttps) return;
+  const left = judgeLeft(connection, mark);
+  if (left.proved !== null && left.bytes.sent === connection.requestSize) exchange.left = left;
+}
+
 /** One request, its report or JSON. */
 async function single(place: Place, options: Options): Promise<Failure | null> {
   const askOptions = await askOptionsOf(options), limits = new Limits(askOptions);
@@ -1825,6 +1834,7 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
     // Every second what is known so far, until the body begins on the same terminal.
     const look = () => {
       if (current === null || (current.reply !== null && Deno.stdout.isTerminal())) return;
+      lookAtRequest(current);
       show(exchange, false);
       pause(1000).then(look);
     };

@@ -63,6 +63,8 @@ export class MarkedConn implements Disposable {
   readonly fd: number;
   /** Whether the mark was set before the SYN left. */
   readonly markedSyn: boolean;
+  /** Bytes of the largest write, for which it was opened. */
+  readonly requestSize: number;
   /** The byte that the kernel read back, once the connection is marked. */
   readBack: number | null = null;
   /** Bytes of data sent, TLS's own included, each counted once; `null` if the kernel cannot say. */
@@ -84,6 +86,7 @@ export class MarkedConn implements Disposable {
     this.localAddr = stream.localAddr as Deno.NetAddr;
     this.remoteAddr = stream.remoteAddr as Deno.NetAddr;
     this.markedSyn = options.markSyn;
+    this.requestSize = options.requestSize;
     if ("socket" in stream) stream.onEvent = () => this.#drain();
   }
 

@@ -7,7 +7,7 @@ import {
   onTerminal,
   testWith,
 } from "./support/processes.ts";
-import { closedPort, OK, RawServer, readRequest, replying } from "./support/servers.ts";
+import { closedPort, OK, RawServer, readRequest, replying, send } from "./support/servers.ts";
 
 Deno.test("-s silences the report, not the errors", async () => {
   await using server = replying(OK);
@@ -114,6 +114,23 @@ print(run.wait(), got.hexdigest())`;
     assert.equal(stdout, `0 ${hash}\n`);
   },
 );
+
+Deno.test("a reply that takes long is waited for with what is known: ends, mark, what left", async () => {
+  const goOn = Promise.withResolvers<void>();
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await goOn.promise;
+    await send(conn, OK);
+  });
+  await using run = new Background(command([server.url]));
+  await run.until((said) => /^left .*: proved$/m.test(said));
+  assert.match(run.said, /^connected .*\nmark .*\nleft .*\n$/);
+  goOn.resolve();
+  await run.until((said) => said.includes("handshake "));
+  for (const label of ["connected", "mark", "left", "reply"]) {
+    assert.equal(run.said.split(label.padEnd(11)).length, 2, run.said);
+  }
+});
 
 Deno.test("Ctrl-C in a single request prints what is known: 130", async () => {
   for (
