@@ -774,6 +774,12 @@ async function ask(
   }
   if (conn !== null) exchange.left = judgeLeft(conn, mark);
   exchange.arrived = judgeArrived(exchange);
+  const silent: number[] = [Exit.emptyReply, Exit.connectionLost];
+  if (!target.isHttps && /443$/.test(String(target.port)) && exchange.reply === null) {
+    const { code = 0, message = "" } = exchange.failure ?? {};
+    const hint = "the server may speak TLS: is it https://?";
+    if (silent.includes(code)) exchange.failure = new Failure(code, message, hint);
+  }
   exchange.failure = verdictOf(exchange, options);
   return exchange;
 }

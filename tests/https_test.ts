@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { dial, getTos } from "../ffi/mod.ts";
+import { Namespace } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
 import { Certificates, closedPort, latin1, RawServer, reset, send } from "./support/servers.ts";
@@ -249,3 +250,22 @@ testWith(NEEDS, "--cacert says clearly what is wrong: permission 103, file 77", 
   assert.equal((await dscpGet(["--cacert", file, url], { flags: FLAGS })).code, 7);
   await Deno.remove(file);
 });
+
+testWith(
+  ["root", "ip", "openssl"],
+  "http:// to the port of a TLS server that only closes hints at https",
+  async () => {
+    await using namespace = await Namespace.create();
+    await using made = await Certificates.create();
+    const files = ["-cert", made.certificate, "-key", made.key];
+    await using server = new Background([
+      ...namespace.under,
+      ..."openssl s_server -accept 127.0.0.1:8443 -quiet -naccept 1".split(" "),
+      ...files,
+    ]);
+    let outcome;
+    do outcome = await dscpGet(["http://127.0.0.1:8443/"], namespace); while (outcome.code === 7);
+    assert.ok([52, 56].includes(outcome.code), outcome.stderr + server.said);
+    assert.match(outcome.stderr, /^hint: the server may speak TLS: is it https:\/\/\?$/m);
+  },
+);
