@@ -1860,8 +1860,8 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
   }
   const exchange = await ask(place.target, options.marks[0], askOptions, sink, { limits, watch });
   current = null;
-  await checkPresent(exchange, options);
-  const { failure } = exchange;
+  await checkPresent(exchange, options, limits);
+  const failure = limits.stopped ?? exchange.failure;
   // With standard output gone there is nobody to report to.
   if (failure?.code === Exit.cannotWrite && failure.message === "") return failure;
   if (options.json) await toStandardOutput(json(place, exchange, failure));
@@ -2141,7 +2141,7 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
         else if (options.json) await toStandardOutput(json(place, exchange, limits.stopped, round));
         return limits.stopped;
       }
-      if (done === 0) await checkPresent(exchange, options);
+      if (done === 0) await checkPresent(exchange, options, limits);
       const { failure } = exchange;
       // Without a permission or libc all others would fail the same way.
       if (failure?.code === Exit.cannotRun) throw failure;
@@ -2883,12 +2883,16 @@ class Vacant {
 }
 
 /** @throws {Vacant} without a URL, if the first exchange shows that the server has gone */
-async function checkPresent(exchange: Exchange, { url }: Options): Promise<void> {
+async function checkPresent(
+  exchange: Exchange,
+  { url }: Options,
+  limits?: Limits,
+): Promise<void> {
   const { target: { host, port }, reply, failure } = exchange;
   const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
   if (url !== null || reply !== null || !codes.includes(failure?.code ?? 0)) return;
   // Concurrent runs may take the port one after another, each for some milliseconds.
-  for (let tries = 0; tries < 100; tries++) {
+  for (let tries = 0; tries < 100 && !limits?.stopped; tries++) {
     const listener = listen(host, port);
     if (listener !== null) throw new Vacant(listener);
     await pause(10);

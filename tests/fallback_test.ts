@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Namespace } from "./support/namespaces.ts";
-import { Background, dscpGet, testWith } from "./support/processes.ts";
+import { Background, command, dscpGet, testWith } from "./support/processes.ts";
 
 /** A server on the default port that answers a connection by what `act` does with it; `at` counts them. */
 async function onDefaultPort(namespace: Namespace, act: string): Promise<Background> {
@@ -60,6 +60,19 @@ testWith(
       assert.equal(code, 52, stderr);
       assert.doesNotMatch(stdout + stderr, /built-in/);
     }
+  },
+);
+
+testWith(
+  ["root", "ip"],
+  "Ctrl-C ends a run that waits for the default port to become free",
+  async () => {
+    await using namespace = await Namespace.create();
+    await using server = await onDefaultPort(namespace, 'console.log("asked"); reset(conn);');
+    await using run = new Background(command([], { under: namespace.under }));
+    await server.until((said) => said.includes("asked"));
+    const { code } = await run.stop("SIGINT");
+    assert.equal(code, 130, run.said);
   },
 );
 

@@ -171,10 +171,12 @@ testWith(["script"], "on a terminal the report begins on a line of its own", asy
   assert.match(stdout, /^ok\r\n/);
 });
 
-testWith(["script"], "the help and the report fit 80 and 60 columns", async () => {
+testWith(["script"], "help, report, table and errors fit 80 and 60 columns", async () => {
   await using server = replying(OK);
+  const table = ["-d", "EF,DF", "-n", "2", server.url];
+  const errors = [["-d", "99"], ["--tos", "185"], [`http://127.0.0.1:${closedPort()}/`]];
   for (const columns of [80, 60]) {
-    for (const args of [["--help"], [server.url]]) {
+    for (const args of [["--help"], [server.url], table, ...errors]) {
       const shell = `stty rows 24 cols ${columns}; NO_COLOR=1 ${command(args).join(" ")}`;
       const { stdout } = await execute(onTerminal(shell));
       // Deno clears its own progress line first.
