@@ -433,6 +433,19 @@ export function parseArguments(args: readonly string[]): Options {
       given.add(flags.at(-1)!);
     }
   }
+  if (urls.length > 1) {
+    throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
+  }
+  if (given.size > 0) checkTogether(options, given, urls);
+  if (options.trace && !given.has("--connect-timeout")) {
+    const isShorter = given.has("--max-time") && options.maxTime > 0;
+    options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
+  }
+  return { ...options, url: urls[0] ?? null };
+}
+
+/** @throws {Failure} options that exclude each other, or that do nothing beside others */
+function checkTogether(options: Options, given: Set<string>, urls: readonly string[]): void {
   if (given.has("--dscp") && given.has("--tos")) {
     throw usageError("--dscp and --tos are mutually exclusive: give one of them");
   }
@@ -464,14 +477,6 @@ export function parseArguments(args: readonly string[]): Options {
       "--trace and --count are mutually exclusive: a trace is one request for each mark",
     );
   }
-  if (options.trace && !given.has("--connect-timeout")) {
-    const isShorter = given.has("--max-time") && options.maxTime > 0;
-    options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
-  }
-  if (urls.length > 1) {
-    throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
-  }
-  return { ...options, url: urls[0] ?? null };
 }
 
 function usageError(message: string, hint = "--help lists the options"): Failure {
@@ -774,12 +779,6 @@ async function ask(
   }
   if (conn !== null) exchange.left = judgeLeft(conn, mark);
   exchange.arrived = judgeArrived(exchange);
-  const silent: number[] = [Exit.emptyReply, Exit.connectionLost];
-  if (!target.isHttps && /443$/.test(String(target.port)) && exchange.reply === null) {
-    const { code = 0, message = "" } = exchange.failure ?? {};
-    const hint = "the server may speak TLS: is it https://?";
-    if (silent.includes(code)) exchange.failure = new Failure(code, message, hint);
-  }
   exchange.failure = verdictOf(exchange, options);
   return exchange;
 }
@@ -1575,14 +1574,23 @@ function markFailure({ mark, left, arrived }: Exchange): Failure | null {
 
 /** What went wrong, all in all: a wrong mark is more than what else happened to the request. */
 function verdictOf(exchange: Exchange, options: AskOptions): Failure | null {
-  const { failure } = exchange, wrong = markFailure(exchange);
+  const { failure, target, reply } = exchange, wrong = markFailure(exchange);
   if (failure === null) return wrong ?? proofFailure(exchange, options);
   // An interrupt, or what keeps this program from working, is about the run, not the request.
   const isRun = failure.code >= Exit.notMarked || failure.code === Exit.cannotWrite;
+  const isClosed = failure.code === Exit.emptyReply || failure.code === Exit.connectionLost;
+  if (wrong === null && isClosed && reply === null && isLikelyTls(target)) {
+    return new Failure(failure.code, failure.message, "the server may speak TLS: is it https://?");
+  }
   if (wrong === null || isRun) return failure;
   const both = new Failure(wrong.code, `${wrong.message}; ${failure.message}`);
   both.cause = failure;
   return both;
+}
+
+/** Whether http is asked of a port that is usually for https. */
+function isLikelyTls({ isHttps, port }: Target): boolean {
+  return !isHttps && /443$/.test(String(port));
 }
 
 /** 104, if a proof is required: of what left, and of what arrived if the far end is our own. */
