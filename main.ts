@@ -1683,7 +1683,7 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
   const isLeftKnown = left.packets.length > 0 || (isOver && reply !== null);
   if (isLeftKnown) lines.push(["left", leftText(left)]);
   if (isOver) {
-    // If only an unmarked handshake was reported, the last line says so.
+    // That the built-in server saw an unmarked handshake is in the last line.
     const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther || !isBuiltIn);
     if (isNews) lines.push(["arrived", arrivedText(arrived)]);
     if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
@@ -2069,19 +2069,19 @@ export function verdict(rows: readonly Row[], width = 80): string {
     const names = same.length > 4
       ? `${same.length} others`
       : same.map(({ name }) => name).join(", ");
-    parts.push([`no difference seen for ${names}`, ...leastP(same)].join(" "));
+    parts.push(`no difference seen for ${names}${leastP(same)}`);
   }
   const few = `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`;
   const isFew = compared.some(({ differs }) => differs === null);
-  const text = isFew ? [few, ...leastP(compared)].join(" ") : parts.join(", ");
+  const text = isFew ? `${few}${leastP(compared)}` : parts.join(", ");
   return wrapped(`Against ${nameOf(compared[0].against)}, median total time: ${text}.`, width);
 }
 
-/** The smallest p in brackets, if one is known. */
-function leastP(compared: readonly Comparison[]): string[] {
+/** The smallest p, behind a space and in brackets; nothing if none is known. */
+function leastP(compared: readonly Comparison[]): string {
   const known = compared.map(({ p }) => p).filter(Number.isFinite);
-  if (known.length === 0) return [];
-  return [`(p ${compared.length > 1 ? "≥" : "="} ${shortP(Math.min(...known))})`];
+  if (known.length === 0) return "";
+  return ` (p ${compared.length > 1 ? "≥" : "="} ${shortP(Math.min(...known))})`;
 }
 
 /** A probability in few characters: `0.021`, `5.2e-6`. */

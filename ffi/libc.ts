@@ -146,7 +146,7 @@ const rare = table({
   epoll_ctl: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
   // int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout);
   epoll_wait: { parameters: ["i32", "buffer", "i32", "i32"], result: "i32", nonblocking: true },
-  // int fcntl(int fd, int cmd, ...); on Linux, a variadic int is passed as any other
+  // int fcntl(int fd, int cmd, ...); on Linux, a variadic int is passed like a named one
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int eventfd_write(int fd, eventfd_t value);
   eventfd_write: { parameters: ["i32", "u64"], result: "i32" },

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { Namespace, Network, SERVER } from "./support/namespaces.ts";
+import { Namespace, Network, rewriteLeaving, SERVER } from "./support/namespaces.ts";
 import { execute, succeed, testWith } from "./support/processes.ts";
 import { closedPort, FarEnd, OK, RawServer, readRequest, replying } from "./support/servers.ts";
 import { startPython } from "./support/servers.ts";
@@ -170,7 +170,7 @@ testWith(
   "the action: a mark that this host rewrites is red: 101",
   async () => {
     await using namespace = await Namespace.create();
-    await rewriteHere(namespace);
+    await rewriteLeaving(namespace, "ip dscp ef ip dscp set cs1");
     const ran = await run({}, namespace.under);
     assert.equal(ran.code, 101, ran.log);
     assert.deepEqual([ran.outputs.proved, ran.outputs["exit-code"]], ["false", "101"]);
@@ -420,7 +420,7 @@ testWith(
   "the README's CI snippet is red if this host rewrites",
   async () => {
     await using namespace = await Namespace.create();
-    await rewriteHere(namespace);
+    await rewriteLeaving(namespace, "ip dscp ef ip dscp set cs1");
     await using _server = await FarEnd.start("8086", namespace.under);
     const { code, stderr } = await snippet("http://127.0.0.1:8086/", namespace);
     assert.equal(code, 101, stderr);
@@ -447,13 +447,6 @@ Deno.test("the README's snippet of the action names its inputs", () => {
   assert.ok(inputs.length > 2);
   for (const name of inputs) assert.match(action, new RegExp(`^ {2}${name}:$`, "m"));
 });
-
-/** Rewrites EF to CS1 in packets that leave. */
-async function rewriteHere(namespace: Namespace): Promise<void> {
-  const chain = "add chain ip t out { type route hook output priority mangle; }";
-  const rule = "add rule ip t out ip dscp ef ip dscp set cs1";
-  await namespace.run("nft", `add table ip t; ${chain}; ${rule}`);
-}
 
 /** Clears EF in packets that the router forwards. */
 async function rewriteOnPath({ router }: Network): Promise<void> {

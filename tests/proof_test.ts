@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { Namespace, Network, SERVER } from "./support/namespaces.ts";
+import { Namespace, Network, rewriteLeaving, SERVER } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import {
   Background,
@@ -71,11 +71,7 @@ testWith(
   "an nftables rule on this host that rewrites EF to CS1 is found out: 101",
   async () => {
     await using namespace = await Namespace.create();
-    await namespace.run(
-      "nft",
-      "add table ip mangle; add chain ip mangle out { type route hook output priority mangle; }",
-    );
-    await namespace.run("nft", "add rule ip mangle out ip dscp ef ip dscp set cs1");
+    await rewriteLeaving(namespace, "ip dscp ef ip dscp set cs1");
     await using capture = await Capture.start(8086, "lo", namespace.under);
     const { code, stdout, stderr } = await dscpGet([], namespace);
     assert.equal(code, 101);
@@ -346,11 +342,7 @@ testWith(
   "a wrong mark is not hidden by what else went wrong: 101, and both are named",
   async () => {
     await using namespace = await Namespace.create();
-    await namespace.run(
-      "nft",
-      "add table ip t; add chain ip t out { type route hook output priority mangle; }",
-    );
-    await namespace.run("nft", "add rule ip t out ip dscp ef ip dscp set cs1");
+    await rewriteLeaving(namespace, "ip dscp ef ip dscp set cs1");
     await using server = await startPython(["8080"], namespace.under);
     await server.until((said) => said.includes("Serving"));
     const url = "http://127.0.0.1:8080/none";

@@ -87,6 +87,12 @@ export async function silent(port: number): Promise<Namespace> {
   return namespace;
 }
 
+/** Rewrites packets as they leave, by a rule such as `ip dscp ef ip dscp set cs1`. Needs nft. */
+export async function rewriteLeaving(namespace: Namespace, rule: string): Promise<void> {
+  const chain = "add chain ip t out { type route hook output priority mangle; }";
+  await namespace.run("nft", `add table ip t; ${chain}; add rule ip t out ${rule}`);
+}
+
 /** Returns the connections that wait for an answer to their SYN, one line of ss(8) each. */
 export async function attempts(namespace: Namespace): Promise<string[]> {
   const { stdout } = await namespace.run("ss", "-Htn", "state", "syn-sent");
