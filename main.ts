@@ -456,21 +456,16 @@ function checkTogether(options: Options, given: Set<string>, urls: readonly stri
   if (options.serve !== null && options.print === null && beside !== undefined) {
     throw usageError(`${beside} cannot be combined with --serve: it is for requests`);
   }
-  const isSingle = !options.trace && !isSeries(options);
-  for (
-    const [name, isUsed, what] of [
-      ["--max-hops", options.trace, "it is for --trace"],
-      [
-        "--interval",
-        !options.trace && (isSeries(options) || given.has("--count")),
-        "it is for series",
-      ],
-      ["--include", isSingle && !options.json, "nothing prints the reply"],
-    ] as const
-  ) {
-    if (options.print === null && given.has(name) && !isUsed) {
-      throw usageError(`${name} does nothing here: ${what}`);
-    }
+  const isMany = !options.trace && (isSeries(options) || given.has("--count"));
+  const isShown = !options.trace && !isSeries(options) && !options.json;
+  const useless = {
+    ...!options.trace && { "--max-hops": "it is for --trace" },
+    ...!isMany && { "--interval": "it is for series" },
+    ...!isShown && { "--include": "nothing prints the reply" },
+  };
+  for (const [name, why] of Object.entries(useless)) {
+    if (options.print !== null || !given.has(name)) continue;
+    throw usageError(`${name} does nothing here: ${why}`);
   }
   if (options.trace && given.has("--count")) {
     throw usageError(
