@@ -2711,8 +2711,6 @@ class FarEnd {
 
   /** Stops and does not wait for anybody who is slow. */
   async close(): Promise<void> {
-    // Who has connected until now is accepted, and answered.
-    await pause(0);
     this.listener.close();
     if (this.#clients.size > 0) await Promise.race([this.#allGone(), pause(100)]);
     for (const client of this.#clients) this.#drop(client);
