@@ -2423,6 +2423,8 @@ function pathVerdict({ path, changes, exchange }: Trace): { sort: string; text: 
     ? `kept in its lower bits as far as ${hopName(hint.hop, path)}; no more is known`
     : path.some(({ answer }) => answer === "time exceeded")
     ? "not shown by the routers that answered"
+    : path[0]?.hop === 1 && path[0].address !== null
+    ? "not shown: the first hop is the target, which does not report it"
     : "not seen: no router answered, nothing is known of the path";
   return { sort: "not shown", text };
 }

@@ -566,6 +566,13 @@ Deno.test("without routers the server is the first hop, also the built-in one", 
   }
 });
 
+Deno.test("a target that is the first hop and reports nothing is not called a silent path", async () => {
+  await using server = replying(OK);
+  const { code, stdout } = await dscpGet(["--trace", server.url]);
+  assert.equal(code, 0);
+  assert.match(stdout, /not shown: the first hop is the target, which does not\s+report it\.\n$/);
+});
+
 Deno.test("--trace asks --allow-net first, and libc nothing without it", async () => {
   await using server = replying(OK);
   const flags = ["--allow-net=127.0.0.2", "--allow-ffi"];
