@@ -41,9 +41,6 @@ export interface Listening {
 
 /** No descriptor of this process, or more than one, has the ends asked for. */
 export class DescriptorError extends Error {
-  /** `DescriptorError`. */
-  override name = "DescriptorError";
-
   /**
    * The error of one search.
    *
@@ -51,6 +48,7 @@ export class DescriptorError extends Error {
    */
   constructor(message: string, readonly lost: boolean = false) {
     super(message);
+    this.name = "DescriptorError";
   }
 }
 

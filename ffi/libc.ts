@@ -18,9 +18,6 @@ export class CannotRunError extends Error {
 
 /** A libc call failed. */
 export class LibcError extends Error {
-  /** `LibcError`. */
-  override name = "LibcError";
-
   /**
    * Describes the failure of one call.
    *
@@ -29,6 +26,7 @@ export class LibcError extends Error {
    */
   constructor(readonly call: string, readonly errno: number) {
     super(`${call}: ${strerror(errno)} (errno ${errno})`);
+    this.name = "LibcError";
   }
 }
 

@@ -11,9 +11,6 @@ import { AF_INET6 } from "./sockaddr.ts";
 
 /** The kernel accepted the call, but not the mark: another byte reads back. */
 export class MarkError extends Error {
-  /** `MarkError`. */
-  override name = "MarkError";
-
   /**
    * The error of one option.
    *
@@ -26,6 +23,7 @@ export class MarkError extends Error {
       `setsockopt(${option}, ${hex(set)}) was accepted, ` +
         `but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)`,
     );
+    this.name = "MarkError";
   }
 }
 
