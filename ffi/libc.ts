@@ -340,62 +340,44 @@ export function connect(fd: number, address: Bytes): number {
   return orErrno(rare().connect(fd, address, address.length));
 }
 
-/**
- * Room for one message with its address and control messages: a `struct msghdr` and everything that
- * it points to, in a single block of memory, so that no part of it can be freed before the rest.
- */
-export class MessageBuffer {
-  /** The `struct msghdr`, and behind it what it points to. */
-  readonly block: Bytes = new Uint8Array(new ArrayBuffer(1280));
-  readonly #view = new DataView(this.block.buffer);
-
-  /** Resets the lengths that recvmsg(2) overwrites. */
-  prepare(): void {
-    // struct iovec behind 56 bytes of struct msghdr, on the 64-bit machines that Deno runs on
-    const IOVEC = 56;
-    const base = Deno.UnsafePointer.value(Deno.UnsafePointer.of(this.block));
-    const word = (at: number, value: number | bigint) =>
-      this.#view.setBigUint64(at, BigInt(value), true);
-    this.block.fill(0);
-    word(0, base + BigInt(NAME));
-    word(8, CONTROL - NAME);
-    word(16, base + BigInt(IOVEC));
-    word(24, 1);
-    word(32, base + BigInt(CONTROL));
-    word(40, DATA - CONTROL);
-    word(IOVEC, base + BigInt(DATA));
-    word(IOVEC + 8, this.block.length - DATA);
-  }
-
+/** What recvmsg(2) hands over. */
+export interface Message {
   /** The address, `msg_name`. */
-  get name(): Bytes {
-    // The length is the address's own, which may be longer than the room for it.
-    return this.block.subarray(NAME, Math.min(CONTROL, NAME + this.#view.getUint32(8, true)));
-  }
-
+  readonly name: Uint8Array;
   /** The control messages, `msg_control`. */
-  get control(): Bytes {
-    const end = CONTROL + Number(this.#view.getBigUint64(40, true));
-    return this.block.subarray(CONTROL, Math.min(DATA, end));
-  }
-
-  /** Where the data are, which begin with as many bytes as recvmsg(2) returned. */
-  get data(): Bytes {
-    return this.block.subarray(DATA);
-  }
-
+  readonly control: Uint8Array;
+  /** The data. */
+  readonly data: Uint8Array;
   /** `MSG_CTRUNC` and others, `msg_flags`. */
-  get flags(): number {
-    return this.#view.getInt32(48, true);
-  }
+  readonly flags: number;
 }
 
-const NAME = 72, CONTROL = 104, DATA = 616;
-
-/** recvmsg(2) into `message`. */
-export function recvmsg(fd: number, message: MessageBuffer, flags: number): number {
-  message.prepare();
-  return orErrno(rare().recvmsg(fd, message.block, flags));
+/** recvmsg(2). @returns `null` after any error */
+export function recvmsg(fd: number, flags: number): Message | null {
+  // A struct msghdr and what it points to, in one block: no part can be freed before the rest.
+  const IOVEC = 56, NAME = 72, CONTROL = 104, DATA = 616, SIZE = 1280;
+  const words = new BigUint64Array(SIZE / 8), block = new Uint8Array(words.buffer);
+  const start = Deno.UnsafePointer.value(Deno.UnsafePointer.of(block));
+  const pointerTo = (offset: number) => start + BigInt(offset);
+  words.set([
+    pointerTo(NAME), // msg_name
+    BigInt(CONTROL - NAME), // msg_namelen
+    pointerTo(IOVEC), // msg_iov
+    1n, // msg_iovlen
+    pointerTo(CONTROL), // msg_control
+    BigInt(DATA - CONTROL), // msg_controllen
+    0n, // msg_flags
+    pointerTo(DATA), // iov_base
+    BigInt(SIZE - DATA), // iov_len
+  ]);
+  const size = orErrno(rare().recvmsg(fd, block, flags));
+  if (size < 0) return null;
+  return {
+    name: block.subarray(NAME, NAME + Number(words[1])),
+    control: block.subarray(CONTROL, CONTROL + Number(words[5])),
+    data: block.subarray(DATA, DATA + size),
+    flags: Number(words[6]),
+  };
 }
 
 /** The index of a network interface by its name, if_nametoindex(3); 0 if there is none. */

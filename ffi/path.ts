@@ -35,7 +35,7 @@ import {
   IPV6_FLOWINFO_SEND,
   IPV6_RECVERR,
   IPV6_UNICAST_HOPS,
-  MessageBuffer,
+  type Message,
   MSG_CTRUNC,
   MSG_DONTWAIT,
   MSG_ERRQUEUE,
@@ -127,9 +127,7 @@ export interface IcmpError {
  *
  * @returns `null` if it is no whole ICMP error: nothing is known then
  */
-export function parseIcmpError(
-  { name, control, data, flags }: Pick<MessageBuffer, "name" | "control" | "data" | "flags">,
-): IcmpError | null {
+export function parseIcmpError({ name, control, data, flags }: Message): IcmpError | null {
   if ((flags & MSG_CTRUNC) !== 0) return null;
   const SO_EE_ORIGIN_ICMP = 2, SO_EE_ORIGIN_ICMP6 = 3, SIZE = 16;
   const error4 = findControl(control, IP_RECVERR), error6 = findControl(control, IPV6_RECVERR);
@@ -420,7 +418,8 @@ export class Climb implements Disposable {
           conn = new DialedConn({ fd, family, local: own, remote: peer });
           return answered({ address, answer: "connected" }, null, time);
         }
-        for (let error; (error = readError(fd)) !== undefined;) {
+        for (let message; (message = recvmsg(fd, MSG_ERRQUEUE | MSG_DONTWAIT)) !== null;) {
+          const error = parseIcmpError(message);
           if (error === null) continue;
           const answer = icmpMeaning(error);
           const hop = { address: error.router, answer, ...this.#evidence(error, tos) };
@@ -562,15 +561,4 @@ function handshakeTime(fd: number): number | null {
   const info = getOptionBytes(fd, TCP_INFO, 72);
   if (info.length < 72) return null;
   return new DataView(info.buffer).getUint32(68, true) / 1000;
-}
-
-let message: MessageBuffer | undefined;
-
-/** Takes one ICMP error off the queue. @returns `null` if it shows nothing, `undefined` if none is there */
-function readError(fd: number): IcmpError | null | undefined {
-  message ??= new MessageBuffer();
-  const size = recvmsg(fd, message, MSG_ERRQUEUE | MSG_DONTWAIT);
-  if (size < 0) return undefined;
-  const { name, control, data, flags } = message;
-  return parseIcmpError({ name, control, data: data.subarray(0, size), flags });
 }
