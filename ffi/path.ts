@@ -196,7 +196,7 @@ export function icmpMeaning({ version, type, code }: Pick<IcmpError, "version" |
   return known ?? `ICMP${version === 6 ? "v6" : ""} type ${type} code ${code}`;
 }
 
-const TIME_EXCEEDED = "time exceeded", REFUSED = "connection refused";
+const TIME_EXCEEDED = "time exceeded";
 
 const UNREACHABLE_4: Record<number, string> = {
   0: "network unreachable",
@@ -342,15 +342,15 @@ export class Climb implements Disposable {
 
   /** Probes a hop, and a new one, or the target, once more if it is silent. */
   async #ask(ttl: number, tos: number, signal: AbortSignal): Promise<ProbeResult> {
-    let stats = this.#stats.get(ttl);
-    const isFirst = stats === undefined;
-    if (stats === undefined) {
-      this.#stats.set(ttl, stats = { answers: 0, silences: 0, retryAfter: 0 });
-    }
+    const isFirst = !this.#stats.has(ttl);
+    if (isFirst) this.#stats.set(ttl, { answers: 0, silences: 0, retryAfter: 0 });
+    const stats = this.#stats.get(ttl)!;
     const isRouter = ttl < this.#distance;
     const neverAnswers = stats.answers === 0 && stats.silences > 2;
     const isRateLimited = performance.now() < stats.retryAfter;
-    if (isRouter && (neverAnswers || isRateLimited)) return { ...NOTHING, hop: silentHop(ttl) };
+    if (isRouter && (neverAnswers || isRateLimited)) {
+      return { ...NOTHING, hop: { ...SILENT, hop: ttl } };
+    }
     for (let tries = isFirst || !isRouter ? 2 : 1;; tries--) {
       const reply = await this.#probe(ttl, tos, this.#wait, signal);
       if (reply.hop.answer !== null || reply.error !== null) {
@@ -380,72 +380,56 @@ export class Climb implements Disposable {
     signal.throwIfAborted();
     const { family, local, remote, address } = this.#ends!;
     const fd = orSystemError(socket(family));
-    const abandon = () => unwatch(fd), over = new AbortController();
-    signal.addEventListener("abort", abandon, { once: true });
+    const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
     let conn: DialedConn | null = null;
     try {
       setOption(fd, SO_REUSEADDR, 1);
       orSystemError(bind(fd, local));
       setProbing(fd, family, true, ttl ?? -1);
       setTos({ fd, family }, tos);
-      if (this.#raw !== null) this.#readRaw(() => false);
+      for (const _old of this.#rawPackets()) { /* about earlier probes */ }
       const started = performance.now();
       const result = connect(fd, remote);
       watch(fd);
-      const answered = (
-        hop: Partial<Hop>,
-        error: Error | null,
-        time: number | null,
-      ): ProbeResult => {
-        // The kernel's time, if it has one: ours includes the compiling of code.
-        const elapsed = performance.now() - started;
-        const milliseconds = time !== null && time > 0 && time < elapsed ? time : elapsed;
-        this.#slowest = Math.max(this.#slowest, milliseconds);
-        return { hop: { ...silentHop(ttl), ...hop, milliseconds }, conn, error, started };
-      };
-      const nothing = { ...NOTHING, hop: silentHop(ttl), started };
-      if (result < 0 && result !== -EINPROGRESS) {
-        return { ...nothing, error: systemError(-result) };
-      }
+      const reply = (hop: Partial<Hop>, error: Error | null = null): ProbeResult => (
+        { hop: { ...SILENT, ...hop, hop: ttl }, conn, error, started }
+      );
+      if (result < 0 && result !== -EINPROGRESS) return reply({}, systemError(-result));
       for (;;) {
         const peer = new Uint8Array(SOCKADDR_SIZE), own = new Uint8Array(SOCKADDR_SIZE);
         if (getpeername(fd, peer) === 0) {
           orSystemError(getsockname(fd, own));
-          const time = handshakeTime(fd);
+          const milliseconds = this.#time(started, handshakeTime(fd));
           setProbing(fd, family, false, -1);
           // struct linger { int l_onoff; int l_linger; }, socket(7)
           if (this.options.many) setOptionInts(fd, SO_LINGER, new Int32Array([1, 0]));
           conn = new DialedConn({ fd, family, local: own, remote: peer });
-          return answered({ address, answer: "connected" }, null, time);
+          return reply({ address, milliseconds, answer: "connected" });
         }
         for (let message; (message = recvmsg(fd, MSG_ERRQUEUE | MSG_DONTWAIT)) !== null;) {
           const error = parseIcmpError(message);
           if (error === null) continue;
-          const answer = icmpMeaning(error);
-          const hop = { address: error.router, answer, ...this.#evidence(error, tos) };
-          const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
+          const { router, received } = error, answer = icmpMeaning(error);
           const sent = performance.timeOrigin + started;
-          const time = error.received === null ? null : error.received - sent;
-          return answered(
-            hop,
-            isWayOn ? null : new Error(`${error.router} answers: ${answer}`),
-            time,
-          );
+          const milliseconds = this.#time(started, received === null ? null : received - sent);
+          const hop = { address: router, milliseconds, answer, ...this.#evidence(error, tos) };
+          const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
+          return reply(hop, isWayOn ? null : new Error(`${router} answers: ${answer}`));
         }
         const errno = getOption(fd, SO_ERROR);
         if (errno === ECONNREFUSED) {
-          return answered({ address, answer: REFUSED }, systemError(errno), null);
+          const milliseconds = this.#time(started, null);
+          return reply({ address, milliseconds, answer: "connection refused" }, systemError(errno));
         }
         // An error without its ICMP message shows nothing.
-        if (errno !== 0) return { ...nothing, error: ttl === null ? systemError(errno) : null };
+        if (errno !== 0) return reply({}, ttl === null ? systemError(errno) : null);
         const left = wait - (performance.now() - started);
-        if (left <= 0) return nothing;
-        await Promise.race([nextEvent(fd), pause(left, over.signal)]);
+        if (left <= 0) return reply({});
+        await Promise.race([nextEvent(fd), pause(left, either)]);
         signal.throwIfAborted();
       }
     } finally {
       over.abort();
-      signal.removeEventListener("abort", abandon);
       if (conn === null) {
         unwatch(fd);
         close(fd);
@@ -453,25 +437,33 @@ export class Climb implements Disposable {
     }
   }
 
+  /** Milliseconds from a probe to its answer: the kernel's, if known; ours include compiling. */
+  #time(started: number, known: number | null): number {
+    const elapsed = performance.now() - started;
+    const milliseconds = known !== null && known > 0 && known < elapsed ? known : elapsed;
+    this.#slowest = Math.max(this.#slowest, milliseconds);
+    return milliseconds;
+  }
+
   /** What an ICMP error shows of the mark. */
   #evidence(error: IcmpError, tos: number): Pick<Hop, "tos" | "outerTos" | "evidence"> {
     if (error.tos !== null) return { tos: error.tos, outerTos: null, evidence: "quote" };
     // The kernel gives the packet to raw sockets before it queues the error.
-    const remote = this.#ends!.remote;
-    let quote: ReturnType<typeof parseQuote> = null;
-    this.#readRaw((packet) => (quote = parseQuote(packet, error, remote)) !== null);
-    if (quote !== null) return { ...quote as { tos: number; outerTos: number }, evidence: "quote" };
+    for (const packet of this.#rawPackets()) {
+      const quote = parseQuote(packet, error, this.#ends!.remote);
+      if (quote !== null) return { ...quote, evidence: "quote" };
+    }
     const { outerTos } = error;
     const isKept = outerTos !== null && keptLowerBits(tos, outerTos);
     return { tos: null, outerTos, evidence: isKept ? "outer" : null };
   }
 
-  /** Hands over the packets of the raw socket until `isIt` accepts one. */
-  #readRaw(isIt: (packet: Uint8Array) => boolean): void {
+  /** What has arrived on the raw socket; each packet is valid until the next. */
+  *#rawPackets(): Generator<Uint8Array> {
     if (this.#raw === null) return;
     const packet = new Uint8Array(256);
     for (let size; (size = recv(this.#raw, packet, MSG_DONTWAIT)) >= 0;) {
-      if (isIt(packet.subarray(0, size))) return;
+      yield packet.subarray(0, size);
     }
   }
 
@@ -511,11 +503,14 @@ export class Climb implements Disposable {
 }
 
 const NOTHING = { conn: null, error: null, started: 0 };
-
-function silentHop(hop: number | null): Hop {
-  const nothing = { milliseconds: null, tos: null, outerTos: null, evidence: null, answer: null };
-  return { hop, address: null, ...nothing };
-}
+const SILENT = {
+  address: null,
+  milliseconds: null,
+  tos: null,
+  outerTos: null,
+  evidence: null,
+  answer: null,
+};
 
 /** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */
 function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
