@@ -33,15 +33,7 @@ import {
 } from "./libc.ts";
 import { MarkError, setTos } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
-import {
-  AF_INET,
-  AF_INET6,
-  decode,
-  encode,
-  familyOf,
-  formatAddress,
-  SOCKADDR_SIZE,
-} from "./sockaddr.ts";
+import { decode, encode, familyOf, formatAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
 import type { DialedTlsConn, Trust } from "./secure.ts";
 
 /** Where to connect, and with which mark. */
@@ -68,26 +60,21 @@ export interface DialOptions {
  */
 export async function resolve(
   hostname: string,
-  family: 4 | 6 | null = null,
+  family: 4 | 6 | null,
   signal?: AbortSignal,
 ): Promise<string[]> {
-  const literal = familyOf(hostname);
-  const found = literal !== null
-    ? [{ address: hostname, family: literal }]
+  const found = familyOf(hostname) !== null
+    ? [hostname]
     : /(^|\.)localhost$/i.test(hostname)
-    ? [{ address: "::1", family: 6 }, { address: "127.0.0.1", family: 4 }]
+    ? ["::1", "127.0.0.1"]
     : await lookUp(hostname, signal);
-  const wanted = found.filter((entry) => family === null || entry.family === family);
+  const wanted = found.filter((address) => family === null || familyOf(address) === family);
   if (wanted.length === 0) throw new Error("failed to lookup address information: no such address");
-  const [six, four] = [6, 4].map((family) => wanted.filter((entry) => entry.family === family));
-  const inTurn = Array.from(wanted, (_, at) => [six[at], four[at]]).flat();
-  return inTurn.flatMap((entry) => entry === undefined ? [] : [entry.address]);
+  const [six, four] = [6, 4].map((each) => wanted.filter((address) => familyOf(address) === each));
+  return wanted.flatMap((_, at) => [six[at], four[at]]).filter((address) => address !== undefined);
 }
 
-async function lookUp(
-  hostname: string,
-  signal: AbortSignal | undefined,
-): Promise<{ address: string; family: number }[]> {
+async function lookUp(hostname: string, signal: AbortSignal | undefined): Promise<string[]> {
   const { lookup } = await import("node:dns/promises");
   const aborted = new Promise<never>((_, reject) => {
     if (signal?.aborted) reject(signal.reason);
@@ -97,7 +84,7 @@ async function lookUp(
     if (error instanceof Deno.errors.NotCapable) throw error;
     return [];
   });
-  return await Promise.race([found, aborted]);
+  return (await Promise.race([found, aborted])).map(({ address }) => address);
 }
 
 /**
@@ -201,10 +188,7 @@ async function dialAddress(
   tos: number | null,
   signal: AbortSignal,
 ): Promise<DialedConn> {
-  // As in Deno.connect: --deny-net may deny an address of a name that is allowed.
-  checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
-  const to = encode({ transport: "tcp", hostname, port }, scopeOf(hostname));
-  const family = hostname.includes(":") ? AF_INET6 : AF_INET;
+  const to = destination(hostname, port), family = to[0];
   const fd = orSystemError(socket(family));
   const abandon = () => unwatch(fd);
   signal.addEventListener("abort", abandon, { once: true });
@@ -232,11 +216,17 @@ async function dialAddress(
   }
 }
 
-/** The interface index of a link-local address such as `fe80::1%eth0` (RFC 4007 section 11). */
-export function scopeOf(hostname: string): number {
-  const zone = hostname.split("%")[1];
-  if (zone === undefined) return 0;
-  return /^\d+$/.test(zone) ? Number(zone) : if_nametoindex(zone);
+/**
+ * The `sockaddr` for one address of a name that may be connected to.
+ *
+ * @param hostname may have a zone, such as `fe80::1%eth0` (RFC 4007 section 11)
+ * @throws {Deno.errors.NotCapable} as in `Deno.connect`, `--deny-net` denies this address
+ */
+export function destination(hostname: string, port: number): Uint8Array<ArrayBuffer> {
+  const [bare, zone = "0"] = hostname.split("%");
+  checkPermission(bare, port, "not denied");
+  const scope = /^\d+$/.test(zone) ? Number(zone) : if_nametoindex(zone);
+  return encode({ transport: "tcp", hostname, port }, scope);
 }
 
 /** A connection made by {@linkcode dial}; reads and writes as `Deno.Conn` does. */

@@ -12,7 +12,7 @@
 
 import type { ConnectOptions } from "./conn.ts";
 import { findControl, parseControl } from "./arrived.ts";
-import { checkPermission, DialedConn, resolve, scopeOf } from "./dial.ts";
+import { checkPermission, destination, DialedConn, resolve } from "./dial.ts";
 import { checkTos } from "./dscp.ts";
 import {
   bind,
@@ -56,15 +56,7 @@ import {
 } from "./libc.ts";
 import { setTos } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
-import {
-  AF_INET,
-  AF_INET6,
-  decode,
-  encode,
-  headerAddress,
-  sameBytes,
-  SOCKADDR_SIZE,
-} from "./sockaddr.ts";
+import { AF_INET, AF_INET6, decode, headerAddress, sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** What one hop answered to one mark. */
 export interface Hop {
@@ -479,13 +471,10 @@ export class Climb implements Disposable {
   #openNext(): boolean {
     const hostname = this.#addresses!.shift();
     if (hostname === undefined) return false;
-    const { port } = this.options;
-    // As in Deno.connect: --deny-net may deny an address of a name that is allowed.
-    checkPermission(hostname.replace(/%.*/, ""), port, "not denied");
+    const ends = probeEnds(destination(hostname, this.options.port));
     this[Symbol.dispose]();
     this.#stats.clear();
     [this.#slowest, this.#distance] = [0, Infinity];
-    const ends = probeEnds(encode({ transport: "tcp", hostname, port }, scopeOf(hostname)));
     this.#anchor = orSystemError(socket(ends.family));
     setOption(this.#anchor, SO_REUSEADDR, 1);
     orSystemError(bind(this.#anchor, ends.local));
