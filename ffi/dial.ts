@@ -100,22 +100,21 @@ export async function connectToFirst<T extends { close(): void }>(
 ): Promise<T> {
   const others = new AbortController();
   const either = signal === undefined ? others.signal : AbortSignal.any([signal, others.signal]);
-  const attempts = new Map<number, Promise<Attempt<T>>>();
-  let failure: unknown;
+  const attempts = new Set<Promise<T>>();
+  let winner: T | void, failure: unknown;
   try {
     for (let next = 0; next < addresses.length || attempts.size > 0;) {
       if (next < addresses.length) {
-        const at = next++;
-        const attempt = connect(addresses[at], either)
-          .then((conn) => ({ at, conn }), (error) => ({ at, error }));
-        attempts.set(at, attempt);
+        const attempt = connect(addresses[next++], either);
+        attempts.add(attempt);
+        attempt.catch((error) => {
+          failure = error;
+          attempts.delete(attempt);
+        });
       }
       const timer = next < addresses.length ? [pause(250, others.signal)] : [];
-      const ended = await Promise.race([...attempts.values(), ...timer]);
-      if (!ended) continue;
-      attempts.delete(ended.at);
-      if (ended.conn !== undefined) return ended.conn;
-      failure = ended.error;
+      winner = await Promise.race([...attempts, ...timer]).catch(() => {});
+      if (winner) return winner;
       // All other addresses would fail the same way.
       if (failure instanceof LibcError || failure instanceof MarkError) break;
       signal?.throwIfAborted();
@@ -123,15 +122,12 @@ export async function connectToFirst<T extends { close(): void }>(
     throw failure;
   } finally {
     others.abort();
-    for (const attempt of attempts.values()) attempt.then(({ conn }) => conn?.close());
+    for (const attempt of attempts) {
+      attempt.then((conn) => {
+        if (conn !== winner) conn.close();
+      }, () => {});
+    }
   }
-}
-
-/** What became of one attempt. */
-interface Attempt<T> {
-  readonly at: number;
-  readonly conn?: T;
-  readonly error?: unknown;
 }
 
 /**
