@@ -1512,9 +1512,9 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
   if (syn === null && ack === null && data === null) syn = tos;
   const peer = valueOf("arrived-peer");
   const isOther = peer !== "" && peer !== formatAddress(plainEnd(connection.localAddr));
-  const { markedSyn } = connection, first = markedSyn ? mark.tos : 0;
+  const { markSyn } = connection.options, first = markSyn ? mark.tos : 0;
   // A marked request may overtake an unmarked ACK, and end the handshake in its place.
-  const isRequest = !markedSyn && ack !== null && sameDscp(ack, mark.tos);
+  const isRequest = !markSyn && ack !== null && sameDscp(ack, mark.tos);
   const reported = [
     ["SYN", first, syn],
     ["ACK", first, isRequest ? null : ack],
@@ -1524,7 +1524,7 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
     isOther || arrived === null ? [] : [{ packet, sent, arrived }]
   );
   const changes = packets.filter(({ sent, arrived }) => !sameDscp(sent, arrived));
-  const marked = packets.filter(({ packet }) => markedSyn || packet === "data");
+  const marked = packets.filter(({ packet }) => markSyn || packet === "data");
   const isChangedEarly = changes.some(({ packet }) => packet !== "data");
   const isShown = packets.some(({ packet }) => packet === "SYN");
   return {
@@ -1535,7 +1535,7 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
     marked: marked.map(({ arrived }) => arrived),
     kept: changes.length > 0 ? false : marked.length > 0 ? true : null,
     changed: changes[0] ?? null,
-    handshake: !markedSyn ? null : isChangedEarly ? false : isShown ? true : null,
+    handshake: !markSyn ? null : isChangedEarly ? false : isShown ? true : null,
   };
 }
 
@@ -1667,12 +1667,13 @@ function failOnError({ status, reason }: Reply): void {
 function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[] {
   const { connection, mark, left, arrived, reply, milliseconds } = exchange;
   if (connection === null) return [];
-  const { localAddr, remoteAddr, fd, readBack, markedSyn } = connection;
+  const { localAddr, remoteAddr, fd, options } = connection;
   const ends = `${formatAddress(localAddr)} → ${formatAddress(remoteAddr)}`;
   const name = `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}`;
+  // A mark that reads back differently is a MarkError: there is no connection then.
   const lines: [label: string, text: string][] = [
     ["connected", `${ends}${isBuiltIn ? ", the built-in server" : ""}; descriptor ${fd}`],
-    ["mark", `${name}; the kernel reads back ${hex(readBack!)}`],
+    ["mark", `${name}; the kernel reads back ${hex(mark.tos)}`],
   ];
   // A TLS handshake that fails takes the descriptor with it, before anything could be read.
   const isLeftKnown = left.packets.length > 0 || (isOver && reply !== null);
@@ -1682,7 +1683,7 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
     const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther || !isBuiltIn);
     if (isNews) lines.push(["arrived", arrivedText(arrived)]);
     if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
-    lines.push(["handshake", handshakeText(markedSyn, arrived)]);
+    lines.push(["handshake", handshakeText(options.markSyn, arrived)]);
   }
   const width = widthOf(Deno.stderr) - 11;
   const isColored = Deno.stderr.isTerminal() && !Deno.noColor;
@@ -1775,8 +1776,8 @@ function json(
       remote: end(connection?.remoteAddr),
       mark: {
         ...mark,
-        readBack: connection?.readBack ?? null,
-        handshake: connection?.markedSyn ?? null,
+        readBack: connection ? mark!.tos : null,
+        handshake: connection?.options.markSyn ?? null,
         handshakeProved: arrived?.handshake ?? null,
       },
       left: {
@@ -1818,8 +1819,8 @@ function jsonLine(object: unknown): string {
 function lookAtRequest(exchange: Exchange): void {
   const { connection, target, mark } = exchange;
   if (connection === null || target.isHttps) return;
-  const left = judgeLeft(connection, mark);
-  if (left.proved !== null && left.bytes.sent === connection.requestSize) exchange.left = left;
+  const left = judgeLeft(connection, mark), { requestSize } = connection.options;
+  if (left.proved !== null && left.bytes.sent === requestSize) exchange.left = left;
 }
 
 /** One request, its report or JSON. */

@@ -61,32 +61,23 @@ export class MarkedConn implements Disposable {
   readonly remoteAddr: Deno.NetAddr;
   /** The descriptor: this connection's until it is closed. */
   readonly fd: number;
-  /** Whether the mark was set before the SYN left. */
-  readonly markedSyn: boolean;
-  /** Bytes of the largest write, for which it was opened. */
-  readonly requestSize: number;
-  /** The byte that the kernel read back, once the connection is marked. */
-  readBack: number | null = null;
   /** Bytes of data sent, TLS's own included, each counted once; `null` if the kernel cannot say. */
   dataSent: number | null = 0;
   #stream: Pick<Deno.Conn, "read" | "write" | "close">;
   readonly #socket: ConnectedSocket;
-  readonly #options: ConnectOptions;
   readonly #packets: SentPacket[] = [];
   /** Shows, once TLS has the descriptor and may have closed it, whether it is still ours. */
   #cookie: bigint | null | undefined;
   #isWatched = false;
   #isClosed = false;
 
-  private constructor(stream: Deno.TcpConn | DialedConn, options: ConnectOptions) {
+  /** @param options those that it was opened with */
+  private constructor(stream: Deno.TcpConn | DialedConn, readonly options: ConnectOptions) {
     this.#stream = stream;
-    this.#options = options;
     this.#socket = "socket" in stream ? stream.socket : findConnection(stream);
     this.fd = this.#socket.fd;
-    this.localAddr = stream.localAddr as Deno.NetAddr;
-    this.remoteAddr = stream.remoteAddr as Deno.NetAddr;
-    this.markedSyn = options.markSyn;
-    this.requestSize = options.requestSize;
+    this.localAddr = stream.localAddr;
+    this.remoteAddr = stream.remoteAddr;
     if ("socket" in stream) stream.onEvent = () => this.#drain();
   }
 
@@ -123,7 +114,7 @@ export class MarkedConn implements Disposable {
       // A new byte drops the socket's cached route, the 0 that it starts with does not, and this
       // option always does. Otherwise requests with DF would be faster, measured 1.01 times.
       setOption(conn.fd, SO_DONTROUTE, 0);
-      conn.readBack = setTos(conn.#socket, options.tos);
+      setTos(conn.#socket, options.tos);
       return conn;
     } catch (error) {
       stream.close();
@@ -137,12 +128,11 @@ export class MarkedConn implements Disposable {
    * @throws {Deno.errors.InvalidData | Error} the handshake failed
    */
   async startTls(hostname: string): Promise<void> {
-    const { trust } = this.#options;
     this.#watch();
     this.#cookie = socketCookie(this.fd);
     const stream = this.#stream;
     if ("socket" in stream) {
-      this.#stream = await (stream as DialedConn).startTls(hostname, trust);
+      this.#stream = await (stream as DialedConn).startTls(hostname, this.options.trust);
       return;
     }
     const tls = await Deno.startTls(stream as Deno.TcpConn, { hostname });
