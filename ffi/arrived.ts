@@ -17,19 +17,7 @@ import {
   type Socket,
   socketOf,
 } from "./fd.ts";
-import {
-  getOptionBytes,
-  IP_PKTOPTIONS,
-  IP_RECVTOS,
-  IP_TOS,
-  IPV6_2292PKTOPTIONS,
-  IPV6_RECVTCLASS,
-  IPV6_TCLASS,
-  setOption,
-  type SocketOption,
-  TCP_SAVE_SYN,
-  TCP_SAVED_SYN,
-} from "./libc.ts";
+import * as libc from "./libc.ts";
 import { AF_INET6, headerAddress } from "./sockaddr.ts";
 
 /** The bytes that arrived, 0 to 255 each; `null` for what the kernel does not report. */
@@ -51,9 +39,9 @@ export interface Arrived {
  */
 export function keepArrivals(listener: Listening): void {
   const { fd, family } = socketOf(listener);
-  setOption(fd, TCP_SAVE_SYN, 1);
-  setOption(fd, IP_RECVTOS, 1);
-  if (family === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
+  libc.setOption(fd, libc.TCP_SAVE_SYN, 1);
+  libc.setOption(fd, libc.IP_RECVTOS, 1);
+  if (family === AF_INET6) libc.setOption(fd, libc.IPV6_RECVTCLASS, 1);
 }
 
 /**
@@ -65,7 +53,7 @@ export function keepArrivals(listener: Listening): void {
  */
 export function watchArriving(connection: Connection | Socket): void {
   const { fd, family } = socketOf(connection);
-  if (family === AF_INET6) setOption(fd, IPV6_RECVTCLASS, 1);
+  if (family === AF_INET6) libc.setOption(fd, libc.IPV6_RECVTCLASS, 1);
 }
 
 // The kernel hands the SYN out once, then forgets it.
@@ -81,7 +69,7 @@ export function readArrived(connection: Connection): Arrived {
   const socket = connectionOf(connection);
   let syn = syns.get(connection);
   if (syn === undefined) {
-    syns.set(connection, syn = parseSyn(getOptionBytes(socket.fd, TCP_SAVED_SYN, 256)));
+    syns.set(connection, syn = parseSyn(libc.getOptionBytes(socket.fd, libc.TCP_SAVED_SYN, 256)));
   }
   return { syn, ack: handshakeAck(socket), data: latestClass(socket) };
 }
@@ -90,13 +78,13 @@ export function readArrived(connection: Connection): Arrived {
 function handshakeAck({ fd, local }: ConnectedSocket): number | null {
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(local).size !== 4) return null;
-  return parseControl(getOptionBytes(fd, IP_PKTOPTIONS, 256), IP_TOS);
+  return parseControl(libc.getOptionBytes(fd, libc.IP_PKTOPTIONS, 256), libc.IP_TOS);
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
 export function latestClass({ fd, local }: ConnectedSocket): number | null {
   if (headerAddress(local).size === 4) return null;
-  return parseControl(getOptionBytes(fd, IPV6_2292PKTOPTIONS, 256), IPV6_TCLASS);
+  return parseControl(libc.getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS, 256), libc.IPV6_TCLASS);
 }
 
 /**
@@ -119,12 +107,12 @@ export function parseSyn(headers: Uint8Array): number | null {
  * @param option the level and type of the one that is meant
  * @returns `null` if it is not among them
  */
-export function parseControl(messages: Uint8Array, option: SocketOption): number | null {
+export function parseControl(messages: Uint8Array, option: libc.SocketOption): number | null {
   return findControl(messages, option)?.[0] ?? null;
 }
 
 /** The bytes of a control message, at least one; the parameters of {@linkcode parseControl}. */
-export function findControl(messages: Uint8Array, option: SocketOption): Uint8Array | null {
+export function findControl(messages: Uint8Array, option: libc.SocketOption): Uint8Array | null {
   // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; }, on the 64-bit machines that Deno runs on
   const HEADER = 16;
   const view = new DataView(messages.buffer, messages.byteOffset, messages.length);

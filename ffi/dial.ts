@@ -9,28 +9,7 @@
 
 import { checkTos } from "./dscp.ts";
 import type { ConnectedSocket } from "./fd.ts";
-import {
-  close,
-  connect,
-  EAGAIN,
-  ECONNRESET,
-  EINPROGRESS,
-  getOption,
-  getpeername,
-  getsockname,
-  if_nametoindex,
-  LibcError,
-  MSG_DONTWAIT,
-  MSG_EOR,
-  MSG_NOSIGNAL,
-  orSystemError,
-  pause,
-  recv,
-  send,
-  SO_ERROR,
-  socket,
-  systemError,
-} from "./libc.ts";
+import * as libc from "./libc.ts";
 import { MarkError, setTos } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
 import { decode, encode, familyOf, formatAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
@@ -112,11 +91,11 @@ export async function connectToFirst<T extends { close(): void }>(
           attempts.delete(attempt);
         });
       }
-      const timer = next < addresses.length ? [pause(250, others.signal)] : [];
+      const timer = next < addresses.length ? [libc.pause(250, others.signal)] : [];
       winner = await Promise.race([...attempts, ...timer]).catch(() => {});
       if (winner) return winner;
       // All other addresses would fail the same way.
-      if (failure instanceof LibcError || failure instanceof MarkError) break;
+      if (failure instanceof libc.LibcError || failure instanceof MarkError) break;
       signal?.throwIfAborted();
     }
     throw failure;
@@ -185,27 +164,27 @@ async function dialAddress(
   signal: AbortSignal,
 ): Promise<DialedConn> {
   const to = destination(hostname, port), family = to[0];
-  const fd = orSystemError(socket(family));
+  const fd = libc.orSystemError(libc.socket(family));
   const abandon = () => unwatch(fd);
   signal.addEventListener("abort", abandon, { once: true });
   try {
     if (tos !== null) setTos({ fd, family }, tos);
-    const result = connect(fd, to);
+    const result = libc.connect(fd, to);
     // Not before connect(2), as a socket that is not connecting reports a hang-up at once.
     watch(fd);
     const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
-    if (result !== -EINPROGRESS) orSystemError(result);
-    while (getpeername(fd, remote) < 0) {
+    if (result !== -libc.EINPROGRESS) libc.orSystemError(result);
+    while (libc.getpeername(fd, remote) < 0) {
       signal.throwIfAborted();
       await nextEvent(fd);
       signal.throwIfAborted();
-      orSystemError(-getOption(fd, SO_ERROR));
+      libc.orSystemError(-libc.getOption(fd, libc.SO_ERROR));
     }
-    orSystemError(getsockname(fd, local));
+    libc.orSystemError(libc.getsockname(fd, local));
     return new DialedConn({ fd, family, local, remote });
   } catch (error) {
     unwatch(fd);
-    close(fd);
+    libc.close(fd);
     throw error;
   } finally {
     signal.removeEventListener("abort", abandon);
@@ -221,7 +200,7 @@ async function dialAddress(
 export function destination(hostname: string, port: number): Uint8Array<ArrayBuffer> {
   const [bare, zone = "0"] = hostname.split("%");
   checkPermission(bare, port, "not denied");
-  const scope = /^\d+$/.test(zone) ? Number(zone) : if_nametoindex(zone);
+  const scope = /^\d+$/.test(zone) ? Number(zone) : libc.if_nametoindex(zone);
   return encode({ transport: "tcp", hostname, port }, scope);
 }
 
@@ -257,8 +236,8 @@ export class DialedConn {
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     if (buffer.length === 0) return 0;
-    const size = await this.#try(() => recv(this.socket.fd, buffer, MSG_DONTWAIT));
-    if (size === 0 && this.#isReset) throw systemError(ECONNRESET);
+    const size = await this.#try(() => libc.recv(this.socket.fd, buffer, libc.MSG_DONTWAIT));
+    if (size === 0 && this.#isReset) throw libc.systemError(libc.ECONNRESET);
     return size === 0 ? null : size;
   }
 
@@ -270,8 +249,8 @@ export class DialedConn {
    * @throws {Deno.errors.BrokenPipe | Deno.errors.ConnectionReset} the connection is lost
    */
   async write(bytes: Uint8Array): Promise<number> {
-    const flags = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR;
-    return await this.#try(() => send(this.socket.fd, bytes, flags));
+    const flags = libc.MSG_DONTWAIT | libc.MSG_NOSIGNAL | libc.MSG_EOR;
+    return await this.#try(() => libc.send(this.socket.fd, bytes, flags));
   }
 
   async #try(call: () => number): Promise<number> {
@@ -280,8 +259,8 @@ export class DialedConn {
         throw new Deno.errors.BadResource("the connection is closed");
       }
       const result = call();
-      this.#isReset ||= result === -ECONNRESET;
-      if (result !== -EAGAIN) return orSystemError(result);
+      this.#isReset ||= result === -libc.ECONNRESET;
+      if (result !== -libc.EAGAIN) return libc.orSystemError(result);
       await nextEvent(this.socket.fd);
       if (!this.#isClosed) this.onEvent();
     }
@@ -293,7 +272,7 @@ export class DialedConn {
     this.#isClosed = true;
     this.#tls?.close();
     unwatch(this.socket.fd);
-    close(this.socket.fd);
+    libc.close(this.socket.fd);
   }
 
   /**

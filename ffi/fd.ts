@@ -8,21 +8,7 @@
  * @module
  */
 
-import {
-  getdtablesize,
-  getOption,
-  getpeername,
-  getsockname,
-  getsockopt,
-  IPPROTO_TCP,
-  lowestFreeDescriptor,
-  openDescriptors,
-  SO_ACCEPTCONN,
-  SO_BINDTOIFINDEX,
-  SO_PROTOCOL,
-  SO_REUSEPORT,
-  socketCookie,
-} from "./libc.ts";
+import * as libc from "./libc.ts";
 import { decode, encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
@@ -106,10 +92,10 @@ export function connectionOf(connection: Connection | ConnectedSocket): Connecte
   if ("family" in connection) return connection;
   const known = connections.get(connection);
   if (known !== undefined && known.cookie !== null) {
-    if (socketCookie(known.socket.fd) === known.cookie) return known.socket;
+    if (libc.socketCookie(known.socket.fd) === known.cookie) return known.socket;
   }
   const socket = findConnection(connection);
-  connections.set(connection, { socket, cookie: socketCookie(socket.fd) });
+  connections.set(connection, { socket, cookie: libc.socketCookie(socket.fd) });
   return socket;
 }
 
@@ -128,7 +114,8 @@ export function findConnection(connection: Connection): ConnectedSocket {
   const ends = describeEnds(local, remote);
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) =>
-    isAt(fd, local) && getpeername(fd, address) < 0 && getOption(fd, SO_ACCEPTCONN) === 0;
+    isAt(fd, local) && libc.getpeername(fd, address) < 0 &&
+    libc.getOption(fd, libc.SO_ACCEPTCONN) === 0;
   if (search(isReset) === null) throw new DescriptorError(`no open descriptor connects ${ends}`);
   throw new DescriptorError(`the connection from ${ends} was reset`, true);
 }
@@ -139,24 +126,24 @@ function describeEnds(local: Uint8Array, remote: Uint8Array): string {
 
 /** Whether a socket is bound to one interface; before Linux 5.1 this is unknown, so it may be. */
 function isBound(fd: number): boolean {
-  return getsockopt(fd, SO_BINDTOIFINDEX, index) < 0 || index[0] !== 0;
+  return libc.getsockopt(fd, libc.SO_BINDTOIFINDEX, index) < 0 || index[0] !== 0;
 }
 
 function findListener({ addr }: Listening): Socket {
   const local = encode(tcp(addr));
-  const matches = (fd: number) => isAt(fd, local) && getOption(fd, SO_ACCEPTCONN) === 1;
+  const matches = (fd: number) => isAt(fd, local) && libc.getOption(fd, libc.SO_ACCEPTCONN) === 1;
   const fd = search(matches);
   const where = formatAddress(tcp(addr));
   if (fd === null) throw new DescriptorError(`no open descriptor listens on ${where}`);
   const listener = { fd, family: address[0] };
   // With SO_REUSEPORT several listeners may have one address, and nothing here distinguishes them.
-  if (getOption(fd, SO_REUSEPORT) !== 0) refuseTwins(fd, matches, `listen on ${where}`);
+  if (libc.getOption(fd, libc.SO_REUSEPORT) !== 0) refuseTwins(fd, matches, `listen on ${where}`);
   return listener;
 }
 
 /** @throws {DescriptorError} another descriptor matches as well, so nobody knows which is meant */
 function refuseTwins(fd: number, matches: (fd: number) => boolean, what: string): void {
-  for (const other of openDescriptors(0, getdtablesize())) {
+  for (const other of libc.openDescriptors(0, libc.getdtablesize())) {
     if (other === fd || !matches(other)) continue;
     throw new DescriptorError(
       `descriptors ${fd} and ${other} both ${what}; cannot tell which is meant`,
@@ -170,12 +157,12 @@ const address = new Uint8Array(SOCKADDR_SIZE);
 
 /** Whether a descriptor is a TCP socket with this end. A UDP socket may have the same one. */
 function isAt(fd: number, local: Uint8Array): boolean {
-  return getsockname(fd, address) === 0 && sameEnd(address, local) &&
-    getOption(fd, SO_PROTOCOL) === IPPROTO_TCP;
+  return libc.getsockname(fd, address) === 0 && sameEnd(address, local) &&
+    libc.getOption(fd, libc.SO_PROTOCOL) === libc.IPPROTO_TCP;
 }
 
 function hasPeer(fd: number, remote: Uint8Array): boolean {
-  return getpeername(fd, address) === 0 && sameEnd(address, remote);
+  return libc.getpeername(fd, address) === 0 && sameEnd(address, remote);
 }
 
 let lastFound = 0, lastStep = 0;
@@ -191,9 +178,9 @@ function search(matches: (fd: number) => boolean): number | null {
   }
   // The kernel hands out the lowest free descriptor, so the newest socket is right under the lowest
   // free one. Others are above it if an older descriptor was closed since.
-  const free = lowestFreeDescriptor();
+  const free = libc.lowestFreeDescriptor();
   for (let fd = free - 1; fd >= 0; fd--) if (matches(fd)) return lastFound = fd;
-  for (const fd of openDescriptors(free + 1, getdtablesize())) {
+  for (const fd of libc.openDescriptors(free + 1, libc.getdtablesize())) {
     if (matches(fd)) return lastFound = fd;
   }
   return null;

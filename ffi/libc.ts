@@ -340,7 +340,7 @@ export function connect(fd: number, address: Bytes): number {
   return orErrno(rare().connect(fd, address, address.length));
 }
 
-/** What recvmsg(2) hands over. */
+/** A message of an error queue, as recvmsg(2) hands it over. */
 export interface Message {
   /** The address, `msg_name`. */
   readonly name: Uint8Array;
@@ -352,8 +352,8 @@ export interface Message {
   readonly flags: number;
 }
 
-/** recvmsg(2). @returns `null` after any error */
-export function recvmsg(fd: number, flags: number): Message | null {
+/** Takes a message off a socket's error queue, recvmsg(2). @returns `null` if there is none */
+export function readErrorQueue(fd: number): Message | null {
   // A struct msghdr and what it points to, in one block: no part can be freed before the rest.
   const IOVEC = 56, NAME = 72, CONTROL = 104, DATA = 616, SIZE = 1280;
   const words = new BigUint64Array(SIZE / 8), block = new Uint8Array(words.buffer);
@@ -370,7 +370,7 @@ export function recvmsg(fd: number, flags: number): Message | null {
     pointerTo(DATA), // iov_base
     BigInt(SIZE - DATA), // iov_len
   ]);
-  const size = orErrno(rare().recvmsg(fd, block, flags));
+  const size = orErrno(rare().recvmsg(fd, block, MSG_ERRQUEUE | MSG_DONTWAIT));
   if (size < 0) return null;
   return {
     name: block.subarray(NAME, NAME + Number(words[1])),

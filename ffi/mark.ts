@@ -6,7 +6,7 @@
 
 import { checkTos, hex } from "./dscp.ts";
 import { type Connection, type Listening, type Socket, socketOf } from "./fd.ts";
-import { getOption, IP_TOS, IPV6_TCLASS, setOption, type SocketOption } from "./libc.ts";
+import * as libc from "./libc.ts";
 import { AF_INET6 } from "./sockaddr.ts";
 
 /** The kernel accepted the call, but not the mark: another byte reads back. */
@@ -53,8 +53,8 @@ export function setTos(socket: Connection | Listening | Socket, tos: number): nu
   checkTos(tos);
   const { fd, family } = socketOf(socket);
   for (const option of optionsOf(family)) {
-    setOption(fd, option, tos);
-    const readBack = getOption(fd, option);
+    libc.setOption(fd, option, tos);
+    const readBack = libc.getOption(fd, option);
     if (readBack !== tos) throw new MarkError(option.name, tos, readBack);
   }
   return tos;
@@ -67,12 +67,12 @@ export function setTos(socket: Connection | Listening | Socket, tos: number): nu
  */
 export function getTos(socket: Connection | Listening): number {
   const { fd, family } = socketOf(socket);
-  return getOption(fd, optionsOf(family)[0]);
+  return libc.getOption(fd, optionsOf(family)[0]);
 }
 
 // An AF_INET6 socket with an IPv4-mapped peer sends IPv4 packets and obeys IP_TOS alone: set both.
-function optionsOf(family: number): readonly SocketOption[] {
+function optionsOf(family: number): readonly libc.SocketOption[] {
   return family === AF_INET6 ? IPV6_OPTIONS : IPV4_OPTIONS;
 }
 
-const IPV4_OPTIONS = [IP_TOS], IPV6_OPTIONS = [IPV6_TCLASS, IP_TOS];
+const IPV4_OPTIONS = [libc.IP_TOS], IPV6_OPTIONS = [libc.IPV6_TCLASS, libc.IP_TOS];

@@ -14,46 +14,7 @@ import type { ConnectOptions } from "./conn.ts";
 import { findControl, parseControl } from "./arrived.ts";
 import { checkPermission, destination, DialedConn, resolve } from "./dial.ts";
 import { checkTos } from "./dscp.ts";
-import {
-  bind,
-  close,
-  connect,
-  ECONNREFUSED,
-  EINPROGRESS,
-  getOption,
-  getOptionBytes,
-  getpeername,
-  getsockname,
-  ICMP_FILTER,
-  IP_RECVERR,
-  IP_RECVTOS,
-  IP_TOS,
-  IP_TTL,
-  IPPROTO_ICMP,
-  IPPROTO_TCP,
-  IPV6_AUTOFLOWLABEL,
-  IPV6_FLOWINFO_SEND,
-  IPV6_RECVERR,
-  IPV6_UNICAST_HOPS,
-  type Message,
-  MSG_CTRUNC,
-  MSG_DONTWAIT,
-  MSG_ERRQUEUE,
-  orSystemError,
-  pause,
-  recv,
-  recvmsg,
-  setOption,
-  setOptionInts,
-  SO_ERROR,
-  SO_LINGER,
-  SO_REUSEADDR,
-  SO_TIMESTAMPNS,
-  SOCK_RAW,
-  socket,
-  systemError,
-  TCP_INFO,
-} from "./libc.ts";
+import * as libc from "./libc.ts";
 import { setTos } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
 import { AF_INET, AF_INET6, decode, headerAddress, sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
@@ -119,10 +80,11 @@ export interface IcmpError {
  *
  * @returns `null` if it is no whole ICMP error: nothing is known then
  */
-export function parseIcmpError({ name, control, data, flags }: Message): IcmpError | null {
-  if ((flags & MSG_CTRUNC) !== 0) return null;
+export function parseIcmpError({ name, control, data, flags }: libc.Message): IcmpError | null {
+  if ((flags & libc.MSG_CTRUNC) !== 0) return null;
   const SO_EE_ORIGIN_ICMP = 2, SO_EE_ORIGIN_ICMP6 = 3, SIZE = 16;
-  const error4 = findControl(control, IP_RECVERR), error6 = findControl(control, IPV6_RECVERR);
+  const error4 = findControl(control, libc.IP_RECVERR);
+  const error6 = findControl(control, libc.IPV6_RECVERR);
   const error = error4 ?? error6, isIPv4 = error === error4;
   if (error === null || error.length < SIZE + (isIPv4 ? 16 : SOCKADDR_SIZE)) return null;
   const [, , , , origin, type, code] = error, router = error.subarray(SIZE);
@@ -137,8 +99,8 @@ export function parseIcmpError({ name, control, data, flags }: Message): IcmpErr
     transport: data.slice(0, 8),
     // sin6_flowinfo is in network order: 4 bits unused, the class, 20 bits of flow label
     tos: hasFlow ? (name[4] & 0x0f) << 4 | name[5] >> 4 : null,
-    outerTos: isIPv4 ? parseControl(control, IP_TOS) : null,
-    received: timeOf(findControl(control, SO_TIMESTAMPNS)),
+    outerTos: isIPv4 ? parseControl(control, libc.IP_TOS) : null,
+    received: timeOf(findControl(control, libc.SO_TIMESTAMPNS)),
   };
 }
 
@@ -168,10 +130,10 @@ export function parseQuote(
     const isWhole = at + 20 <= packet.length && end >= at + 20 && end + 8 <= packet.length;
     return isWhole && packet[at] >> 4 === 4 && packet[at + 9] === protocol ? end : null;
   };
-  const icmp = headerAt(0, IPPROTO_ICMP);
+  const icmp = headerAt(0, libc.IPPROTO_ICMP);
   if (icmp === null || packet[icmp] !== error.type || packet[icmp + 1] !== error.code) return null;
   if (packet.subarray(12, 16).join(".") !== error.router) return null;
-  const quote = icmp + 8, tcp = headerAt(quote, IPPROTO_TCP);
+  const quote = icmp + 8, tcp = headerAt(quote, libc.IPPROTO_TCP);
   if (tcp === null || !sameBytes(packet, quote + 16, remote, 4, 4)) return null;
   const { transport } = error;
   if (transport.length < 8 || !sameBytes(packet, tcp, transport, 0, 8)) return null;
@@ -321,7 +283,7 @@ export class Climb implements Disposable {
       if (silent.length > 0) waiting.set(ttl, silent);
     }
     while (waiting.size > 0) {
-      await pause(REST, signal);
+      await libc.pause(REST, signal);
       signal.throwIfAborted();
       for (const [ttl, [{ tos, path }, ...rest]] of waiting) {
         const { hop } = await this.#probe(ttl, tos, this.#wait, signal);
@@ -371,34 +333,34 @@ export class Climb implements Disposable {
   ): Promise<ProbeResult> {
     signal.throwIfAborted();
     const { family, local, remote, address } = this.#ends!;
-    const fd = orSystemError(socket(family));
+    const fd = libc.orSystemError(libc.socket(family));
     const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
     let conn: DialedConn | null = null;
     try {
-      setOption(fd, SO_REUSEADDR, 1);
-      orSystemError(bind(fd, local));
+      libc.setOption(fd, libc.SO_REUSEADDR, 1);
+      libc.orSystemError(libc.bind(fd, local));
       setProbing(fd, family, true, ttl ?? -1);
       setTos({ fd, family }, tos);
       for (const _old of this.#rawPackets()) { /* about earlier probes */ }
       const started = performance.now();
-      const result = connect(fd, remote);
+      const result = libc.connect(fd, remote);
       watch(fd);
       const reply = (hop: Partial<Hop>, error: Error | null = null): ProbeResult => (
         { hop: { ...SILENT, ...hop, hop: ttl }, conn, error, started }
       );
-      if (result < 0 && result !== -EINPROGRESS) return reply({}, systemError(-result));
+      if (result < 0 && result !== -libc.EINPROGRESS) return reply({}, libc.systemError(-result));
       for (;;) {
         const peer = new Uint8Array(SOCKADDR_SIZE), own = new Uint8Array(SOCKADDR_SIZE);
-        if (getpeername(fd, peer) === 0) {
-          orSystemError(getsockname(fd, own));
+        if (libc.getpeername(fd, peer) === 0) {
+          libc.orSystemError(libc.getsockname(fd, own));
           const milliseconds = this.#time(started, handshakeTime(fd));
           setProbing(fd, family, false, -1);
           // struct linger { int l_onoff; int l_linger; }, socket(7)
-          if (this.options.many) setOptionInts(fd, SO_LINGER, new Int32Array([1, 0]));
+          if (this.options.many) libc.setOptionInts(fd, libc.SO_LINGER, new Int32Array([1, 0]));
           conn = new DialedConn({ fd, family, local: own, remote: peer });
           return reply({ address, milliseconds, answer: "connected" });
         }
-        for (let message; (message = recvmsg(fd, MSG_ERRQUEUE | MSG_DONTWAIT)) !== null;) {
+        for (let message; (message = libc.readErrorQueue(fd)) !== null;) {
           const error = parseIcmpError(message);
           if (error === null) continue;
           const { router, received } = error, answer = icmpMeaning(error);
@@ -408,23 +370,24 @@ export class Climb implements Disposable {
           const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
           return reply(hop, isWayOn ? null : new Error(`${router} answers: ${answer}`));
         }
-        const errno = getOption(fd, SO_ERROR);
-        if (errno === ECONNREFUSED) {
+        const errno = libc.getOption(fd, libc.SO_ERROR);
+        if (errno === libc.ECONNREFUSED) {
           const milliseconds = this.#time(started, null);
-          return reply({ address, milliseconds, answer: "connection refused" }, systemError(errno));
+          const hop = { address, milliseconds, answer: "connection refused" };
+          return reply(hop, libc.systemError(errno));
         }
         // An error without its ICMP message shows nothing.
-        if (errno !== 0) return reply({}, ttl === null ? systemError(errno) : null);
+        if (errno !== 0) return reply({}, ttl === null ? libc.systemError(errno) : null);
         const left = wait - (performance.now() - started);
         if (left <= 0) return reply({});
-        await Promise.race([nextEvent(fd), pause(left, either)]);
+        await Promise.race([nextEvent(fd), libc.pause(left, either)]);
         signal.throwIfAborted();
       }
     } finally {
       over.abort();
       if (conn === null) {
         unwatch(fd);
-        close(fd);
+        libc.close(fd);
       }
     }
   }
@@ -454,7 +417,7 @@ export class Climb implements Disposable {
   *#rawPackets(): Generator<Uint8Array> {
     if (this.#raw === null) return;
     const packet = new Uint8Array(256);
-    for (let size; (size = recv(this.#raw, packet, MSG_DONTWAIT)) >= 0;) {
+    for (let size; (size = libc.recv(this.#raw, packet, libc.MSG_DONTWAIT)) >= 0;) {
       yield packet.subarray(0, size);
     }
   }
@@ -475,10 +438,10 @@ export class Climb implements Disposable {
     this[Symbol.dispose]();
     this.#stats.clear();
     [this.#slowest, this.#distance] = [0, Infinity];
-    this.#anchor = orSystemError(socket(ends.family));
-    setOption(this.#anchor, SO_REUSEADDR, 1);
-    orSystemError(bind(this.#anchor, ends.local));
-    orSystemError(getsockname(this.#anchor, ends.local));
+    this.#anchor = libc.orSystemError(libc.socket(ends.family));
+    libc.setOption(this.#anchor, libc.SO_REUSEADDR, 1);
+    libc.orSystemError(libc.bind(this.#anchor, ends.local));
+    libc.orSystemError(libc.getsockname(this.#anchor, ends.local));
     this.#ends = ends;
     if (ends.family === AF_INET) this.#raw = openRaw();
     return true;
@@ -486,7 +449,7 @@ export class Climb implements Disposable {
 
   /** Gives the local port back. Connections stay. */
   [Symbol.dispose](): void {
-    for (const fd of [this.#anchor, this.#raw]) if (fd !== null) close(fd);
+    for (const fd of [this.#anchor, this.#raw]) if (fd !== null) libc.close(fd);
     this.#anchor = this.#raw = null;
   }
 }
@@ -515,11 +478,11 @@ function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
 
 /** A raw socket for ICMP errors; `null` without CAP_NET_RAW. */
 function openRaw(): number | null {
-  const fd = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
+  const fd = libc.socket(AF_INET, libc.SOCK_RAW, libc.IPPROTO_ICMP);
   if (fd < 0) return null;
   const UNREACHABLE = 3, EXCEEDED = 11, PARAMETER = 12;
   // Bits of the types that it does not receive, raw(7).
-  setOption(fd, ICMP_FILTER, ~(1 << UNREACHABLE | 1 << EXCEEDED | 1 << PARAMETER));
+  libc.setOption(fd, libc.ICMP_FILTER, ~(1 << UNREACHABLE | 1 << EXCEEDED | 1 << PARAMETER));
   return fd;
 }
 
@@ -531,18 +494,18 @@ function openRaw(): number | null {
  */
 function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): void {
   const isIPv4 = family === AF_INET, on = isProbe ? 1 : 0;
-  setOption(fd, isIPv4 ? IP_RECVERR : IPV6_RECVERR, on);
-  setOption(fd, isIPv4 ? IP_RECVTOS : IPV6_FLOWINFO_SEND, on);
-  setOption(fd, SO_TIMESTAMPNS, on);
-  setOption(fd, isIPv4 ? IP_TTL : IPV6_UNICAST_HOPS, ttl);
+  libc.setOption(fd, isIPv4 ? libc.IP_RECVERR : libc.IPV6_RECVERR, on);
+  libc.setOption(fd, isIPv4 ? libc.IP_RECVTOS : libc.IPV6_FLOWINFO_SEND, on);
+  libc.setOption(fd, libc.SO_TIMESTAMPNS, on);
+  libc.setOption(fd, isIPv4 ? libc.IP_TTL : libc.IPV6_UNICAST_HOPS, ttl);
   // Routers that balance load may go by the flow label (RFC 6438), which differs with each socket.
-  if (!isIPv4) setOption(fd, IPV6_AUTOFLOWLABEL, 0);
+  if (!isIPv4) libc.setOption(fd, libc.IPV6_AUTOFLOWLABEL, 0);
 }
 
 /** Milliseconds from a connection's SYN to its SYN-ACK; `null` if the SYN was sent again. */
 function handshakeTime(fd: number): number | null {
   // struct tcp_info: tcpi_rtt in microseconds, include/uapi/linux/tcp.h
-  const info = getOptionBytes(fd, TCP_INFO, 72);
+  const info = libc.getOptionBytes(fd, libc.TCP_INFO, 72);
   if (info.length < 72) return null;
   return new DataView(info.buffer).getUint32(68, true) / 1000;
 }

@@ -7,15 +7,7 @@
  * @module
  */
 
-import {
-  close,
-  epoll_create1,
-  epoll_ctl,
-  epoll_wait,
-  eventfd,
-  eventfd_write,
-  orSystemError,
-} from "./libc.ts";
+import * as libc from "./libc.ts";
 
 const EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2;
 // Edge-triggered: a copy of a sent packet on the error queue would otherwise report for ever.
@@ -33,24 +25,24 @@ const events = new Uint8Array(EVENT_SIZE * MOST_EVENTS);
 /** Begins to watch a descriptor. @throws {Error} the kernel refuses, or no descriptor is free */
 export function watch(fd: number): void {
   if (epoll < 0) {
-    waker = orSystemError(eventfd());
-    epoll = epoll_create1();
-    if (epoll < 0) close(waker);
-    orSystemError(epoll);
+    waker = libc.orSystemError(libc.eventfd());
+    epoll = libc.epoll_create1();
+    if (epoll < 0) libc.close(waker);
+    libc.orSystemError(epoll);
     watch(waker);
   }
   const event = new Uint8Array(EVENT_SIZE), view = new DataView(event.buffer);
   view.setUint32(0, EPOLLIN | EPOLLOUT | EPOLLET, true);
   view.setInt32(DATA_AT, fd, true);
-  orSystemError(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, event));
+  libc.orSystemError(libc.epoll_ctl(epoll, EPOLL_CTL_ADD, fd, event));
 }
 
 /** Ends it, before the descriptor is closed or handed on; a wait for it ends as well. */
 export function unwatch(fd: number): void {
-  epoll_ctl(epoll, EPOLL_CTL_DEL, fd, new Uint8Array(EVENT_SIZE));
+  libc.epoll_ctl(epoll, EPOLL_CTL_DEL, fd, new Uint8Array(EVENT_SIZE));
   wake(fd);
   // Wake the thread when nothing is waited for; it would keep the process alive.
-  if (waiting.size === 0 && isRunning) eventfd_write(waker);
+  if (waiting.size === 0 && isRunning) libc.eventfd_write(waker);
 }
 
 /** Waits for the next event of a descriptor: try the call first, and again after this. */
@@ -65,7 +57,7 @@ async function run(): Promise<void> {
   isRunning = true;
   const view = new DataView(events.buffer);
   while (waiting.size > 0) {
-    const count = await epoll_wait(epoll, events, MOST_EVENTS);
+    const count = await libc.epoll_wait(epoll, events, MOST_EVENTS);
     // A descriptor may be another socket's since the event: the caller tries again anyway.
     for (let i = 0; i < count; i++) wake(view.getInt32(i * EVENT_SIZE + DATA_AT, true));
   }

@@ -8,7 +8,7 @@
 import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
 import type { DialedConn } from "./dial.ts";
-import { getOption, TCP_MAXSEG } from "./libc.ts";
+import * as libc from "./libc.ts";
 import { familyOf } from "./sockaddr.ts";
 
 /** Which certificates a TLS connection trusts. */
@@ -66,7 +66,7 @@ export class DialedTlsConn {
     };
     // Each segment by itself: the kernel copies one packet for each write.
     const send = async (bytes: Uint8Array) => {
-      const segment = getOption(this.#dialed.socket.fd, TCP_MAXSEG);
+      const segment = libc.getOption(this.#dialed.socket.fd, libc.TCP_MAXSEG);
       while (bytes.length > 0) {
         bytes = bytes.subarray(await this.#dialed.write(bytes.subarray(0, segment)));
       }

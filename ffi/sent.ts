@@ -10,16 +10,7 @@
  */
 
 import { type ConnectedSocket, type Connection, connectionOf, fdOf, type Socket } from "./fd.ts";
-import {
-  getOptionBytes,
-  IPPROTO_TCP,
-  MSG_DONTWAIT,
-  MSG_ERRQUEUE,
-  recv,
-  setOption,
-  SO_TIMESTAMPING,
-  TCP_INFO,
-} from "./libc.ts";
+import * as libc from "./libc.ts";
 import { headerAddress, sameBytes } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header shows. */
@@ -50,7 +41,7 @@ export interface SentPacket {
 export function watchSent(connection: Connection | Socket): void {
   const SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1, SOF_TIMESTAMPING_SOFTWARE = 1 << 4;
   const flags = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
-  setOption(fdOf(connection), SO_TIMESTAMPING, flags);
+  libc.setOption(fdOf(connection), libc.SO_TIMESTAMPING, flags);
 }
 
 /**
@@ -65,7 +56,7 @@ export function drainSent(connection: Connection | ConnectedSocket): SentPacket[
   const { fd, local, remote } = connectionOf(connection);
   const packets: SentPacket[] = [];
   for (;;) {
-    const size = recv(fd, copy, MSG_ERRQUEUE | MSG_DONTWAIT);
+    const size = libc.recv(fd, copy, libc.MSG_ERRQUEUE | libc.MSG_DONTWAIT);
     if (size < 0) return packets;
     const packet = parseLooped(copy.subarray(0, size), local, remote);
     if (packet !== null) packets.push(packet);
@@ -78,7 +69,7 @@ const copy = new Uint8Array(256);
 /** Bytes of data that a TCP connection has sent, each counted once; `null` before Linux 4.19. */
 export function dataSent(fd: number): number | null {
   // struct tcp_info: tcpi_bytes_sent and tcpi_bytes_retrans, include/uapi/linux/tcp.h
-  const info = getOptionBytes(fd, TCP_INFO, 216);
+  const info = libc.getOptionBytes(fd, libc.TCP_INFO, 216);
   if (info.length < 216) return null;
   const view = new DataView(info.buffer);
   return Number(view.getBigUint64(200, true) - view.getBigUint64(208, true));
@@ -105,7 +96,7 @@ export function parseLooped(
   for (let at = 0; at < packet.length; at++) {
     // RFC 791 section 3.1, RFC 8200 section 3; TCP from a plain socket has no extension headers
     if (packet[at] >> 4 !== (isIPv4 ? 4 : 6)) continue;
-    if (packet[at + (isIPv4 ? 9 : 6)] !== IPPROTO_TCP) continue;
+    if (packet[at + (isIPv4 ? 9 : 6)] !== libc.IPPROTO_TCP) continue;
     const tcp = at + (isIPv4 ? (packet[at] & 0x0f) * 4 : 40);
     if (tcp < at + 20 || tcp + 4 > packet.length) continue;
     // Source and destination, addresses and ports, stand side by side in both versions.
