@@ -143,7 +143,7 @@ function findListener({ addr }: Listening): Socket {
 
 /** @throws {DescriptorError} another descriptor matches as well, so nobody knows which is meant */
 function refuseTwins(fd: number, matches: (fd: number) => boolean, what: string): void {
-  for (const other of libc.openDescriptors(0, libc.getdtablesize())) {
+  for (const other of libc.openDescriptors(0)) {
     if (other === fd || !matches(other)) continue;
     throw new DescriptorError(
       `descriptors ${fd} and ${other} both ${what}; cannot tell which is meant`,
@@ -180,7 +180,7 @@ function search(matches: (fd: number) => boolean): number | null {
   // free one. Others are above it if an older descriptor was closed since.
   const free = libc.lowestFreeDescriptor();
   for (let fd = free - 1; fd >= 0; fd--) if (matches(fd)) return lastFound = fd;
-  for (const fd of libc.openDescriptors(free + 1, libc.getdtablesize())) {
+  for (const fd of libc.openDescriptors(free + 1)) {
     if (matches(fd)) return lastFound = fd;
   }
   return null;

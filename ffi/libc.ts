@@ -94,17 +94,16 @@ export const MSG_CTRUNC = 0x8,
   MSG_ERRQUEUE = 0x2000,
   MSG_NOSIGNAL = 0x4000;
 
-/** Types of sockets, socket(2). */
-export const SOCK_STREAM = 1, SOCK_RAW = 3;
+const SOCK_STREAM = 1;
+/** The type of a raw socket, socket(2). */
+export const SOCK_RAW = 3;
 
 const LIBC = "libc.so.6";
 
 // ─── The tables ─────────────────────────────────────────────────────────────────────────────────
 
-/** Functions of a library by their names. */
-export type Table = Readonly<Record<string, Deno.ForeignFunction>>;
-/** How they are called. */
-export type Functions<T extends Table> = { [N in keyof T]: Deno.UnsafeFnPointer<T[N]>["call"] };
+type Table = Readonly<Record<string, Deno.ForeignFunction>>;
+type Functions<T extends Table> = { [N in keyof T]: Deno.UnsafeFnPointer<T[N]>["call"] };
 
 /** What every run calls. */
 const core = table({
@@ -218,15 +217,14 @@ function orErrno(result: number | bigint): number {
 }
 
 /** Returns the result of a call. @throws {LibcError} it is a negated error number */
-export function unwrap(call: string, result: number): number {
+function unwrap(call: string, result: number): number {
   if (result < 0) throw new LibcError(call, -result);
   return result;
 }
 
 /** The words for an error number, strerror(3). */
-export function strerror(number: number): string {
-  const text = rare().strerror(number);
-  return text === null ? "unknown error" : new Deno.UnsafePointerView(text).getCString();
+function strerror(number: number): string {
+  return new Deno.UnsafePointerView(rare().strerror(number)!).getCString();
 }
 
 /** Returns the result of a call. @throws {Error} it is a negated errno: the error that Deno throws */
@@ -238,13 +236,13 @@ export function orSystemError(result: number): number {
 /** The error that Deno throws for an error number. */
 export function systemError(errno: number): Error {
   const { BrokenPipe, ConnectionRefused, ConnectionReset, TimedOut } = Deno.errors;
-  const classes = new Map<number, new (message: string) => Error>([
-    [ECONNREFUSED, ConnectionRefused],
-    [ECONNRESET, ConnectionReset],
-    [EPIPE, BrokenPipe],
-    [ETIMEDOUT, TimedOut],
-  ]);
-  return new (classes.get(errno) ?? Error)(`${strerror(errno)} (os error ${errno})`);
+  const classes: Record<number, new (message: string) => Error> = {
+    [ECONNREFUSED]: ConnectionRefused,
+    [ECONNRESET]: ConnectionReset,
+    [EPIPE]: BrokenPipe,
+    [ETIMEDOUT]: TimedOut,
+  };
+  return new (classes[errno] ?? Error)(`${strerror(errno)} (os error ${errno})`);
 }
 
 // ─── Sockets ────────────────────────────────────────────────────────────────────────────────────
@@ -279,8 +277,7 @@ export function getsockopt(
 
 /** getsockopt(2) of an `int`. @throws {LibcError} the kernel refuses */
 export function getOption(fd: number, option: SocketOption): number {
-  const result = getsockopt(fd, option, int);
-  if (result < 0) throw new LibcError(`getsockopt(${option.name})`, -result);
+  unwrap(`getsockopt(${option.name})`, getsockopt(fd, option, int));
   return int[0];
 }
 
@@ -297,7 +294,7 @@ export function setOptionInts(
   ints: Int32Array<ArrayBuffer>,
 ): void {
   const result = orErrno(core().setsockopt(fd, level, option, ints, ints.byteLength));
-  if (result < 0) throw new LibcError(`setsockopt(${name})`, -result);
+  unwrap(`setsockopt(${name})`, result);
 }
 
 /** getsockopt(2) of a structure. @returns its bytes; none if the kernel refuses */
@@ -395,19 +392,14 @@ export function close(fd: number): number {
 /** The lowest free descriptor, which a new one gets; the size of the table if none is free. */
 export function lowestFreeDescriptor(): number {
   const fd = eventfd();
-  if (fd < 0) return getdtablesize();
+  if (fd < 0) return rare().getdtablesize();
   close(fd);
   return fd;
 }
 
-/** One more than the highest descriptor that this process may open, getdtablesize(3). */
-export function getdtablesize(): number {
-  return rare().getdtablesize();
-}
-
-/** The open descriptors from `from` to `to - 1`: poll(2) marks those that are not open. */
-export function* openDescriptors(from: number, to: number): Generator<number> {
-  const POLLNVAL = 0x20, AT_ONCE = 65536;
+/** The open descriptors from `from` up: poll(2) marks those that are not open. */
+export function* openDescriptors(from: number): Generator<number> {
+  const POLLNVAL = 0x20, AT_ONCE = 65536, to = rare().getdtablesize();
   for (let first = from; first < to; first += AT_ONCE) {
     const count = Math.min(AT_ONCE, to - first);
     // struct pollfd { int fd; short events; short revents; }
