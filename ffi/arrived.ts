@@ -38,10 +38,10 @@ export interface Arrived {
  * @throws {DescriptorError} the listener is closed
  */
 export function keepArrivals(listener: Listening): void {
-  const { fd, family } = socketOf(listener);
-  libc.setOption(fd, libc.TCP_SAVE_SYN, 1);
-  libc.setOption(fd, libc.IP_RECVTOS, 1);
-  if (family === AF_INET6) libc.setOption(fd, libc.IPV6_RECVTCLASS, 1);
+  const socket = socketOf(listener);
+  libc.setOption(socket.fd, libc.TCP_SAVE_SYN, 1);
+  libc.setOption(socket.fd, libc.IP_RECVTOS, 1);
+  watchArriving(socket);
 }
 
 /**

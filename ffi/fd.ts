@@ -9,7 +9,7 @@
  */
 
 import * as libc from "./libc.ts";
-import { decode, encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
 export interface Connection {
@@ -91,37 +91,32 @@ export function socketOf(socket: Connection | Listening | Socket): Socket {
 export function connectionOf(connection: Connection | ConnectedSocket): ConnectedSocket {
   if ("family" in connection) return connection;
   const known = connections.get(connection);
-  if (known !== undefined && known.cookie !== null) {
-    if (libc.socketCookie(known.socket.fd) === known.cookie) return known.socket;
-  }
+  const isKnown = known?.cookie && known.cookie === libc.socketCookie(known.socket.fd);
+  if (isKnown) return known.socket;
   const socket = findConnection(connection);
   connections.set(connection, { socket, cookie: libc.socketCookie(socket.fd) });
   return socket;
 }
 
 /** Searches for a connection's socket; the errors of {@linkcode fdOf}. */
-export function findConnection(connection: Connection): ConnectedSocket {
-  const local = encode(tcp(connection.localAddr)), remote = encode(tcp(connection.remoteAddr));
+export function findConnection({ localAddr, remoteAddr }: Connection): ConnectedSocket {
+  const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
+  const ends = `${formatAddress(tcp(localAddr))} to ${formatAddress(tcp(remoteAddr))}`;
   // The peer first: accepted connections all have the listener's end.
   const matches = (fd: number) => hasPeer(fd, remote) && isAt(fd, local);
   const fd = search(matches);
   if (fd !== null) {
     const found = { fd, family: address[0], local, remote };
     // Two interfaces, or VRFs, may each have a connection with these ends: fe80::1 is on every link.
-    if (isBound(fd)) refuseTwins(fd, matches, `connect ${describeEnds(local, remote)}`);
+    if (isBound(fd)) refuseTwins(fd, matches, `connect ${ends}`);
     return found;
   }
-  const ends = describeEnds(local, remote);
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) =>
     isAt(fd, local) && libc.getpeername(fd, address) < 0 &&
     libc.getOption(fd, libc.SO_ACCEPTCONN) === 0;
   if (search(isReset) === null) throw new DescriptorError(`no open descriptor connects ${ends}`);
   throw new DescriptorError(`the connection from ${ends} was reset`, true);
-}
-
-function describeEnds(local: Uint8Array, remote: Uint8Array): string {
-  return `${formatAddress(decode(local))} to ${formatAddress(decode(remote))}`;
 }
 
 /** Whether a socket is bound to one interface; before Linux 5.1 this is unknown, so it may be. */

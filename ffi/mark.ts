@@ -72,7 +72,5 @@ export function getTos(socket: Connection | Listening): number {
 
 // An AF_INET6 socket with an IPv4-mapped peer sends IPv4 packets and obeys IP_TOS alone: set both.
 function optionsOf(family: number): readonly libc.SocketOption[] {
-  return family === AF_INET6 ? IPV6_OPTIONS : IPV4_OPTIONS;
+  return family === AF_INET6 ? [libc.IPV6_TCLASS, libc.IP_TOS] : [libc.IP_TOS];
 }
-
-const IPV4_OPTIONS = [libc.IP_TOS], IPV6_OPTIONS = [libc.IPV6_TCLASS, libc.IP_TOS];
