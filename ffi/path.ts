@@ -13,7 +13,6 @@
 import type { ConnectOptions } from "./conn.ts";
 import { findControl, parseControl } from "./arrived.ts";
 import { checkPermission, destination, DialedConn, resolve } from "./dial.ts";
-import { checkTos } from "./dscp.ts";
 import * as libc from "./libc.ts";
 import { setTos } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
@@ -96,7 +95,7 @@ export function parseIcmpError({ name, control, data, flags }: libc.Message): Ic
     type,
     code,
     router: decode(router).hostname,
-    transport: data.slice(0, 8),
+    transport: data.subarray(0, 8),
     // sin6_flowinfo is in network order: 4 bits unused, the class, 20 bits of flow label
     tos: hasFlow ? (name[4] & 0x0f) << 4 | name[5] >> 4 : null,
     outerTos: isIPv4 ? parseControl(control, libc.IP_TOS) : null,
@@ -250,7 +249,6 @@ export class Climb implements Disposable {
     maxHops: number,
     signal: AbortSignal,
   ): AsyncGenerator<Hop, ProbeResult> {
-    checkTos(tos);
     await this.#open(signal);
     let silent = 0;
     for (let ttl = 1; ttl <= maxHops && silent < MOST_SILENT; ttl++) {
@@ -303,7 +301,7 @@ export class Climb implements Disposable {
     const neverAnswers = stats.answers === 0 && stats.silences > 2;
     const isRateLimited = performance.now() < stats.retryAfter;
     if (isRouter && (neverAnswers || isRateLimited)) {
-      return { ...NOTHING, hop: { ...SILENT, hop: ttl } };
+      return { hop: { ...SILENT, hop: ttl }, conn: null, error: null, started: 0 };
     }
     for (let tries = isFirst || !isRouter ? 2 : 1;; tries--) {
       const reply = await this.#probe(ttl, tos, this.#wait, signal);
@@ -365,14 +363,14 @@ export class Climb implements Disposable {
           if (error === null) continue;
           const { router, received } = error, answer = icmpMeaning(error);
           const sent = performance.timeOrigin + started;
-          const milliseconds = this.#time(started, received === null ? null : received - sent);
+          const milliseconds = this.#time(started, received === null ? 0 : received - sent);
           const hop = { address: router, milliseconds, answer, ...this.#evidence(error, tos) };
           const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
           return reply(hop, isWayOn ? null : new Error(`${router} answers: ${answer}`));
         }
         const errno = libc.getOption(fd, libc.SO_ERROR);
         if (errno === libc.ECONNREFUSED) {
-          const milliseconds = this.#time(started, null);
+          const milliseconds = this.#time(started);
           const hop = { address, milliseconds, answer: "connection refused" };
           return reply(hop, libc.systemError(errno));
         }
@@ -393,9 +391,9 @@ export class Climb implements Disposable {
   }
 
   /** Milliseconds from a probe to its answer: the kernel's, if known; ours include compiling. */
-  #time(started: number, known: number | null): number {
+  #time(started: number, known = 0): number {
     const elapsed = performance.now() - started;
-    const milliseconds = known !== null && known > 0 && known < elapsed ? known : elapsed;
+    const milliseconds = known > 0 && known < elapsed ? known : elapsed;
     this.#slowest = Math.max(this.#slowest, milliseconds);
     return milliseconds;
   }
@@ -454,8 +452,8 @@ export class Climb implements Disposable {
   }
 }
 
-const NOTHING = { conn: null, error: null, started: 0 };
-const SILENT = {
+const SILENT: Hop = {
+  hop: null,
   address: null,
   milliseconds: null,
   tos: null,
@@ -502,10 +500,9 @@ function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): 
   if (!isIPv4) libc.setOption(fd, libc.IPV6_AUTOFLOWLABEL, 0);
 }
 
-/** Milliseconds from a connection's SYN to its SYN-ACK; `null` if the SYN was sent again. */
-function handshakeTime(fd: number): number | null {
+/** Milliseconds from a connection's SYN to its SYN-ACK; 0 if the SYN was sent again. */
+function handshakeTime(fd: number): number {
   // struct tcp_info: tcpi_rtt in microseconds, include/uapi/linux/tcp.h
-  const info = libc.getOptionBytes(fd, libc.TCP_INFO, 72);
-  if (info.length < 72) return null;
-  return new DataView(info.buffer).getUint32(68, true) / 1000;
+  const { buffer } = libc.getOptionBytes(fd, libc.TCP_INFO, 72);
+  return new DataView(buffer).getUint32(68, true) / 1000;
 }
