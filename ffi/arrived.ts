@@ -2,9 +2,9 @@
  * The bytes with which packets reached a socket: the SYN, the ACK that ended the handshake, and the
  * latest packet.
  *
- * Needs no privilege. The kernel keeps the SYN's headers if asked to (`TCP_SAVE_SYN`), and reports
- * the ToS byte of the handshake's ACK (ip(7), `IP_PKTOPTIONS`); on IPv6 it reports the Traffic Class
- * of the latest packet (RFC 2292 section 13), on IPv4 nothing about later packets.
+ * Needs no privilege. The kernel keeps the SYN's headers if asked to (`TCP_SAVE_SYN`). On IPv4 it
+ * reports the ToS byte of the handshake's ACK (ip(7), `IP_PKTOPTIONS`) and nothing about later
+ * packets, on IPv6 the Traffic Class of the latest packet (RFC 2292 section 13).
  *
  * @module
  */
@@ -31,8 +31,8 @@ export interface Arrived {
 }
 
 /**
- * Makes a listener keep what {@linkcode readArrived} reports of the connections that it accepts; to be
- * called before clients connect.
+ * Makes a listener keep what {@linkcode readArrived} reports of the connections that it accepts.
+ * Call it before clients connect.
  *
  * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the listener is closed
@@ -88,8 +88,8 @@ export function latestClass({ fd, local }: ConnectedSocket): number | null {
 }
 
 /**
- * The ToS byte (RFC 791 section 3.1) or Traffic Class (RFC 8200 section 3) in a saved SYN, which starts with its IP
- * header.
+ * The ToS byte (RFC 791 section 3.1) or Traffic Class (RFC 8200 section 3) of a saved SYN, which
+ * starts with its IP header.
  *
  * @returns `null` if there is no whole IP header
  */
@@ -113,7 +113,7 @@ export function parseControl(messages: Uint8Array, option: libc.SocketOption): n
 
 /** The bytes of a control message, at least one; the parameters of {@linkcode parseControl}. */
 export function findControl(messages: Uint8Array, option: libc.SocketOption): Uint8Array | null {
-  // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; }, on the 64-bit machines that Deno runs on
+  // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; } of 64-bit machines
   const HEADER = 16;
   const view = new DataView(messages.buffer, messages.byteOffset, messages.length);
   for (let at = 0; at + HEADER < messages.length;) {

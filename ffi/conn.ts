@@ -38,9 +38,8 @@ const SMALLEST_SEGMENT = 536;
 
 /**
  * Whether the connection needs a socket of libc rather than Deno's: to mark the SYN, to trust other
- * roots, for a name that Deno may not resolve, and for a write that may wait. As soon as there are
- * copies of packets on the error queue, Deno takes the write side for closed, and a write that waits
- * would spin.
+ * roots, for a name that Deno may not resolve, and for a write that may wait. Copies of packets on
+ * the error queue make Deno take the write side for closed, so that a write that waits would spin.
  */
 function needsDial({ hostname, markSyn, trust, requestSize }: ConnectOptions): boolean {
   return markSyn || trust !== null || requestSize > LARGE || /\.localhost$/i.test(hostname);

@@ -127,8 +127,8 @@ export async function connectToFirst<T extends { close(): void }>(
  * is missing
  * @throws {RangeError} not a byte that can be set
  * @throws {LibcError | MarkError} the kernel does not accept the mark
- * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} no such host, or the reason
- * of the last address
+ * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} no such host, or what the
+ * last address failed with
  */
 export async function dial(options: DialOptions): Promise<DialedConn> {
   const { hostname, port, tos, family = null, signal } = options;
@@ -276,10 +276,10 @@ export class DialedConn {
   }
 
   /**
-   * Continues in TLS over the same descriptor, whose mark stays. Only the TLS connection may be read
-   * and written then; closing either closes both.
+   * Continues in TLS over the same descriptor, whose mark stays. Then only the TLS connection may be
+   * read and written; closing either closes both.
    *
-   * @param hostname the name that the certificate must be valid for; sent as SNI unless it is an address
+   * @param hostname the name on the certificate; sent as SNI unless it is an address
    * @param trust `null` for the usual roots
    * @throws {Deno.errors.InvalidData} the handshake failed; the message begins as Deno's own
    */

@@ -9,7 +9,7 @@
 
 /** A code point, with the byte that carries it and its name. */
 export interface Mark {
-  /** The name in capitals, such as `EF`, or `null` if the code point has none: `DF` for 0, `VA` for 44. */
+  /** The name in capitals, such as `EF`; `DF` for 0, `VA` for 44, `null` if there is none. */
   readonly name: string | null;
   /** The code point, 0 to 63 (RFC 2474 section 3). */
   readonly dscp: number;
@@ -17,10 +17,7 @@ export interface Mark {
   readonly tos: number;
 }
 
-/** The two ECN bits of the byte; on TCP they belong to the kernel (RFC 3168 section 5). */
-const ECN_BITS = 0b11;
-
-// RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Of two names
+// RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Of names
 // for one code point, `nameOf` gives the first.
 const NAMES: ReadonlyMap<string, number> = new Map([
   ["DF", 0],
@@ -94,13 +91,14 @@ export function checkTos(tos: number): void {
   if (!Number.isInteger(tos) || tos < 0 || tos > 255) {
     throw new RangeError(`${tos} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
   }
-  if ((tos & ECN_BITS) !== 0) {
+  const ecn = tos & 0b11;
+  if (ecn !== 0) {
     const why = "ECN bits (the two lowest), which TCP owns: the kernel would drop them";
-    throw new RangeError(`ToS ${hex(tos)} sets ${why}; allowed is ${hex(tos & ~ECN_BITS)}`);
+    throw new RangeError(`ToS ${hex(tos)} sets ${why}; allowed is ${hex(tos - ecn)}`);
   }
 }
 
-/** Whether two bytes carry the same DSCP; TCP may set ECN bits of its own (RFC 3168 section 6.1). */
+/** Whether two bytes carry the same DSCP; the ECN bits are TCP's own (RFC 3168 section 6.1). */
 export function sameDscp(a: number, b: number): boolean {
   return a >> 2 === b >> 2;
 }

@@ -54,8 +54,8 @@ export interface ConnectedSocket extends Socket {
   readonly remote: Uint8Array<ArrayBuffer>;
 }
 
-// A reset connection has no peer to be found by, but its packets can still be read. The cookie shows
-// whether a descriptor still is the socket that was found.
+// A reset connection has no peer to be found by, but its packets can still be read. The cookie
+// shows whether a descriptor still is the socket that was found.
 const connections = new WeakMap<Connection, { socket: ConnectedSocket; cookie: bigint | null }>();
 
 /**
@@ -81,7 +81,7 @@ export function fdOf(socket: Connection | Listening | Socket): number {
   return socketOf(socket).fd;
 }
 
-/** The socket behind a connection or listener, or the socket itself; the errors of {@linkcode fdOf}. */
+/** The socket behind a connection or listener, or the socket itself; throws as {@linkcode fdOf}. */
 export function socketOf(socket: Connection | Listening | Socket): Socket {
   if ("addr" in socket) return findListener(socket);
   return "family" in socket ? socket : connectionOf(socket);
@@ -107,7 +107,7 @@ export function findConnection({ localAddr, remoteAddr }: Connection): Connected
   const fd = search(matches);
   if (fd !== null) {
     const found = { fd, family: address[0], local, remote };
-    // Two interfaces, or VRFs, may each have a connection with these ends: fe80::1 is on every link.
+    // Two interfaces, or VRFs, may each have a connection with these ends, such as fe80::1.
     if (isBound(fd)) refuseTwins(fd, matches, `connect ${ends}`);
     return found;
   }

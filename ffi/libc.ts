@@ -1,11 +1,10 @@
 /**
  * The libc functions that this project calls, each with its C prototype, and one error convention.
  *
- * A function here that has a system call's own name returns what the call returns, or the error
- * number negated, as the kernel itself does; {@linkcode unwrap} makes a {@linkcode LibcError} of it.
- * The other functions throw that error themselves.
+ * A function that has a system call's own name returns what the call returns, or the error number
+ * negated, as the kernel itself does. The others throw a {@linkcode LibcError}.
  *
- * This is the only module that calls `Deno.dlopen`, and it does so at the first call, not on import.
+ * Only this module calls `Deno.dlopen`, and it does so at the first call, not on import.
  *
  * @module
  */
@@ -162,9 +161,9 @@ const MANY = 100;
 /**
  * Functions that are opened together, when one of them is first called.
  *
- * Deno compiles a trampoline for each symbol that is opened as a function, which takes 3 ms for these
- * tables, 4 % of a plain run. So they are opened as addresses at first; a process that calls them
- * many times gets the trampolines, which save 2.5 µs a call and a tenth of the time of a series.
+ * Deno compiles a trampoline for each symbol that is opened as a function: 3 ms for these tables,
+ * 4 % of a plain run. So they are opened as addresses at first; a process that calls them many times
+ * gets the trampolines, which save 2.5 µs a call and a tenth of the time of a series.
  */
 function table<const T extends Table>(functions: T): () => Functions<T> {
   let opened: Functions<T> | undefined, uses = 0;
@@ -227,7 +226,7 @@ function strerror(number: number): string {
   return new Deno.UnsafePointerView(rare().strerror(number)!).getCString();
 }
 
-/** Returns the result of a call. @throws {Error} it is a negated errno: the error that Deno throws */
+/** Returns the result of a call. @throws {Error} as Deno does, if it is a negated error number */
 export function orSystemError(result: number): number {
   if (result < 0) throw systemError(-result);
   return result;
@@ -413,7 +412,7 @@ export function* openDescriptors(from: number): Generator<number> {
       isEmpty = false;
       yield first + i;
     }
-    // The table may have room for a billion; descriptors this far above all others are not given out.
+    // The table may have room for a billion, but descriptors are handed out from the lowest up.
     if (isEmpty) return;
   }
 }
@@ -430,7 +429,7 @@ export function makeBlocking(fd: number): void {
   unwrap("fcntl(F_SETFL)", orErrno(rare().fcntl(fd, F_SETFL, flags & ~O_NONBLOCK)));
 }
 
-/** Asks for 1 MiB of room in a pipe, fcntl(2): it takes a third off the time of 1 GiB through it. */
+/** Asks for 1 MiB of room in a pipe, fcntl(2), which takes a third off the time of 1 GiB. */
 export function widenPipe(fd: number): void {
   const F_SETPIPE_SZ = 1031;
   // What is no pipe, or has a limit, stays as it is.

@@ -29,9 +29,9 @@ export class MarkError extends Error {
 
 /**
  * Sets the byte that the connection's packets carry from now on: `IP_TOS` on an IPv4 socket; on an
- * IPv6 one `IPV6_TCLASS` for IPv6 peers and `IP_TOS` for IPv4-mapped ones. Then reads it back, which
- * proves only that the kernel accepted it: see {@linkcode drainSent} for what left. On a listener,
- * the sockets that it accepts inherit the byte.
+ * IPv6 one `IPV6_TCLASS` for IPv6 peers and `IP_TOS` for IPv4-mapped ones. Then reads it back: the
+ * kernel accepted it, but see {@linkcode drainSent} for what left. The sockets that a listener
+ * accepts inherit its byte.
  *
  * ```ts
  * import { setTos } from "./mod.ts";

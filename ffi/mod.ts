@@ -36,8 +36,8 @@ export { drainSent, type SentPacket, watchSent } from "./sent.ts";
 export { formatAddress } from "./sockaddr.ts";
 
 /**
- * Connects with the mark already set, so that the SYN carries it too: `dial` of `ffi/dial.ts`, which
- * is loaded when it is first used.
+ * Connects with the mark already set, so that the SYN carries it too: `dial` of `ffi/dial.ts`,
+ * loaded at the first use.
  */
 export async function dial(options: DialOptions): Promise<DialedConn> {
   return await (await import("./dial.ts")).dial(options);

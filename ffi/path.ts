@@ -4,8 +4,8 @@
  * A SYN whose time to live (IPv4) or hop limit (IPv6) runs out makes a router answer with an ICMP
  * message that quotes the header it received (RFC 792, RFC 4443 section 3.3). On IPv6 Linux reports
  * the Traffic Class of the quoted header to any process that asks for it (`IPV6_FLOWINFO_SEND`). On
- * IPv4 it takes a raw ICMP socket, which needs CAP_NET_RAW, raw(7). Without one there is the ToS byte
- * of the ICMP message itself, into which Linux routers copy the mark's lower three bits.
+ * IPv4 it takes a raw ICMP socket, which needs CAP_NET_RAW, raw(7). Without one there is the ToS
+ * byte of the ICMP message itself, into which Linux routers copy the mark's lower three bits.
  *
  * @module
  */
@@ -63,7 +63,7 @@ export interface IcmpError {
   readonly code: number;
   /** The address of the router. */
   readonly router: string;
-  /** The start of the TCP header that the router quotes: ports and sequence number; perhaps less. */
+  /** The start of the quoted TCP header: ports and sequence number; perhaps less. */
   readonly transport: Uint8Array;
   /** The Traffic Class of the header that the router quotes; `null` on IPv4. */
   readonly tos: number | null;
@@ -74,8 +74,8 @@ export interface IcmpError {
 }
 
 /**
- * Reads a message of an error queue: `struct sock_extended_err` with the router's address behind it,
- * ip(7), among the control messages; the header that is quoted gives `sin6_flowinfo` of the name.
+ * Reads a message of an error queue: among the control messages `struct sock_extended_err` with the
+ * router's address behind it, ip(7); in the name's `sin6_flowinfo` that of the quoted header.
  *
  * @returns `null` if it is no whole ICMP error: nothing is known then
  */
@@ -428,7 +428,7 @@ export class Climb implements Disposable {
     this.#openNext();
   }
 
-  /** Opens what takes a port and a raw socket, for the next address. @returns false after the last */
+  /** Takes a local port, and a raw socket, for the next address. @returns false after the last */
   #openNext(): boolean {
     const hostname = this.#addresses!.shift();
     if (hostname === undefined) return false;

@@ -1,6 +1,5 @@
 /**
- * TLS over a connection of libc: `node:tls` speaks it, and what it sends and receives passes through
- * the connection's own reads and writes.
+ * TLS over a connection of libc: `node:tls` speaks it through the connection's reads and writes.
  *
  * @module
  */
@@ -141,8 +140,8 @@ export class DialedTlsConn {
 }
 
 /**
- * What arrives, split at the ends of TLS records (RFC 8446 section 5.1): if one of them is bad, Deno
- * 2.9 loses what it has decrypted from the same piece.
+ * What arrives, split at the ends of TLS records (RFC 8446 section 5.1): Deno 2.9 loses what it has
+ * decrypted from a piece if a record in it is bad.
  */
 async function* splitRecords(dialed: DialedConn): AsyncGenerator<Uint8Array, null> {
   const buffer = new Uint8Array(64 * 1024);

@@ -25,7 +25,7 @@ export interface SentPacket {
   readonly sequence: number;
   /** The byte of the outer IP header if the packet left inside a tunnel such as VXLAN. */
   readonly outerTos: number | null;
-  /** Bytes in front of the outermost IP header; 0 on a tunnel device, which takes bare IP packets. */
+  /** Bytes in front of the outermost IP header; 0 on a tunnel device, which takes none. */
   readonly linkHeader: number;
 }
 
@@ -76,10 +76,9 @@ export function dataSent(fd: number): number | null {
 }
 
 /**
- * Finds the connection's IP header in a looped packet, which starts with the link-layer header of
- * its device, and perhaps with the headers of a tunnel. The header is where version, protocol, and
- * an address with its port are the connection's own. One end is enough, as NAT on this host may have
- * changed the other.
+ * Finds the connection's IP header in a looped packet, behind the link-layer header of its device
+ * and perhaps the headers of a tunnel: where version, protocol, and an address with its port are
+ * the connection's own. One end is enough, as NAT on this host may have changed the other.
  *
  * @param packet the bytes from the error queue, perhaps cut short
  * @param local this end as a `sockaddr`, in the connection's own family
