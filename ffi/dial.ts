@@ -210,8 +210,6 @@ export class DialedConn {
   readonly localAddr: Deno.NetAddr;
   /** The other end. */
   readonly remoteAddr: Deno.NetAddr;
-  /** The socket, until it is closed. */
-  readonly socket: ConnectedSocket;
   /** Called when a read or a write has waited, also if it goes on to wait. */
   onEvent: () => void = () => {};
   #isClosed = false;
@@ -220,9 +218,8 @@ export class DialedConn {
   /** The TLS connection over this one. */
   #tls: DialedTlsConn | null = null;
 
-  /** For {@linkcode dial}. @param socket a connected socket that the poller watches */
-  constructor(socket: ConnectedSocket) {
-    this.socket = socket;
+  /** For {@linkcode dial}. @param socket a connected socket that the poller watches; owns it */
+  constructor(readonly socket: ConnectedSocket) {
     this.localAddr = decode(socket.local);
     this.remoteAddr = decode(socket.remote);
   }
@@ -255,9 +252,7 @@ export class DialedConn {
 
   async #try(call: () => number): Promise<number> {
     for (;;) {
-      if (this.#isClosed) {
-        throw new Deno.errors.BadResource("the connection is closed");
-      }
+      if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       const result = call();
       this.#isReset ||= result === -libc.ECONNRESET;
       if (result !== -libc.EAGAIN) return libc.orSystemError(result);
@@ -276,8 +271,8 @@ export class DialedConn {
   }
 
   /**
-   * Continues in TLS over the same descriptor, whose mark stays. Then only the TLS connection may be
-   * read and written; closing either closes both.
+   * Continues in TLS over the same descriptor, whose mark stays. Then only the TLS connection may
+   * be read and written; closing either closes both.
    *
    * @param hostname the name on the certificate; sent as SNI unless it is an address
    * @param trust `null` for the usual roots

@@ -11,7 +11,7 @@
 import * as libc from "./libc.ts";
 import { encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
-/** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `Dialed` have them. */
+/** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `DialedConn` have. */
 export interface Connection {
   /** This end. */
   readonly localAddr: Deno.Addr;

@@ -162,8 +162,8 @@ const MANY = 100;
  * Functions that are opened together, when one of them is first called.
  *
  * Deno compiles a trampoline for each symbol that is opened as a function: 3 ms for these tables,
- * 4 % of a plain run. So they are opened as addresses at first; a process that calls them many times
- * gets the trampolines, which save 2.5 µs a call and a tenth of the time of a series.
+ * 4 % of a plain run. So they are opened as addresses at first; a process that calls them many
+ * times gets the trampolines, which save 2.5 µs a call and a tenth of the time of a series.
  */
 function table<const T extends Table>(functions: T): () => Functions<T> {
   let opened: Functions<T> | undefined, uses = 0;

@@ -249,7 +249,12 @@ export class Climb implements Disposable {
     maxHops: number,
     signal: AbortSignal,
   ): AsyncGenerator<Hop, ProbeResult> {
-    await this.#open(signal);
+    if (this.#addresses === null) {
+      const { hostname, port, family } = this.options;
+      checkPermission(hostname, port, "granted");
+      this.#addresses = await resolve(hostname, family, signal);
+      this.#openNext();
+    }
     let silent = 0;
     for (let ttl = 1; ttl <= maxHops && silent < MOST_SILENT; ttl++) {
       const reply = await this.#ask(ttl, tos, signal);
@@ -418,14 +423,6 @@ export class Climb implements Disposable {
     for (let size; (size = libc.recv(this.#raw, packet, libc.MSG_DONTWAIT)) >= 0;) {
       yield packet.subarray(0, size);
     }
-  }
-
-  async #open(signal: AbortSignal): Promise<void> {
-    if (this.#addresses !== null) return;
-    const { hostname, port, family } = this.options;
-    checkPermission(hostname, port, "granted");
-    this.#addresses = await resolve(hostname, family, signal);
-    this.#openNext();
   }
 
   /** Takes a local port, and a raw socket, for the next address. @returns false after the last */
