@@ -1667,13 +1667,12 @@ function failOnError({ status, reason }: Reply): void {
 function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[] {
   const { connection, mark, left, arrived, reply, milliseconds } = exchange;
   if (connection === null) return [];
-  const { localAddr, remoteAddr, fd, options } = connection;
+  const { localAddr, remoteAddr, fd, readBack, options } = connection;
   const ends = `${formatAddress(localAddr)} → ${formatAddress(remoteAddr)}`;
   const name = `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}`;
-  // A mark that reads back differently is a MarkError: there is no connection then.
   const lines: [label: string, text: string][] = [
     ["connected", `${ends}${isBuiltIn ? ", the built-in server" : ""}; descriptor ${fd}`],
-    ["mark", `${name}; the kernel reads back ${hex(mark.tos)}`],
+    ["mark", `${name}; the kernel reads back ${hex(readBack!)}`],
   ];
   // A TLS handshake that fails takes the descriptor with it, before anything could be read.
   const isLeftKnown = left.packets.length > 0 || (isOver && reply !== null);
@@ -1776,7 +1775,7 @@ function json(
       remote: end(connection?.remoteAddr),
       mark: {
         ...mark,
-        readBack: connection ? mark!.tos : null,
+        readBack: connection?.readBack ?? null,
         handshake: connection?.options.markSyn ?? null,
         handshakeProved: arrived?.handshake ?? null,
       },

@@ -60,6 +60,8 @@ export class MarkedConn implements Disposable {
   readonly remoteAddr: Deno.NetAddr;
   /** The descriptor: this connection's until it is closed. */
   readonly fd: number;
+  /** The byte that the kernel read back, once the connection is marked. */
+  readBack: number | null = null;
   /** Bytes of data sent, TLS's own included, each counted once; `null` if the kernel cannot say. */
   dataSent: number | null = 0;
   #stream: Pick<Deno.Conn, "read" | "write" | "close">;
@@ -113,7 +115,7 @@ export class MarkedConn implements Disposable {
       // A new byte drops the socket's cached route, the 0 that it starts with does not, and this
       // option always does. Otherwise requests with DF would be faster, measured 1.01 times.
       libc.setOption(conn.fd, libc.SO_DONTROUTE, 0);
-      setTos(conn.#socket, options.tos);
+      conn.readBack = setTos(conn.#socket, options.tos);
       return conn;
     } catch (error) {
       stream.close();
