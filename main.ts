@@ -276,7 +276,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
   "Did the network care?": {
     "-n, --count N": [
       "N rounds of requests, one after the other, and a table of their times",
-      (o, v) => o.count = parseWhole("--count", v, 1_000_000),
+      (o, v, given) => o.count = parseWhole(given, v, 1_000_000),
     ],
     "    --interval S": [
       "seconds between requests (default 0)",
@@ -290,7 +290,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     ],
     "    --max-hops N": [
       "the most hops to try, 1 to 64 (default 30)",
-      (o, v) => o.maxHops = parseWhole("--max-hops", v, MAX_HOPS),
+      (o, v, given) => o.maxHops = parseWhole(given, v, MAX_HOPS),
     ],
   },
   "The far end": {
@@ -461,7 +461,7 @@ function checkTogether(options: Options, given: Set<string>, urls: readonly stri
   const useless = {
     ...!options.trace && { "--max-hops": "it is for --trace" },
     ...!isMany && { "--interval": "it is for series" },
-    ...!isShown && { "--include": "nothing prints the reply" },
+    ...!isShown && { "--include": "with -n, --trace and --json the reply is not printed" },
   };
   for (const [name, why] of Object.entries(useless)) {
     if (options.print !== null || !given.has(name)) continue;
@@ -513,7 +513,8 @@ function orUsage<T>(parse: () => T, hint?: string): T {
 }
 
 function parseMarks(text: string): Mark[] {
-  return text.split(",").flatMap((name) => {
+  return text.split(",").flatMap((word) => {
+    const name = word.trim();
     if (name.toLowerCase() === "all") return Array.from({ length: 64 }, (_, n) => markOf(n << 2));
     const isByte = /^\d+$/.test(name) && Number(name) > 63 && Number(name) < 256;
     const hint = isByte ? `did you mean the whole byte? --tos ${name}` : undefined;
@@ -584,6 +585,7 @@ async function askOptionsOf(options: Options): Promise<AskOptions> {
 
 /** @throws {Failure} the file cannot be read (77), or may not (103) */
 async function readCertificates(file: string): Promise<string[]> {
+  if (file === "") throw new Failure(Exit.badCaFile, "--cacert needs the name of a file");
   if (!isGranted({ name: "read", path: file })) {
     const hint = `run with --allow-read or --allow-read=${printable(file)}`;
     throw new Failure(Exit.cannotRun, `no permission to read ${quote(file)}`, hint);
@@ -741,7 +743,7 @@ async function ask(
   };
   watch?.(exchange);
   const { milliseconds } = exchange;
-  const signal = limits.begin();
+  const signal = limits.begin(target);
   let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
@@ -808,7 +810,8 @@ export function encodeRequest(target: Target, headers: readonly Header[]): Uint8
 class Limits {
   #abort = new AbortController();
   /** The limits of the request that is under way. */
-  #running: { doing: string; seconds: number; due: number }[] = [];
+  #running: { isConnecting: boolean; seconds: number; due: number }[] = [];
+  #target: Target | null = null;
   /** Rings at `#ringsAt`; one is enough for many requests, as it looks at what is due then. */
   #alarm: AbortSignal | null = null;
   #ringsAt = Infinity;
@@ -818,19 +821,21 @@ class Limits {
   constructor(private readonly options: Pick<AskOptions, "connectTimeout" | "maxTime">) {}
 
   /** Begins a request. @returns aborts, with a {@linkcode Failure}, when its time is over */
-  begin(): AbortSignal {
+  begin(target: Target): AbortSignal {
     const { maxTime, connectTimeout } = this.options, now = performance.now();
     this.#abort = new AbortController();
-    this.#running = Object.entries({ "the request": maxTime, connecting: connectTimeout })
-      .filter(([, seconds]) => seconds > 0)
-      .map(([doing, seconds]) => ({ doing, seconds, due: now + seconds * 1000 }));
+    this.#target = target;
+    this.#running = [
+      { isConnecting: false, seconds: maxTime, due: now + maxTime * 1000 },
+      { isConnecting: true, seconds: connectTimeout, due: now + connectTimeout * 1000 },
+    ].filter(({ seconds }) => seconds > 0);
     this.#watch();
     return this.stopped === null ? this.#abort.signal : AbortSignal.abort(this.stopped);
   }
 
   /** Lifts the limit on connecting. */
   connected(): void {
-    this.#running = this.#running.filter(({ doing }) => doing !== "connecting");
+    this.#running = this.#running.filter(({ isConnecting }) => !isConnecting);
   }
 
   /** Lifts both limits. */
@@ -855,7 +860,11 @@ class Limits {
   readonly #ring = (): void => {
     const over = this.#running.find(({ due }) => performance.now() >= due);
     if (over === undefined) return this.#watch();
-    const message = `${over.doing} took longer than ${plural(over.seconds, "second")}`;
+    const { host, port, isHttps } = this.#target!;
+    const doing = over.isConnecting ? "connecting" : "the request";
+    const handshake = over.isConnecting && isHttps ? ", TLS's handshake included," : "";
+    const message = `${doing} to ${formatAddress({ hostname: host, port })}${handshake} ` +
+      `took longer than ${plural(over.seconds, "second")}`;
     this.#end(new Failure(Exit.timeout, message));
   };
 
@@ -928,8 +937,11 @@ function connectFailure(
   }
   const isHere = /^(127\.|::1$|localhost$)|\.localhost$/.test(hostname);
   const isRefused = error instanceof Deno.errors.ConnectionRefused;
+  const ways = family === 6 || hostname.includes(":")
+    ? `--serve '[::1]:${port}', or python3 -m http.server -b ::1 ${port}`
+    : `--serve ${port}, or python3 -m http.server ${port}`;
   const hint = isHere && isRefused && !isHttps
-    ? `to start a server there: this script with --serve ${port}, or python3 -m http.server ${port}`
+    ? `to start a server there: this script with ${ways}`
     : undefined;
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
 }
@@ -1732,7 +1744,11 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
 }
 
 function handshakeText(markedSyn: boolean, arrived: ArrivedReport | null): string {
-  const confirmed = arrived?.isOther === false ? arrived.syn ?? arrived.ack : null;
+  const { isOther = false, changed = null } = arrived ?? {};
+  const confirmed = arrived !== null && !isOther ? arrived.syn ?? arrived.ack : null;
+  if (!markedSyn && changed !== null && changed.packet !== "data") {
+    return `sent unmarked, but ${changed.packet} arrived with ${hex(changed.arrived)}`;
+  }
   if (!markedSyn && confirmed !== null && sameDscp(confirmed, 0)) {
     return `unmarked, as the server confirms (${hex(confirmed)}); --mark-syn marks it too`;
   }
@@ -1740,15 +1756,17 @@ function handshakeText(markedSyn: boolean, arrived: ArrivedReport | null): strin
     return "unmarked: SYN and ACK leave before the mark is set; --mark-syn marks them";
   }
   const proved = arrived?.handshake ?? null;
+  if (isOther) return "set before the SYN; not proved: a proxy or NAT is in between";
   if (proved === null) return "set before the SYN; not proved (--serve at the far end reports it)";
   const verdict = proved ? "proved by the mark" : "NOT the mark";
   return `set before the SYN; ${verdict} that the server reports`;
 }
 
-function replyText({ status, reason, headers, tos, bodyBytes }: Reply, total: number): string {
+function replyText(reply: Reply, total: number): string {
+  const { status, reason, headers, tos, bodyBytes, complete } = reply;
   const location = headers.find(([name]) => name === "location")?.[1];
   const isRedirect = location !== undefined && status >= 300 && status < 400;
-  const size = `${plural(bodyBytes, "byte")} in ${total.toFixed(1)} ms`;
+  const size = `${complete ? "" : "only "}${plural(bodyBytes, "byte")} in ${total.toFixed(1)} ms`;
   const marked = tos === null ? "" : `, its packets marked ${hex(tos)}`;
   const leads = isRedirect ? `; leads to ${excerpt(location)}, not followed` : "";
   return `${excerpt(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
@@ -1865,8 +1883,6 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
   current = null;
   await checkPresent(exchange, options, limits);
   const failure = limits.stopped ?? exchange.failure;
-  // With standard output gone there is nobody to report to.
-  if (failure?.code === Exit.cannotWrite && failure.message === "") return failure;
   if (options.json) await toStandardOutput(json(place, exchange, failure));
   else show(exchange, true);
   return failure;
@@ -1886,6 +1902,8 @@ export class Row {
   readonly left: Set<number> = new Set();
   /** The bytes that marked packets arrived with, as far as the far end reports them. */
   readonly arrived: Set<number> = new Set();
+  /** What unmarked packets arrived with that had been changed, such as `SYN 0x20`. */
+  readonly changed: Set<string> = new Set();
   /** Milliseconds to connect, of those requests whose whole reply came. */
   readonly connect: number[] = [];
   /** Milliseconds of those requests in all. */
@@ -1895,7 +1913,7 @@ export class Row {
   constructor(readonly mark: Mark) {}
 
   /** Adds a request. */
-  add({ left, arrived, reply, milliseconds, failure }: Exchange): void {
+  add({ connection, left, arrived, reply, milliseconds, failure }: Exchange): void {
     this.requests++;
     if (left.proved === false || arrived?.kept === false) this.wrong++;
     const isMark = failure?.code === Exit.leftChanged || failure?.code === Exit.arrivedChanged;
@@ -1903,6 +1921,10 @@ export class Row {
     for (const { tos } of left.packets) this.left.add(tos);
     if (left.outerTos !== null) this.left.add(left.outerTos);
     for (const tos of arrived?.marked ?? []) this.arrived.add(tos);
+    const { packet, arrived: tos } = arrived?.changed ?? {};
+    if (tos !== undefined && packet !== "data" && !connection!.options.markSyn) {
+      this.changed.add(`${packet} ${hex(tos)}`);
+    }
     if (!reply?.complete) return;
     this.connect.push(milliseconds.connect!);
     this.total.push(milliseconds.total!);
@@ -1923,17 +1945,17 @@ export function bar(share: number, width: number): string {
 
 /** The rows as a table of at most `width` columns; a bar shows each median if there is room. */
 export function table(rows: readonly Row[], width = 80): string {
-  const bytes = (seen: Set<number>, mark: Mark) => {
-    if (seen.size === 0) return "-";
-    const isRight = [...seen].every((tos) => sameDscp(tos, mark.tos));
-    return `${[...seen].map(hex).join(" ")}${isRight ? "" : " !"}`;
+  const bytes = (seen: Set<number>, mark: Mark, changed: Set<string> = new Set()) => {
+    const words = [...Array.from(seen, hex), ...changed];
+    const isRight = changed.size === 0 && [...seen].every((tos) => sameDscp(tos, mark.tos));
+    return words.length === 0 ? "-" : `${words.join(" ")}${isRight ? "" : " !"}`;
   };
   const time = (values: number[], share: number) => shortTime(quantile(values, share));
   type Column = [title: string, under: string, cells: string[], isText?: boolean];
   const columns: Column[] = [
     ["", "mark", rows.map(({ mark }) => nameOf(mark)), true],
     ["", "left", rows.map(({ left, mark }) => bytes(left, mark)), true],
-    ["", "arrived", rows.map(({ arrived, mark }) => bytes(arrived, mark)), true],
+    ["", "arrived", rows.map(({ arrived, mark, changed }) => bytes(arrived, mark, changed)), true],
     ["", "requests", rows.map(({ requests }) => String(requests))],
     ["", "failed", rows.map(({ failed }) => String(failed))],
     ["wrong", "mark", rows.map(({ wrong }) => String(wrong))],
@@ -2128,7 +2150,8 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
   };
   const interrupted = Promise.withResolvers<void>();
   using _signals = onInterrupt((code) => {
-    limits.stop(new Failure(code, done > 0 ? "" : "interrupted"));
+    const after = done > 0 ? ` after ${done} of ${plural(count, "request")}` : "";
+    limits.stop(new Failure(code, `interrupted${after}`));
     interrupted.resolve();
   });
   let first: Failure | null = null, done = 0;
@@ -2232,7 +2255,7 @@ export interface TraceOptions extends GetOptions {
 export interface Change {
   /** The last hop known to have received the mark as it was; 0 is this host. */
   readonly after: number;
-  /** The first hop known to have received another; `null` for a target at an unknown distance. */
+  /** The first hop known to have received another; `null` for one at an unknown distance. */
   readonly at: number | null;
   /** The byte before. */
   readonly from: number;
@@ -2279,7 +2302,7 @@ export class Trace implements AsyncIterable<Hop> {
     const { target, sink } = this.#route, options = { ...this.#route.options, markSyn: true };
     using own = this.#climb === null ? await climbTo(target, options, false) : null;
     const limits = new Limits({ ...options, maxTime: 0 });
-    const hops = (this.#climb ?? own!).climb(this.mark.tos, options.maxHops, limits.begin());
+    const hops = (this.#climb ?? own!).climb(this.mark.tos, options.maxHops, limits.begin(target));
     let last: Hop | null = null, started = performance.now();
     const watch = (exchange: Exchange) => this.exchange = exchange;
     let open: AskContext["open"];
@@ -2309,7 +2332,7 @@ export class Trace implements AsyncIterable<Hop> {
 
   /** What went wrong: 102 if a hop received another mark, unless it was changed on this host. */
   get failure(): Failure | null {
-    const { mark, changes: [change], exchange } = this;
+    const { mark, path, changes: [change], exchange } = this;
     const failure = exchange?.failure ?? null;
     const own: number[] = [Exit.cannotRun, Exit.notMarked, Exit.leftChanged];
     if (change === undefined || own.includes(failure?.code ?? 0)) return failure;
@@ -2318,7 +2341,7 @@ export class Trace implements AsyncIterable<Hop> {
     // Nobody saw the SYN leave, so this host may have changed it.
     const who = change.after === 0 ? "this host or the path" : "the path";
     const message = `${who} changed ${describe(mark)} to ${describe(markOf(change.to))} ` +
-      `between ${hopName(change.after)} and ${hopName(change.at)}${more}`;
+      `between ${hopName(change.after, path, false)} and ${hopName(change.at, path, false)}${more}`;
     return new Failure(Exit.arrivedChanged, message, failure?.hint);
   }
 }
@@ -2390,10 +2413,14 @@ function markThere({ tos, evidence, answer }: Hop, mark: Mark, exchange: Exchang
   return answer === "time exceeded" ? there : `${there}; ${answer}`;
 }
 
-function hopName(hop: number | null, path: readonly Hop[] = []): string {
+function hopName(hop: number | null, path: readonly Hop[], withAddress = true): string {
   if (hop === 0) return "this host";
-  const address = path.find((other) => other.hop === hop && other.address !== null)?.address;
-  return `${hop === null ? "the target" : `hop ${hop}`}${address ? ` (${address})` : ""}`;
+  const { address, answer } = path.find((other) => other.hop === hop)!;
+  const isTarget = answer === "connected" || answer === "connection refused";
+  // At an unknown distance, who answers may be a router as well.
+  if (hop === null && !isTarget) return `${address}, at an unknown distance`;
+  const name = hop === null ? "the target" : `hop ${hop}`;
+  return withAddress && address !== null ? `${name} (${address})` : name;
 }
 
 /** What became of a mark, in a word and in a sentence that begins "it was". */
@@ -2525,7 +2552,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
-  if (isMany) await askAgain(climb, all, askOptions);
+  if (isMany) await askAgain(climb, all, route);
   await toStandardOutput(result());
   if (!isQuiet && !isMany) toStandardError(report(all[0].exchange!, place.isBuiltIn).join(""));
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
@@ -2547,10 +2574,10 @@ async function climbTo({ host, port }: Target, options: AskOptions, many: boolea
 }
 
 /** Asks the hops again that answered to some marks only, as long as a climb may take. */
-async function askAgain(climb: Climb, all: readonly Trace[], options: AskOptions): Promise<void> {
-  const limits = new Limits({ ...options, maxTime: 0 });
+async function askAgain(climb: Climb, all: readonly Trace[], { target, options }: Route) {
+  const limits = new Limits({ ...options, maxTime: 0 }), signal = limits.begin(target);
   try {
-    await climb.askAgain(all.map(({ mark, path }) => ({ tos: mark.tos, path })), limits.begin());
+    await climb.askAgain(all.map(({ mark, path }) => ({ tos: mark.tos, path })), signal);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
   } finally {

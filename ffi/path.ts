@@ -370,8 +370,9 @@ export class Climb implements Disposable {
           const sent = performance.timeOrigin + started;
           const milliseconds = this.#time(started, received === null ? 0 : received - sent);
           const hop = { address: router, milliseconds, answer, ...this.#evidence(error, tos) };
-          const isWayOn = answer === TIME_EXCEEDED && ttl !== null;
-          return reply(hop, isWayOn ? null : new Error(`${router} answers: ${answer}`));
+          if (answer === TIME_EXCEEDED && ttl !== null) return reply(hop);
+          const loop = answer === TIME_EXCEEDED ? ", as in a routing loop" : "";
+          return reply(hop, new Error(`${router} answers: ${answer}${loop}`));
         }
         const errno = libc.getOption(fd, libc.SO_ERROR);
         if (errno === libc.ECONNREFUSED) {

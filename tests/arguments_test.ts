@@ -61,6 +61,17 @@ Deno.test("bad URLs and other schemes: 3", async () => {
   assert.ok(!stderr.includes("secret"));
 });
 
+Deno.test("an option is named as it was given, and a list may have spaces", async () => {
+  for (
+    const [option, value] of [["-n", "0"], ["--count", "x"], ["--max-hops", "65"], ["-m", "-1"]]
+  ) {
+    const { code, stderr } = await dscpGet([option, value]);
+    assert.deepEqual([code, stderr.startsWith(`dscp-get: ${option} takes `)], [2, true], stderr);
+  }
+  const { marks } = parseArguments(["-d", "EF, AF41"]);
+  assert.deepEqual(marks.map(({ tos }) => tos), [0xb8, 0x88]);
+});
+
 Deno.test("with --json a failure is an object with code and message, also one of usage", async () => {
   for (const [args, code] of [[["--json", "-d", "64"], 2], [["--json", "ftp://x/"], 3]] as const) {
     const outcome = await dscpGet(args);

@@ -288,6 +288,10 @@ testWith(
     const { code, stderr } = await dscpGet([url], network.client);
     assert.equal(code, 102, stderr);
     assert.match(stderr, /^dscp-get: SYN sent DF \(0x00\), arrived AF41 \(0x88\): rewritten by /m);
+    assert.match(stderr, /^handshake +sent unmarked, but SYN arrived with 0x88$/m);
+    const series = await dscpGet(["-n", "2", "-d", "AF41", url], network.client);
+    assert.equal(series.code, 102);
+    assert.match(series.stdout, /^AF41 +0x88 +SYN 0x88 ! +2 +0 +2 /m);
     const [syn] = await far.connection();
     assert.equal(syn.tos, 0x88, "tcpdump agrees");
   },

@@ -18,10 +18,13 @@ Deno.test("with a URL there is no built-in server: refused is 7, with the hint h
     const port = closedPort();
     const { code, stderr } = await dscpGet([`http://${host}:${port}/`]);
     assert.equal(code, Exit.cannotConnect);
+    const hint = host === "[::1]"
+      ? `.* --serve '\\[::1\\]:${port}', or python3 -m http\\.server -b ::1`
+      : `.* --serve ${port}, or python3 -m http\\.server`;
     assert.match(
       stderr,
       new RegExp(
-        `^dscp-get: cannot connect to .*:${port}: connection refused\nhint: .*http\\.server ${port}\n$`,
+        `^dscp-get: cannot connect to .*:${port}: connection refused\nhint: ${hint} ${port}\n$`,
       ),
     );
   }

@@ -117,7 +117,8 @@ testWith(
       ["--mark-syn", "--connect-timeout", "0.3", "http://127.0.0.1:8099/"],
       namespace,
     );
-    assert.deepEqual([code, stderr], [28, "dscp-get: connecting took longer than 0.3 seconds\n"]);
+    const message = "connecting to 127.0.0.1:8099 took longer than 0.3 seconds";
+    assert.deepEqual([code, stderr], [28, `dscp-get: ${message}\n`]);
   },
 );
 

@@ -231,6 +231,9 @@ testWith(NEEDS, "--cacert says clearly what is wrong: permission 103, file 77", 
   const missing = await dscpGet(["--cacert", "/does/not/exist", url], { flags: FLAGS });
   assert.equal(missing.code, 77);
   assert.match(missing.stderr, /cannot read '\/does\/not\/exist': no such file or directory$/m);
+  const nothing = await dscpGet(["--cacert", "", url], { flags: FLAGS });
+  assert.equal(nothing.stderr, "dscp-get: --cacert needs the name of a file\n");
+  assert.equal(nothing.code, 77);
   const empty = await dscpGet(["--cacert", "/dev/null", url], { flags: FLAGS });
   assert.match(empty.stderr, /'\/dev\/null' holds no certificate in PEM form/);
   assert.equal(empty.code, 77);

@@ -195,6 +195,7 @@ Deno.test("Ctrl-C prints the table of what was done so far: 130", async () => {
   const { code } = await run.stop("SIGINT");
   assert.equal(code, 130);
   assert.match(run.said, /^mark [^]*^EF +0xB8 +- +2 +0 +0 /m);
+  assert.match(run.said, /^dscp-get: interrupted after 2 of 100 requests$/m);
 });
 
 testWith(["script"], "on a terminal the table grows, with a line for what is left", async () => {

@@ -328,7 +328,7 @@ testWith(NEEDS, "a prohibition, a refusal and a silent target end the path in wo
       const silent = await dscpGet(late, client);
       assert.equal(silent.code, 28, silent.stderr);
       assert.match(silent.stdout, /^ {2}4 {2}\(no answer\)$/m);
-      assert.match(silent.stderr, /connecting took longer than 3 seconds$/m);
+      assert.match(silent.stderr, /connecting to 10\.78\.4\.2:8086 took longer than 3 seconds$/m);
     }
     const silent = await dscpGet(["--trace", URLS.IPv4], client);
     assert.equal(silent.code, 28, silent.stderr);
@@ -346,6 +346,25 @@ testWith(NEEDS, "a target beyond --max-hops is asked all the same", async () => 
     assert.equal(code, 0);
     const { path } = jsonOf(stdout);
     assert.deepEqual(path.map(({ hop, tos }) => [hop, tos]), [[1, EF], [2, EF], [null, EF]]);
+  });
+});
+
+testWith(NEEDS, "a router at an unknown distance is not taken for the target", async () => {
+  await stage(async ({ client, routers: [near, far] }) => {
+    // Two routers that send everything for a network to each other.
+    await near.run("ip", "route", "add", "192.0.2.0/24", "via", "10.78.2.2");
+    await far.run("ip", "route", "add", "192.0.2.0/24", "via", "10.78.2.1");
+    await using capture = await Capture.start(8086, "far", near.under);
+    const args = ["--trace", "--max-hops", "3", "http://192.0.2.1:8086/"];
+    const { code, stdout, stderr } = await dscpGet(args, client);
+    assert.equal(code, 7);
+    assert.match(
+      stdout,
+      /^ +\? +10\.78\..* EF[^]*kept as far as 10\.78\.\d\.\d, at an unknown\s+distance, /m,
+    );
+    assert.ok(!stdout.includes("the target"), stdout);
+    assert.match(stderr, /10\.78\.\d\.\d answers: time exceeded, as in a routing loop$/m);
+    await capture.until((packets) => packets.length > 20); // one packet, again and again
   });
 });
 
@@ -521,7 +540,7 @@ testWith(NEEDS, "-m ends a trace that finds no server", async () => {
     await filter(routers[0], "forward", "drop");
     const { code, stderr } = await dscpGet(["--trace", "-m", "0.5", URLS.IPv4], client);
     assert.equal(code, 28);
-    assert.match(stderr, /connecting took longer than 0.5 seconds/);
+    assert.match(stderr, /connecting to 10\.78\.4\.2:8086 took longer than 0\.5 seconds/);
   });
 });
 
