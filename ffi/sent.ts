@@ -27,6 +27,8 @@ export interface SentPacket {
   readonly outerTos: number | null;
   /** Bytes in front of the outermost IP header; 0 on a tunnel device, which takes none. */
   readonly linkHeader: number;
+  /** Whether a rule on this host sent it to this host itself, as to a proxy beside the program. */
+  readonly isRedirected: boolean;
 }
 
 /**
@@ -66,13 +68,16 @@ export function drainSent(connection: Connection | ConnectedSocket): SentPacket[
 // Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
 const copy = new Uint8Array(256);
 
-/** Bytes of data that a TCP connection has sent, each counted once; `null` before Linux 4.19. */
+/**
+ * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null` before
+ * Linux 4.19.
+ */
 export function dataSent(fd: number): number | null {
-  // struct tcp_info: tcpi_bytes_sent and tcpi_bytes_retrans, include/uapi/linux/tcp.h
+  // struct tcp_info: tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; linux/tcp.h
   const info = libc.getOptionBytes(fd, libc.TCP_INFO, 216);
   if (info.length < 216) return null;
-  const view = new DataView(info.buffer);
-  return Number(view.getBigUint64(200, true) - view.getBigUint64(208, true));
+  const view = new DataView(info.buffer), waiting = view.getUint32(144, true);
+  return waiting + Number(view.getBigUint64(200, true) - view.getBigUint64(208, true));
 }
 
 /**
@@ -104,12 +109,22 @@ export function parseLooped(
       sameBytes(packet, source, local, atLocal, size);
     const isToThem = sameBytes(packet, tcp + 2, remote, 2, 2) &&
       sameBytes(packet, source + size, remote, atRemote, size);
-    if (isFromUs || isToThem) return packetAt(packet, at, tcp);
+    if (!isFromUs && !isToThem) continue;
+    const to = packet.subarray(source + size, source + 2 * size);
+    const isRedirected = !isToThem && !isLoopback(remote.subarray(atRemote, atRemote + size)) &&
+      (isLoopback(to) || sameBytes(to, 0, packet, source, size));
+    return { ...packetAt(packet, at, tcp), isRedirected };
   }
   return null;
 }
 
-function packetAt(packet: Uint8Array, at: number, tcp: number): SentPacket {
+/** Whether an address, 4 or 16 bytes, is in 127.0.0.0/8 or is ::1. */
+function isLoopback(address: Uint8Array): boolean {
+  if (address.length === 4) return address[0] === 127;
+  return address.every((byte, at) => byte === (at === 15 ? 1 : 0));
+}
+
+function packetAt(packet: Uint8Array, at: number, tcp: number): Omit<SentPacket, "isRedirected"> {
   const length = lengthAt(packet, at), outer = outerHeader(packet, at, length);
   // RFC 9293 section 3.1: the upper half of byte 12 is the header's length in words.
   const headers = tcp - at + (packet[tcp + 12] >> 4) * 4;
@@ -126,10 +141,19 @@ function packetAt(packet: Uint8Array, at: number, tcp: number): SentPacket {
 /** Where the outermost IP header is: the first whose packet ends where the inner one does. */
 function outerHeader(packet: Uint8Array, inner: number, length: number): number {
   for (let at = 0; at + 20 <= inner; at++) {
-    const isIP = packet[at] >> 4 === 4 || packet[at] >> 4 === 6;
-    if (isIP && lengthAt(packet, at) === inner - at + length) return at;
+    if (isOuter(packet, at) && lengthAt(packet, at) === inner - at + length) return at;
   }
   return inner;
+}
+
+/** Whether an IP header may begin here: MAC addresses can look like one. */
+function isOuter(packet: Uint8Array, at: number): boolean {
+  const isIPv4 = packet[at] >> 4 === 4;
+  // An Ethernet header ends with its EtherType, RFC 7042 appendix B.
+  if (at > 0) return wordAt(packet, at - 2) === (isIPv4 ? 0x0800 : 0x86dd);
+  // IPv4 and IPv6 inside, UDP, GRE, ESP
+  const carriers = [4, 41, 17, 47, 50];
+  return carriers.includes(packet[isIPv4 ? 9 : 6]) && (isIPv4 || packet[at] >> 4 === 6);
 }
 
 /** Bytes of the IP packet at `at`; 0 if its header does not say. */

@@ -41,6 +41,18 @@ Deno.test("a looped packet is read behind any link-layer header", () => {
   }
 });
 
+Deno.test("a MAC address that looks like an IP header is none", () => {
+  const vxlan = "45b8 005e 0000 4000 4011 0000 0a000001 0a000002" + "00".repeat(16 + 14);
+  // Its second byte is an IPv4 header's first, and its fifth the length of the rest.
+  for (const [length, front, outerTos] of [["39", "", null], ["6b", vxlan, 0xb8]] as const) {
+    const ethernet = fromHex(`02 42 0a 00 ${length} 05 02 00 00 00 00 02 0800 ${front}`);
+    const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
+    const packet = Uint8Array.from([...ethernet, ...inner]);
+    assert.equal(packet.length - 1, parseInt(length, 16));
+    assert.equal(parseLooped(packet, LOCAL, REMOTE)!.outerTos, outerTos);
+  }
+});
+
 Deno.test("in front of a packet inside a tunnel the outermost IP header is read", () => {
   const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 14);
   const ethernet = "02 00 00 00 00 01 02 00 00 00 00 02";
