@@ -903,7 +903,7 @@ function failureOf(error: unknown, stage: Stage | null = null, to?: Where): Fail
     return new Failure(Exit.notMarked, `the kernel did not accept the mark: ${error.message}`);
   }
   if (stage === "listening") {
-    const message = `cannot listen on ${formatAddress(to!)}: ${reason(error)}`;
+    const message = `cannot listen on ${printable(formatAddress(to!))}: ${reason(error)}`;
     return new Failure(Exit.cannotConnect, message);
   }
   if (stage === "connecting") return connectFailure(error, to!);
@@ -946,28 +946,38 @@ function connectFailure(
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
 }
 
-/** What rustls says of a certificate, in words. */
-const CERTIFICATE_ERRORS: Record<string, string> = {
-  "Other(OtherError(CaUsedAsEndEntity))": "it is a CA certificate, not a server's (self-signed)",
-  UnknownIssuer: "its issuer is not trusted",
-  NotValidForName: "it is for another host name",
-  Expired: "it has expired",
-  NotValidYet: "it is not valid yet",
-};
+/** What Deno's two ways to TLS say of a certificate, in words; of a time that follows, its date. */
+const CERTIFICATE_ERRORS: readonly (readonly [said: RegExp, words: string])[] = [
+  [/CaUsedAsEndEntity/, "it is a CA certificate, not a server's (self-signed)"],
+  [/^self-signed/, "it is self-signed"],
+  [/UnknownIssuer/, "its issuer is not trusted"],
+  [/^unable to verify/, "its issuer is not trusted, or it is not valid today"],
+  [/NotValidForName|not valid for name|altnames/, "it is for another host name"],
+  [/not valid after (\d+)/, "it was valid until"],
+  [/not valid before (\d+)/, "it will be valid from"],
+  [/^Expired/, "it has expired"],
+  [/^NotValidYet/, "it is not valid yet"],
+];
 
 function tlsFailure(error: Error): Failure {
   const message = reason(error);
   const bare = message.replace(/^invalid peer certificate: /, "");
-  const why = CERTIFICATE_ERRORS[bare] ?? bare;
+  const [said, words] = CERTIFICATE_ERRORS.find(([said]) => said.test(bare)) ?? [/$/, bare];
+  const seconds = said.exec(bare)![1];
+  const date = seconds && new Date(Number(seconds) * 1000).toISOString().slice(0, 10);
+  const why = date === undefined ? words : `${words} ${date}`;
   if (bare === message) {
     const isPlain = /InvalidContentType|wrong version number|packet length too long/.test(message);
     const hint = isPlain ? "the server does not speak TLS: is it http://?" : undefined;
     return new Failure(Exit.tlsFailed, `TLS failed: ${message}`, hint);
   }
+  const isUntrusted = /issuer|signed/.test(words);
   return new Failure(
     Exit.badCertificate,
     `the server's certificate is not valid: ${why}`,
-    "--cacert FILE trusts the certificates in FILE, -k any",
+    isUntrusted
+      ? "--cacert FILE trusts the certificates in FILE, -k any"
+      : "-k accepts any certificate",
   );
 }
 
@@ -978,8 +988,8 @@ function missingPermission(to?: Where): Failure | null {
   // --deny-net may deny a host whose port is allowed.
   const isDenied = (where: string) => stateOf(where.replace(/:\d+$/, "")) === "denied";
   if (where !== undefined && (stateOf(where) !== "granted" || isDenied(where))) {
-    const hint = `run with --allow-net or --allow-net=${where}`;
-    return new Failure(Exit.cannotRun, `no permission to use ${where}`, hint);
+    const hint = `run with --allow-net or --allow-net=${printable(where)}`;
+    return new Failure(Exit.cannotRun, `no permission to use ${printable(where)}`, hint);
   }
   if (isGranted({ name: "ffi" })) return null;
   const message = "no permission to call libc, which sets the mark";
@@ -1055,7 +1065,10 @@ export interface Reply {
   headers: Field[];
   /** The fields behind the last chunk, likewise. */
   trailers: Field[];
-  /** The Traffic Class of its first packet; `null` on IPv4, where the kernel reports none. */
+  /**
+   * The Traffic Class of the latest packet when its first bytes were read; `null` on IPv4, where the
+   * kernel reports none.
+   */
   tos: number | null;
   /** Bytes of the body that were read, without the framing of chunks. */
   bodyBytes: number;
@@ -1456,8 +1469,8 @@ export interface Left {
   readonly wrong: number | null;
   /** The outer ToS byte of tunnelled packets: the first that differs from the mark, else the first. */
   readonly outerTos: number | null;
-  /** Whether a tunnel device took them: what leaves it is not observed. */
-  readonly toTunnel: boolean;
+  /** Who took them, if that is not the network: what then leaves this host is not observed. */
+  readonly takenBy: "a tunnel device" | "a program on this host" | null;
 }
 
 const NOT_OBSERVED: Left = {
@@ -1466,7 +1479,7 @@ const NOT_OBSERVED: Left = {
   bytes: { seen: 0, sent: 0 },
   wrong: null,
   outerTos: null,
-  toTunnel: false,
+  takenBy: null,
 };
 
 /** Did the mark leave? */
@@ -1475,11 +1488,15 @@ function judgeLeft({ sent: packets, dataSent: sent }: MarkedConn, mark: Mark): L
   const wrong = packets.map(({ tos }) => tos).find(isWrong) ?? null;
   const outer = packets.flatMap(({ outerTos }) => outerTos ?? []);
   const outerTos = outer.find(isWrong) ?? outer[0] ?? null;
-  const toTunnel = packets.some(({ linkHeader }) => linkHeader === 0);
+  const takenBy = packets.some(({ linkHeader }) => linkHeader === 0)
+    ? "a tunnel device"
+    : packets.some(({ isRedirected }) => isRedirected)
+    ? "a program on this host"
+    : null;
   const seen = bytesCovered(packets);
-  const isWhole = packets.length > 0 && sent !== null && seen >= sent && !toTunnel;
+  const isWhole = packets.length > 0 && sent !== null && seen >= sent && takenBy === null;
   const proved = wrong !== null || outer.some(isWrong) ? false : isWhole ? true : null;
-  return { proved, packets, bytes: { seen, sent }, wrong, outerTos, toTunnel };
+  return { proved, packets, bytes: { seen, sent }, wrong, outerTos, takenBy };
 }
 
 /** Bytes of data in packets, each counted once: some may have been sent again. */
@@ -1520,8 +1537,10 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
   const tos = byteOf("arrived-tos");
   if (tos === null) return null;
   let [syn, ack, data] = ["arrived-syn", "arrived-ack", "arrived-data"].map(byteOf);
-  // A server that sends the one header alone means the one packet that every server can see.
-  if (syn === null && ack === null && data === null) syn = tos;
+  // A server that sends the one header alone does not say which packet it means.
+  const isAlone = syn === null && ack === null && data === null;
+  if (isAlone && !connection.options.markSyn && sameDscp(tos, mark.tos)) data = tos;
+  else if (isAlone) syn = tos;
   const peer = valueOf("arrived-peer");
   const isOther = peer !== "" && peer !== formatAddress(plainEnd(connection.localAddr));
   const { markSyn } = connection.options, first = markSyn ? mark.tos : 0;
@@ -1603,17 +1622,24 @@ function isLikelyTls({ isHttps, port }: Target): boolean {
 /** 104, if a proof is required: of what left, and of what arrived if the far end is our own. */
 function proofFailure(exchange: Exchange, { requireProof }: AskOptions): Failure | null {
   if (!requireProof) return null;
-  const { left: { proved, packets, bytes }, arrived, reply } = exchange;
+  const { left: { proved, packets, bytes, takenBy }, arrived, reply } = exchange;
   if (packets.length === 0) return new Failure(Exit.notProved, "no packet was observed leaving");
+  if (takenBy !== null) {
+    return new Failure(Exit.notProved, `the packets were handed to ${takenBy}`);
+  }
   if (proved === null) {
     const message = `only ${bytes.seen} of ${bytes.sent ?? "?"} bytes were observed leaving`;
     return new Failure(Exit.notProved, message);
   }
-  const isOurs = reply?.headers.some(([name, value]) =>
-    name === "server" && value.startsWith("dscp-get/")
-  );
-  if (!isOurs || (arrived !== null && !arrived.isOther)) return null;
+  if (!isOurs(reply) || (arrived !== null && !arrived.isOther)) return null;
   return new Failure(Exit.notProved, "the far end does not report what arrived");
+}
+
+/** Whether the far end is one of ours. */
+function isOurs(reply: Reply | null): boolean {
+  return reply?.headers.some(([name, value]) =>
+    name === "server" && value.startsWith("dscp-get/")
+  ) ?? false;
 }
 
 // ─── Report ─────────────────────────────────────────────────────────────────────────────────────
@@ -1692,7 +1718,7 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
   if (isOver) {
     // That the built-in server saw an unmarked handshake is in the last line.
     const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther || !isBuiltIn);
-    if (isNews) lines.push(["arrived", arrivedText(arrived)]);
+    if (isNews) lines.push(["arrived", arrivedText(arrived, left.packets.length)]);
     if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
     lines.push(["handshake", handshakeText(options.markSyn, arrived)]);
   }
@@ -1709,7 +1735,7 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
   });
 }
 
-function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string {
+function leftText({ proved, packets, bytes, outerTos, takenBy }: Left): string {
   if (packets.length === 0) {
     return "not observed: no copy came back; the device may not make any, NAT may\n" +
       "hide them, or sysctl net.core.tstamp_allow_data is 0";
@@ -1721,8 +1747,8 @@ function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string 
   const isEcn = packets.some(({ tos }) => (tos & 3) !== 0);
   const ecn = isEcn ? "\n(its two lowest bits are ECN, which TCP sets by itself)" : "";
   if (proved === false) return `${seen}${where}: NOT the mark that was set${ecn}`;
-  if (toTunnel) {
-    return `${seen}, handed to a tunnel device, whose own packets are not observed${ecn}`;
+  if (takenBy !== null) {
+    return `${seen}, handed to ${takenBy}, whose own packets are not observed${ecn}`;
   }
   if (proved === null) {
     return `${seen}: proved for ${bytes.seen} of ${bytes.sent ?? "?"} bytes${ecn}`;
@@ -1730,7 +1756,7 @@ function leftText({ proved, packets, bytes, outerTos, toTunnel }: Left): string 
   return `${seen}${where}: proved${ecn}`;
 }
 
-function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
+function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport, packets: number): string {
   const reported = Object.entries({ SYN: syn, ACK: ack, data }).filter(([, tos]) => tos !== null);
   const bytes = reported.map(([packet, tos]) => `${packet} ${hex(tos!)}`).join(", ");
   if (isOther) {
@@ -1739,8 +1765,10 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport): string {
   if (kept === null) {
     return `${bytes} at the server; whether the mark arrived is unknown without --mark-syn`;
   }
-  const verdict = kept ? "the mark survived the path" : "NOT the mark that was sent";
-  return `${bytes} at the server: ${verdict}`;
+  // IPv6 servers know the class of the latest packet alone, IPv4 servers that of none with data.
+  const isAll = data !== null && packets <= 1;
+  const survived = `the mark survived ${isAll ? "the path" : "on these packets"}`;
+  return `${bytes} at the server: ${kept ? survived : "NOT the mark that was sent"}`;
 }
 
 function handshakeText(markedSyn: boolean, arrived: ArrivedReport | null): string {
@@ -1844,13 +1872,14 @@ function lookAtRequest(exchange: Exchange): void {
 async function single(place: Place, options: Options): Promise<Failure | null> {
   const askOptions = await askOptionsOf(options), limits = new Limits(askOptions);
   const isReported = !options.json && !options.silent;
-  let current: Exchange | null = null, shown = 0, isLineOpen = false;
+  let current: Exchange | null = null, shown: string[] = [], isLineOpen = false;
   const show = (exchange: Exchange, isOver: boolean) => {
     if (!isReported || exchange.failure?.code === Exit.cannotRun) return;
     const lines = report(exchange, place.isBuiltIn, isOver);
     if (isOver && isLineOpen && Deno.stderr.isTerminal()) toStandardError("\n");
-    toStandardError(lines.slice(shown).join(""));
-    shown = Math.max(shown, lines.length);
+    // What has changed since is told again.
+    toStandardError(lines.filter((line) => !shown.includes(line)).join(""));
+    shown = lines;
   };
   using _signals = onInterrupt((code) => {
     if (Deno.stderr.isTerminal()) toStandardError("\n");
@@ -1881,7 +1910,7 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
   }
   const exchange = await ask(place.target, options.marks[0], askOptions, sink, { limits, watch });
   current = null;
-  await checkPresent(exchange, options, limits);
+  await checkPresent(exchange, place, options, limits);
   const failure = limits.stopped ?? exchange.failure;
   if (options.json) await toStandardOutput(json(place, exchange, failure));
   else show(exchange, true);
@@ -2149,40 +2178,44 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
     }
   };
   const interrupted = Promise.withResolvers<void>();
+  // Standard output may have a reader that has stopped.
+  const orInterrupt = (work: Promise<void>) => Promise.race([work, interrupted.promise]);
   using _signals = onInterrupt((code) => {
     const after = done > 0 ? ` after ${done} of ${plural(count, "request")}` : "";
     limits.stop(new Failure(code, `interrupted${after}`));
     interrupted.resolve();
   });
   let first: Failure | null = null, done = 0;
-  await warmUp(place.target, options.marks[0], askOptions);
+  await orInterrupt(warmUp(place.target, options.marks[0], askOptions));
   for (let round = 1; round <= options.count; round++) {
     for (const row of rows) {
       if (done > 0 && options.interval > 0) {
-        await Promise.race([pause(options.interval * 1000), interrupted.promise]);
+        await orInterrupt(pause(options.interval * 1000));
       }
       const exchange = await ask(place.target, row.mark, askOptions, sink, { limits });
       if (limits.stopped !== null) {
-        if (done > 0) await result();
-        else if (options.json) await toStandardOutput(json(place, exchange, limits.stopped, round));
+        const last = () => toStandardOutput(json(place, exchange, limits.stopped, round));
+        const printing = done > 0 ? result() : options.json ? last() : null;
+        await Promise.race([printing, pause(200)]);
         return limits.stopped;
       }
-      if (done === 0) await checkPresent(exchange, options, limits);
+      if (done === 0) await checkPresent(exchange, place, options, limits);
       const { failure } = exchange;
       // Without a permission or libc all others would fail the same way.
       if (failure?.code === Exit.cannotRun) throw failure;
       first ??= failure;
       row.add(exchange);
       done++;
-      if (options.json) await toStandardOutput(json(place, exchange, failure, round));
-      else {
+      if (options.json) {
+        await orInterrupt(toStandardOutput(json(place, exchange, failure, round)));
+      } else {
         const progress = `${done} of ${count} requests, Ctrl-C ends it here\n`;
         screen.offer((width) => table(rows, width) + progress);
       }
     }
   }
-  await result();
-  if (first === null) return null;
+  await orInterrupt(result());
+  if (first === null || limits.stopped !== null) return limits.stopped;
   const sum = (of: "failed" | "wrong") => rows.reduce((sum, row) => sum + row[of], 0);
   const parts = [
     ...sum("failed") > 0 ? [`${sum("failed")} of ${plural(count, "request")} failed`] : [],
@@ -2198,7 +2231,9 @@ async function warmUp({ isHttps }: Target, mark: Mark, options: AskOptions): Pro
   const local = { ...options, family: options.family && 4 as const, maxTime: 1 };
   // The built-in server does not speak TLS; a handshake that fails warms most of it up.
   if (isHttps) await ask({ ...place.target, isHttps }, mark, local, {});
-  for (let at = 0; at < 16; at++) await ask(place.target, mark, local, {});
+  for (let at = 0; at < 16; at++) {
+    if ((await ask(place.target, mark, local, {})).failure !== null) return;
+  }
 }
 
 /** Lines on a terminal's standard error that are replaced by newer ones. */
@@ -2370,7 +2405,9 @@ export class Trace implements AsyncIterable<Hop> {
 export function trace(url: string | URL, options: TraceOptions = {}, sink: Sink = {}): Trace {
   const defaults = { ...ASK_DEFAULTS, dscp: "EF", maxHops: 30, connectTimeout: TRACE_TIMEOUT };
   const { dscp, ...askOptions } = complete(defaults, options), { maxHops } = askOptions;
-  if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) throw new RangeError(`${maxHops} hops`);
+  if (!(maxHops >= 1 && maxHops <= MAX_HOPS)) {
+    throw new RangeError(`maxHops is a number from 1 to ${MAX_HOPS}, not ${maxHops}`);
+  }
   const route = { target: parseTarget(String(url)), options: askOptions, sink };
   return new Trace(parseDscp(String(dscp)), route);
 }
@@ -2432,18 +2469,21 @@ function pathVerdict({ path, changes, exchange }: Trace): { sort: string; text: 
   });
   if (places.length > 0) return { sort: "changed", text: `changed ${places.join(", then ")}` };
   const seen = path.findLast(({ tos }) => tos !== null);
-  const later = exchange?.arrived?.changed ?? null;
-  if (seen?.evidence === "server" && later !== null) {
-    const arrived = describe(markOf(later.arrived));
-    const text = `kept all the way on the SYN, but ${later.packet} arrived as ${arrived}`;
-    return { sort: "changed", text };
-  }
-  if (seen?.evidence === "server") {
-    return { sort: "kept all the way", text: "kept all the way: the server reports it" };
+  const isWhole = seen?.evidence === "server";
+  const far = isWhole ? "all the way" : seen && `as far as ${hopName(seen.hop, path)}`;
+  const { left = NOT_OBSERVED, arrived = null } = exchange ?? {}, later = arrived?.changed;
+  const other = left.wrong !== null
+    ? `the request left this host as ${describe(markOf(left.wrong))}`
+    : isWhole && later
+    ? `${later.packet} arrived as ${describe(markOf(later.arrived))}`
+    : null;
+  if (far && other) return { sort: "changed", text: `kept ${far} on the SYN, but ${other}` };
+  if (isWhole) {
+    const packets = arrived?.data === null ? " on the handshake" : "";
+    return { sort: "kept all the way", text: `kept ${far}${packets}: the server reports it` };
   }
   if (seen !== undefined) {
-    const text = `kept as far as ${hopName(seen.hop, path)}, the last that showed it`;
-    return { sort: "kept as far as shown", text };
+    return { sort: "kept as far as shown", text: `kept ${far}, the last that showed it` };
   }
   const hint = path.findLast(({ evidence }) => evidence === "outer");
   const text = hint !== undefined
@@ -2538,7 +2578,9 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
   };
   using _signals = onInterrupt(async (code) => {
     if (Deno.stderr.isTerminal()) toStandardError("\n");
-    await toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
+    // Standard output may have a reader that has stopped.
+    const printing = toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
+    await Promise.race([printing, pause(200)]);
     if (!options.json) toStandardError("dscp-get: interrupted\n");
     Deno.exit(code);
   });
@@ -2548,7 +2590,7 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
     for await (const _hop of trace) {
       if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
     }
-    if (done === 0) await checkPresent(trace.exchange!, options);
+    if (done === 0) await checkPresent(trace.exchange!, place, options);
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
@@ -2907,20 +2949,27 @@ interface Place extends AsyncDisposable {
   readonly isBuiltIn: boolean;
 }
 
-/** Thrown when the default port's server has gone before its first request: the port is ours. */
+/** Thrown when the default port's server has gone, or will soon: this listener takes its place. */
 class Vacant {
   constructor(readonly listener: Deno.TcpListener) {}
 }
 
-/** @throws {Vacant} without a URL, if the first exchange shows that the server has gone */
+/** @throws {Vacant} without a URL, if the first exchange shows that the server does not stay */
 async function checkPresent(
   exchange: Exchange,
-  { url }: Options,
+  { isBuiltIn }: Place,
+  options: Options,
   limits?: Limits,
 ): Promise<void> {
+  if (options.url !== null || isBuiltIn) return;
   const { target: { host, port }, reply, failure } = exchange;
+  // The built-in server of another run ends with that run.
+  const isOthers = isOurs(reply) && reply?.headers.some(([, value]) => value === BUILT_IN.type);
+  if (isOthers && isSeries(options) && isGranted({ name: "net", host })) {
+    throw new Vacant(Deno.listen({ hostname: host, port: 0 }));
+  }
   const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
-  if (url !== null || reply !== null || !codes.includes(failure?.code ?? 0)) return;
+  if (reply !== null || !codes.includes(failure?.code ?? 0)) return;
   // Concurrent runs may take the port one after another, each for some milliseconds.
   for (let tries = 0; tries < 100 && !limits?.stopped; tries++) {
     const listener = listen(host, port);

@@ -62,14 +62,14 @@ export class MarkedConn implements Disposable {
   readonly fd: number;
   /** The byte that the kernel read back, once the connection is marked. */
   readBack: number | null = null;
-  /** Bytes of data sent, TLS's own included, each counted once; `null` if the kernel cannot say. */
-  dataSent: number | null = 0;
   #stream: Pick<Deno.Conn, "read" | "write" | "close">;
   readonly #socket: ConnectedSocket;
   readonly #packets: SentPacket[] = [];
   /** Shows, once TLS has the descriptor and may have closed it, whether it is still ours. */
   #cookie: bigint | null | undefined;
+  #dataSent: number | null = 0;
   #isWatched = false;
+  #isWriting = false;
   #isClosed = false;
 
   /** @param options those that it was opened with */
@@ -164,15 +164,25 @@ export class MarkedConn implements Disposable {
   /** Writes all of `bytes`, each segment by itself: the kernel copies one packet for each write. */
   async write(bytes: Uint8Array): Promise<void> {
     this.#watch();
+    this.#isWriting = true;
     const isSplit = this.#isWatched && bytes.length > SMALLEST_SEGMENT;
     const atOnce = isSplit ? libc.getOption(this.fd, libc.TCP_MAXSEG) : bytes.length;
     for (let at = 0; at < bytes.length;) {
       const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
-      this.dataSent = (this.dataSent ?? 0) + size;
+      this.#dataSent = (this.#dataSent ?? 0) + size;
       at += size;
       // The kernel drops copies that do not fit the receive buffer.
       if (at < bytes.length) this.#drain();
     }
+    this.#isWriting = false;
+  }
+
+  /**
+   * Bytes of data sent, TLS's own included, each counted once; `null` if the kernel cannot say, and
+   * while a write is under way or if it has failed.
+   */
+  get dataSent(): number | null {
+    return this.#isWriting ? null : this.#dataSent;
   }
 
   /** The packets sent so far, oldest first, as the kernel looped them back. */
@@ -185,7 +195,7 @@ export class MarkedConn implements Disposable {
     const isOurs = this.#cookie === undefined || this.#cookie === libc.socketCookie(this.fd);
     if (this.#isWatched && !this.#isClosed && isOurs) {
       // TLS's own bytes are known to the kernel alone.
-      if (this.#cookie !== undefined) this.dataSent = dataSent(this.fd);
+      if (this.#cookie !== undefined) this.#dataSent = dataSent(this.fd);
       this.#packets.push(...drainSent(this.#socket));
     }
   }

@@ -126,7 +126,7 @@ testWith(
     );
     assert.equal(answer?.tos, 0x88);
     const report = (await dscpGet(["--mark-syn", url], network.client)).stderr;
-    assert.match(report, /^arrived +ACK 0xB8 at the server: the mark survived the path$/m);
+    assert.match(report, /^arrived +ACK 0xB8 at the server: the mark survived on these packets$/m);
 
     const table = "add table ip q; add chain ip q f { type filter hook forward priority mangle; }";
     await network.router.run("nft", table);
@@ -211,12 +211,15 @@ Deno.test("the report says what the far end tells, and what that is worth", asyn
   );
   assert.equal(
     await line("--mark-syn", ipv4),
-    "SYN 0xB8, ACK 0xB8 at the server: the mark survived the path",
+    "SYN 0xB8, ACK 0xB8 at the server: the mark survived on these packets",
   );
   assert.equal(
     await line(ipv6),
     "SYN 0x00, data 0xB8 at the server: the mark survived the path",
   );
+  // Of several packets with data the server knows the latest.
+  const large = await dscpGet(["--mark-syn", "-H", `X-Pad: ${"x".repeat(100_000)}`, ipv6]);
+  assert.match(large.stderr, /^arrived .* data 0xB8 at the server: .* survived on these packets$/m);
   await using liar = replying("HTTP/1.1 200 OK\r\nArrived-ToS: 0x20\r\nContent-Length: 0\r\n\r\n");
   assert.equal(
     await line("--mark-syn", liar.url),
@@ -239,6 +242,11 @@ Deno.test("a server that sends Arrived-ToS alone is believed as far as it goes, 
     await using server = replying(reply(headers));
     const outcome = await dscpGet(["--json", "--mark-syn", server.url]);
     assert.deepEqual([outcome.code, JSON.parse(outcome.stdout).arrived], [code, arrived], headers);
+  }
+  // Without --mark-syn it may mean the unmarked handshake as well as the marked request.
+  for (const [byte, code] of [["0xB8", 0], ["0x00", 0], ["0x20", 102]] as const) {
+    await using server = replying(reply(`Arrived-ToS: ${byte}\r\n`));
+    assert.equal((await dscpGet([server.url])).code, code, byte);
   }
 });
 

@@ -81,3 +81,21 @@ Deno.test("--json prints an object for a bad URL in a series too", async () => {
   assert.equal(code, 3);
   assert.equal(JSON.parse(stdout).error.code, 3);
 });
+
+testWith(
+  ["root", "ip"],
+  "a series does not lean on the built-in server of another run, which may end before it",
+  async () => {
+    await using namespace = await Namespace.create();
+    const long = ["--json", "-n", "100000"];
+    await using first = new Background([...namespace.under, ...command(long)]);
+    await first.until((said) => said.includes('"round":2'));
+    for (const args of [["-n", "5"], ["--trace", "-d", "EF,DF"]]) {
+      await using second = new Background([...namespace.under, ...command(["--json", ...args])]);
+      await second.until((said) => said.includes('"url"'));
+      assert.match(second.said, /"server":"built-in"/);
+      assert.equal((await second.child.status).code, 0);
+    }
+    await first.stop("SIGINT");
+  },
+);

@@ -272,3 +272,59 @@ testWith(
     assert.match(outcome.stderr, /^hint: the server may speak TLS: is it https:\/\/\?$/m);
   },
 );
+
+testWith(
+  ["openssl"],
+  "what is wrong with a certificate is said in words, and how to go on",
+  async () => {
+    await using certificates = await Certificates.create();
+    const { root, key, folder } = certificates,
+      expired = `${folder}/expired`,
+      config = `${folder}/ca`;
+    await Deno.writeTextFile(`${folder}/index`, "");
+    await Deno.writeTextFile(
+      config,
+      `[ca]\ndefault_ca = d\n[d]\ndatabase = ${folder}/index\nnew_certs_dir = ${folder}\n` +
+        "default_md = sha256\npolicy = p\nrand_serial = yes\n[p]\ncommonName = supplied\n",
+    );
+    const by = ["-batch", "-config", config, "-cert", root, "-keyfile", `${folder}/root.key`];
+    const dates = ["-startdate", "20200101000000Z", "-enddate", "20200201000000Z"];
+    const files = ["-in", `${folder}/csr`, "-extfile", `${folder}/ext`, "-out", expired, "-notext"];
+    const made = await execute(["openssl", "ca", ...by, ...dates, ...files]);
+    assert.equal(made.code, 0, made.stderr);
+    const untrusted = "its issuer is not trusted, or it is not valid today";
+    for (
+      const [certificate, host, how, words, hint] of [
+        [expired, "localhost", [], "it was valid until 2020-02-01", "-k accepts any"],
+        [expired, "localhost", ["--mark-syn"], untrusted, "--cacert FILE trusts"],
+        [
+          certificates.certificate,
+          "127.0.0.2",
+          [],
+          "it is for another host name",
+          "-k accepts any",
+        ],
+        [
+          certificates.certificate,
+          "127.0.0.2",
+          ["--mark-syn"],
+          "it is for another host name",
+          "-k accepts",
+        ],
+      ] as const
+    ) {
+      const [cert, privateKey] = [certificate, key].map((file) => Deno.readTextFileSync(file));
+      using listener = Deno.listenTls({ hostname: host, port: 0, cert, key: privateKey });
+      const accepting = listener.accept().then((conn) =>
+        conn.handshake().catch(() => {}).finally(() => conn.close())
+      );
+      const url = `https://${host}:${listener.addr.port}/`;
+      const { code, stderr } = await dscpGet([...how, url], { env: { DENO_CERT: root } });
+      assert.equal(code, 60, stderr);
+      const lines = stderr.trimEnd().split("\n").slice(-2);
+      assert.equal(lines[0], `dscp-get: the server's certificate is not valid: ${words}`);
+      assert.ok(lines[1].startsWith(`hint: ${hint}`), stderr);
+      await accepting;
+    }
+  },
+);

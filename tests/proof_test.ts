@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
+import { Exit, type Failure, get } from "../main.ts";
 import { Namespace, Network, rewriteLeaving, SERVER } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import {
   Background,
+  command,
   dscpGet,
   execute,
   inject,
@@ -10,7 +12,16 @@ import {
   type Outcome,
   testWith,
 } from "./support/processes.ts";
-import { FarEnd, OK, replying, replyingOn, startPython } from "./support/servers.ts";
+import {
+  Certificates,
+  FarEnd,
+  OK,
+  RawServer,
+  replying,
+  replyingOn,
+  send,
+  startPython,
+} from "./support/servers.ts";
 
 const CLIENT = "192.0.2.2";
 
@@ -354,5 +365,107 @@ testWith(
     assert.match(series.stdout, /^EF +0x20 ! +- +2 +2 +2 /m);
     const closed = await dscpGet(["-f", "http://127.0.0.1:8081/"], namespace);
     assert.equal(closed.code, 7, "nothing was sent");
+  },
+);
+
+const TOO_LARGE = "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\n\r\n";
+
+testWith(
+  ["openssl"],
+  "a request that is answered before all of it was written is not proved, over TLS neither: 104",
+  async () => {
+    const over = Promise.withResolvers<void>();
+    const answer = async (conn: Deno.Conn) => {
+      await conn.read(new Uint8Array(4096));
+      await send(conn, TOO_LARGE);
+      await over.promise;
+    };
+    await using server = new RawServer(answer);
+    await using certificates = await Certificates.create();
+    const [cert, key, root] = [certificates.certificate, certificates.key, certificates.root]
+      .map((file) => Deno.readTextFileSync(file));
+    using listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
+    const serving = (async () => {
+      const conns = [];
+      for (let at = 0; at < 2; at++) {
+        const conn = await listener.accept();
+        conns.push(answer(conn).catch(() => {}).finally(() => conn.close()));
+      }
+      await Promise.all(conns);
+    })().catch((error) => {
+      // A test that fails closes the listener.
+      if (!(error instanceof Deno.errors.BadResource)) throw error;
+    });
+    using _over = { [Symbol.dispose]: over.resolve };
+    // 8 MiB do not fit the buffers of a server that reads nothing more.
+    const headers = [["X-Pad", "x".repeat(8 << 20)]] as const;
+    const trust = { caCerts: [root], insecure: false };
+    const { port } = listener.addr;
+    for (
+      const [url, options] of [
+        [server.url, { headers }],
+        [server.url, { headers, markSyn: true }],
+        [`https://localhost:${port}/`, { headers, trust }],
+      ] as const
+    ) {
+      const { left, reply } = await get(url, options);
+      assert.deepEqual([reply!.status, left.proved, left.bytes.sent], [431, null, null]);
+      await assert.rejects(
+        get(url, { ...options, requireProof: true }),
+        ({ code }: Failure) => code === Exit.notProved,
+      );
+    }
+    over.resolve();
+    await serving;
+  },
+);
+
+testWith(
+  ["root", "ip", "nft", "tcpdump"],
+  "a request that a rule hands to a proxy on this host is not proved, and 104 with --require-proof",
+  async () => {
+    await using network = await Network.create();
+    const { client } = network;
+    await using _proxy = await FarEnd.start("0.0.0.0:15001", client.under);
+    const chain = "add chain ip n o { type nat hook output priority -100; }";
+    const rule = "add rule ip n o tcp dport 8086 redirect to :15001";
+    await client.run("nft", `add table ip n; ${chain}; ${rule}`);
+    await using capture = await Capture.start(15001, "lo", client.under);
+    const url = `http://${SERVER.ipv4}:8086/`;
+    const { code, stdout, stderr } = await dscpGet(["--require-proof", "--json", url], client);
+    assert.equal(code, 104, stderr);
+    assert.equal(JSON.parse(stdout).left.proved, null);
+    // It came to the loopback device.
+    await capture.until((packets) => packets.some(({ tos, length }) => tos === 0xb8 && length > 0));
+    const { stderr: report } = await dscpGet([url], client);
+    assert.match(
+      report.replace(/\n +/g, " "),
+      /^left +1 packet with 0xB8, handed to a program on this host, whose own packets are not obs/m,
+    );
+    // A request to this host itself is what was asked for.
+    const here = await dscpGet(["--require-proof", "http://127.0.0.1:15001/"], client);
+    assert.equal(here.code, 0, here.stderr);
+  },
+);
+
+testWith(
+  ["root", "ip", "nft"],
+  "what was told after a second is told again if it has changed since",
+  async () => {
+    await using network = await Network.create();
+    await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
+    const chain = "add chain ip t f { type filter hook forward priority 0; }";
+    const drop = "add rule ip t f tcp flags & psh == psh drop";
+    await network.router.run("nft", `add table ip t; ${chain}; ${drop}`);
+    await using run = new Background([
+      ...network.client.under,
+      ...command([`http://${SERVER.ipv4}:8086/`]),
+    ]);
+    await run.until((said) => /^left .*: proved$/m.test(said));
+    await rewriteLeaving(network.client, "ip dscp ef ip dscp set cs1");
+    await network.router.run("nft", "flush", "ruleset");
+    await run.until((said) => said.includes("dscp-get: "));
+    assert.match(run.said, /^left .*0xB8 and 0x20, .*: NOT the mark\n +that was set$/m);
+    assert.match(run.said, /^dscp-get: set 0xB8, left with 0x20: /m);
   },
 );
