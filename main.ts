@@ -72,8 +72,6 @@ export const Exit = {
 
 /** What ends a run: an exit code, one line for a person, and perhaps a hint on what to do. */
 export class Failure extends Error {
-  /** `Failure`. */
-  override name = "Failure";
   /** The request that failed, as far as it came; `null` if it is not about one. */
   exchange: Exchange | null = null;
 
@@ -86,6 +84,7 @@ export class Failure extends Error {
    */
   constructor(readonly code: number, message: string, readonly hint?: string) {
     super(message);
+    this.name = "Failure";
   }
 }
 
@@ -1088,12 +1087,10 @@ export interface Sink {
 
 /** What a sink has thrown is its `cause`: an error of the program's own, not of the request. */
 export class SinkError extends Error {
-  /** `SinkError`. */
-  override name = "SinkError";
-
   /** An error of a sink. */
   constructor(cause: unknown) {
     super("the sink failed", { cause });
+    this.name = "SinkError";
   }
 }
 
