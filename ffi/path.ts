@@ -217,7 +217,7 @@ interface Ends {
 
 /** Climbs a path, once for each mark; holds the local port and the raw socket meanwhile. */
 export class Climb implements Disposable {
-  #addresses: string[] | null = null;
+  #addresses: string[] = [];
   #ends: Ends | null = null;
   /** Keeps the local port while no probe has it. */
   #anchor: number | null = null;
@@ -249,7 +249,7 @@ export class Climb implements Disposable {
     maxHops: number,
     signal: AbortSignal,
   ): AsyncGenerator<Hop, ProbeResult> {
-    if (this.#addresses === null) {
+    if (this.#ends === null) {
       const { hostname, port, family } = this.options;
       checkPermission(hostname, port, "granted");
       this.#addresses = await resolve(hostname, family, signal);
@@ -428,7 +428,7 @@ export class Climb implements Disposable {
 
   /** Takes a local port, and a raw socket, for the next address. @returns false after the last */
   #openNext(): boolean {
-    const hostname = this.#addresses!.shift();
+    const hostname = this.#addresses.shift();
     if (hostname === undefined) return false;
     const ends = probeEnds(destination(hostname, this.options.port));
     this[Symbol.dispose]();
