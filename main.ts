@@ -460,7 +460,7 @@ function checkTogether(options: Options, given: Set<string>, urls: readonly stri
   const useless = {
     ...!options.trace && { "--max-hops": "it is for --trace" },
     ...!isMany && { "--interval": "it is for series" },
-    ...!isShown && { "--include": "with -n, --trace and --json the reply is not printed" },
+    ...!isShown && { "--include": "no reply is printed in a series, a trace or JSON" },
   };
   for (const [name, why] of Object.entries(useless)) {
     if (options.print !== null || !given.has(name)) continue;
@@ -948,8 +948,8 @@ function connectFailure(
 /** What Deno's two ways to TLS say of a certificate, in words; of a time that follows, its date. */
 const CERTIFICATE_ERRORS: readonly (readonly [said: RegExp, words: string])[] = [
   [/CaUsedAsEndEntity/, "it is a CA certificate, not a server's (self-signed)"],
-  [/^self-signed/, "it is self-signed"],
-  [/UnknownIssuer/, "its issuer is not trusted"],
+  [/^self-signed certificate$/, "it is self-signed"],
+  [/UnknownIssuer|in certificate chain/, "its issuer is not trusted"],
   [/^unable to verify/, "its issuer is not trusted, or it is not valid today"],
   [/NotValidForName|not valid for name|altnames/, "it is for another host name"],
   [/not valid after (\d+)/, "it was valid until"],
@@ -1531,16 +1531,16 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
     const value = valueOf(wanted);
     return /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
   };
-  const tos = byteOf("arrived-tos");
+  const tos = byteOf("arrived-tos"), { markSyn } = connection.options;
   if (tos === null) return null;
   let [syn, ack, data] = ["arrived-syn", "arrived-ack", "arrived-data"].map(byteOf);
   // A server that sends the one header alone does not say which packet it means.
   const isAlone = syn === null && ack === null && data === null;
-  if (isAlone && !connection.options.markSyn && sameDscp(tos, mark.tos)) data = tos;
+  if (isAlone && mark.tos !== 0 && !markSyn && sameDscp(tos, mark.tos)) data = tos;
   else if (isAlone) syn = tos;
   const peer = valueOf("arrived-peer");
   const isOther = peer !== "" && peer !== formatAddress(plainEnd(connection.localAddr));
-  const { markSyn } = connection.options, first = markSyn ? mark.tos : 0;
+  const first = markSyn ? mark.tos : 0;
   // A marked request may overtake an unmarked ACK, and end the handshake in its place.
   const isRequest = !markSyn && ack !== null && sameDscp(ack, mark.tos);
   const reported = [
@@ -1565,6 +1565,11 @@ function judgeArrived({ reply, connection, mark }: Exchange): ArrivedReport | nu
     changed: changes[0] ?? null,
     handshake: !markSyn ? null : isChangedEarly ? false : isShown ? true : null,
   };
+}
+
+/** Whether all data is reported: IPv6 servers know the latest packet's byte, IPv4 servers none. */
+function isWholeReported({ data }: ArrivedReport, { packets }: Left): boolean {
+  return data !== null && packets.length === 1;
 }
 
 /** One end of a connection, IPv4-mapped addresses as IPv4. */
@@ -1700,7 +1705,7 @@ function failOnError({ status, reason }: Reply): void {
 
 /** The report's lines: what is known of an exchange, for a person. @param isOver it has ended */
 function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[] {
-  const { connection, mark, left, arrived, reply, milliseconds } = exchange;
+  const { connection, mark, left, arrived, reply, milliseconds, failure } = exchange;
   if (connection === null) return [];
   const { localAddr, remoteAddr, fd, readBack, options } = connection;
   const ends = `${formatAddress(localAddr)} → ${formatAddress(remoteAddr)}`;
@@ -1715,8 +1720,10 @@ function report(exchange: Exchange, isBuiltIn: boolean, isOver = true): string[]
   if (isOver) {
     // That the built-in server saw an unmarked handshake is in the last line.
     const isNews = arrived !== null && (arrived.kept !== null || arrived.isOther || !isBuiltIn);
-    if (isNews) lines.push(["arrived", arrivedText(arrived, left.packets.length)]);
-    if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!)]);
+    if (isNews) lines.push(["arrived", arrivedText(arrived, left)]);
+    // With -f the body of an error is left unread.
+    const isCut = reply?.complete === false && failure?.code !== Exit.httpError;
+    if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!, isCut)]);
     lines.push(["handshake", handshakeText(options.markSyn, arrived)]);
   }
   const width = widthOf(Deno.stderr) - 11;
@@ -1753,7 +1760,8 @@ function leftText({ proved, packets, bytes, outerTos, takenBy }: Left): string {
   return `${seen}${where}: proved${ecn}`;
 }
 
-function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport, packets: number): string {
+function arrivedText(arrived: ArrivedReport, left: Left): string {
+  const { syn, ack, data, isOther, kept } = arrived;
   const reported = Object.entries({ SYN: syn, ACK: ack, data }).filter(([, tos]) => tos !== null);
   const bytes = reported.map(([packet, tos]) => `${packet} ${hex(tos!)}`).join(", ");
   if (isOther) {
@@ -1762,9 +1770,8 @@ function arrivedText({ syn, ack, data, isOther, kept }: ArrivedReport, packets: 
   if (kept === null) {
     return `${bytes} at the server; whether the mark arrived is unknown without --mark-syn`;
   }
-  // IPv6 servers know the class of the latest packet alone, IPv4 servers that of none with data.
-  const isAll = data !== null && packets <= 1;
-  const survived = `the mark survived ${isAll ? "the path" : "on these packets"}`;
+  const where = isWholeReported(arrived, left) ? "the path" : "on these packets";
+  const survived = `the mark survived ${where}`;
   return `${bytes} at the server: ${kept ? survived : "NOT the mark that was sent"}`;
 }
 
@@ -1787,11 +1794,11 @@ function handshakeText(markedSyn: boolean, arrived: ArrivedReport | null): strin
   return `set before the SYN; ${verdict} that the server reports`;
 }
 
-function replyText(reply: Reply, total: number): string {
-  const { status, reason, headers, tos, bodyBytes, complete } = reply;
+function replyText(reply: Reply, total: number, isCut: boolean): string {
+  const { status, reason, headers, tos, bodyBytes } = reply;
   const location = headers.find(([name]) => name === "location")?.[1];
   const isRedirect = location !== undefined && status >= 300 && status < 400;
-  const size = `${complete ? "" : "only "}${plural(bodyBytes, "byte")} in ${total.toFixed(1)} ms`;
+  const size = `${isCut ? "only " : ""}${plural(bodyBytes, "byte")} in ${total.toFixed(1)} ms`;
   const marked = tos === null ? "" : `, its packets marked ${hex(tos)}`;
   const leads = isRedirect ? `; leads to ${excerpt(location)}, not followed` : "";
   return `${excerpt(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
@@ -1994,7 +2001,7 @@ export function table(rows: readonly Row[], width = 80): string {
     Math.max(...[title, under, ...cells].map(({ length }) => length));
   const used = () => columns.reduce((sum, column) => sum + columnWidth(column) + 1, 0);
   // What goes first on a narrow terminal: the time to connect, and then from the right.
-  for (let at = 6; used() > width + 1 && columns.length > 4; at = columns.length - 1) {
+  for (let at = 6; used() > width + 1 && columns.length > 3; at = columns.length - 1) {
     columns.splice(at, 1);
   }
   const room = Math.min(24, width - used());
@@ -2136,7 +2143,7 @@ function shortP(p: number): string {
 function summaryJson(rows: readonly Row[]): string {
   const compared = compare(rows);
   const summary = rows.map((
-    { mark, requests, failed, wrong, left, arrived, connect, total },
+    { mark, requests, failed, wrong, left, arrived, changed, connect, total },
     at,
   ) => ({
     mark,
@@ -2145,6 +2152,7 @@ function summaryJson(rows: readonly Row[]): string {
     wrong,
     left: [...left],
     arrived: [...arrived],
+    changed: [...changed],
     milliseconds: {
       connect: { median: quantile(connect, 0.5) },
       total: { median: quantile(total, 0.5), p95: quantile(total, 0.95), max: quantile(total, 1) },
@@ -2334,7 +2342,11 @@ export class Trace implements AsyncIterable<Hop> {
     const { target, sink } = this.#route, options = { ...this.#route.options, markSyn: true };
     using own = this.#climb === null ? await climbTo(target, options, false) : null;
     const limits = new Limits({ ...options, maxTime: 0 });
-    const hops = (this.#climb ?? own!).climb(this.mark.tos, options.maxHops, limits.begin(target));
+    const hops = (this.#climb ?? own!).climb(
+      this.mark.tos,
+      options.maxHops,
+      limits.begin({ ...target, isHttps: false }),
+    );
     let last: Hop | null = null, started = performance.now();
     const watch = (exchange: Exchange) => this.exchange = exchange;
     let open: AskContext["open"];
@@ -2437,24 +2449,29 @@ function hopRow({ mark, path, changes, exchange }: Trace, width: number): string
 }
 
 /** What is known of the mark at a hop that answered. */
-function markThere({ tos, evidence, answer }: Hop, mark: Mark, exchange: Exchange | null): string {
+function markThere(hop: Hop, mark: Mark, exchange: Exchange | null): string {
+  const { tos, evidence, answer } = hop;
   const name = tos === null ? "" : describe(sameDscp(tos, mark.tos) ? mark : markOf(tos));
   if (evidence === "server") {
     return `connected; server reports ${reportedByServer(exchange!)!.packet} ${name}`;
   }
-  if (answer === "connected" || answer === "connection refused") return answer;
+  if (isTarget(hop)) return answer!;
   const there = tos !== null ? name : evidence === "outer" ? "lower bits kept" : "unknown";
   return answer === "time exceeded" ? there : `${there}; ${answer}`;
 }
 
 function hopName(hop: number | null, path: readonly Hop[], withAddress = true): string {
   if (hop === 0) return "this host";
-  const { address, answer } = path.find((other) => other.hop === hop)!;
-  const isTarget = answer === "connected" || answer === "connection refused";
+  const found = path.find((other) => other.hop === hop)!, { address } = found;
   // At an unknown distance, who answers may be a router as well.
-  if (hop === null && !isTarget) return `${address}, at an unknown distance`;
+  if (hop === null && !isTarget(found)) return `${address}, at an unknown distance`;
   const name = hop === null ? "the target" : `hop ${hop}`;
   return withAddress && address !== null ? `${name} (${address})` : name;
+}
+
+/** Whether it is the target itself that answered. */
+function isTarget({ answer }: Hop): boolean {
+  return answer === "connected" || answer === "connection refused";
 }
 
 /** What became of a mark, in a word and in a sentence that begins "it was". */
@@ -2476,8 +2493,9 @@ function pathVerdict({ path, changes, exchange }: Trace): { sort: string; text: 
     : null;
   if (far && other) return { sort: "changed", text: `kept ${far} on the SYN, but ${other}` };
   if (isWhole) {
-    const packets = arrived?.data === null ? " on the handshake" : "";
-    return { sort: "kept all the way", text: `kept ${far}${packets}: the server reports it` };
+    const isAll = arrived !== null && isWholeReported(arrived, left);
+    const text = isAll ? ": the server reports it" : " on the packets that the server reports";
+    return { sort: "kept all the way", text: `kept ${far}${text}` };
   }
   if (seen !== undefined) {
     return { sort: "kept as far as shown", text: `kept ${far}, the last that showed it` };
@@ -2487,7 +2505,7 @@ function pathVerdict({ path, changes, exchange }: Trace): { sort: string; text: 
     ? `kept in its lower bits as far as ${hopName(hint.hop, path)}; no more is known`
     : path.some(({ answer }) => answer === "time exceeded")
     ? "not shown by the routers that answered"
-    : path[0]?.hop === 1 && path[0].address !== null
+    : path[0]?.hop === 1 && isTarget(path[0])
     ? "not shown: the first hop is the target, which does not report it"
     : "not seen: no router answered, nothing is known of the path";
   return { sort: "not shown", text };
@@ -2532,6 +2550,11 @@ function marksReport(all: readonly Trace[], width: number): string {
       `${marks.map(({ mark }) => nameOf(mark)).join(", ")} → ${to}`
     );
     lines.push(`B${place.slice(1)}: ${words.join("; ")}`);
+  }
+  for (const trace of all) {
+    const { sort, text } = pathVerdict(trace);
+    if (sort !== "changed" || trace.changes.length > 0) continue;
+    lines.push(`${nameOf(trace.mark)} was ${text}.`);
   }
   const counts = [...Map.groupBy(all, (trace) => pathVerdict(trace).sort)].map(([sort, traces]) =>
     `${traces.length} ${sort}`
@@ -2614,7 +2637,8 @@ async function climbTo({ host, port }: Target, options: AskOptions, many: boolea
 
 /** Asks the hops again that answered to some marks only, as long as a climb may take. */
 async function askAgain(climb: Climb, all: readonly Trace[], { target, options }: Route) {
-  const limits = new Limits({ ...options, maxTime: 0 }), signal = limits.begin(target);
+  const limits = new Limits({ ...options, maxTime: 0 });
+  const signal = limits.begin({ ...target, isHttps: false });
   try {
     await climb.askAgain(all.map(({ mark, path }) => ({ tos: mark.tos, path })), signal);
   } catch (error) {
@@ -2961,8 +2985,10 @@ async function checkPresent(
   if (options.url !== null || isBuiltIn) return;
   const { target: { host, port }, reply, failure } = exchange;
   // The built-in server of another run ends with that run.
-  const isOthers = isOurs(reply) && reply?.headers.some(([, value]) => value === BUILT_IN.type);
-  if (isOthers && isSeries(options) && isGranted({ name: "net", host })) {
+  const isOthers = isOurs(reply) && reply?.status === 200 &&
+    reply.headers.some(([, value]) => value === BUILT_IN.type);
+  const allPorts = formatAddress({ hostname: host, port }).replace(/:\d+$/, "");
+  if (isOthers && isSeries(options) && isGranted({ name: "net", host: allPorts })) {
     throw new Vacant(Deno.listen({ hostname: host, port: 0 }));
   }
   const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];

@@ -149,10 +149,11 @@ function outerHeader(packet: Uint8Array, inner: number, length: number): number 
 /** Whether an IP header may begin here: MAC addresses can look like one. */
 function isOuter(packet: Uint8Array, at: number): boolean {
   const isIPv4 = packet[at] >> 4 === 4;
-  // An Ethernet header ends with its EtherType, RFC 7042 appendix B.
-  if (at > 0) return wordAt(packet, at - 2) === (isIPv4 ? 0x0800 : 0x86dd);
-  // IPv4 and IPv6 inside, UDP, GRE, ESP
-  const carriers = [4, 41, 17, 47, 50];
+  // A link header ends with its EtherType, RFC 7042 appendix B, or PPP's number, RFC 1661.
+  const types = isIPv4 ? [0x0800, 0x0021] : [0x86dd, 0x0057];
+  if (at > 0) return types.includes(wordAt(packet, at - 2));
+  // What may carry a packet: IPv4, UDP, IPv6, GRE, ESP, AH, options, L2TP, MPLS
+  const carriers = [4, 17, 41, 47, 50, 51, 60, 115, 137];
   return carriers.includes(packet[isIPv4 ? 9 : 6]) && (isIPv4 || packet[at] >> 4 === 6);
 }
 

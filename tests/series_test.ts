@@ -304,7 +304,11 @@ testWith(
 
 Deno.test("on a narrow terminal whole columns of the table go, and no number is cut", () => {
   const rows = [rowOf(0xb8, 1.25), rowOf(0, 1)];
-  for (const row of rows) row.arrived.add(0x20).add(0xb8);
+  for (const row of rows) {
+    row.arrived.add(0x20).add(0xb8);
+    row.changed.add("SYN 0x20");
+    row.requests = 123;
+  }
   const words = (text: string) => text.split("\n").slice(2).flatMap((line) => line.split(/ +/));
   const whole = new Set(words(table(rows, 200)));
   for (const width of [80, 70, 60, 56, 50, 46, 40]) {

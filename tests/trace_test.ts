@@ -280,6 +280,26 @@ testWith(
   },
 );
 
+testWith(
+  NEEDS,
+  "a trace says of which packets the server reports that they were kept",
+  async () => {
+    await stage(async ({ client }) => {
+      const large = ["--trace", "-H", `X-Pad: ${"x".repeat(9000)}`];
+      for (
+        const [args, said] of [
+          [["--trace", URLS.IPv6], "kept all the way: the server reports it."],
+          [["--trace", URLS.IPv4], "kept all the way on the packets that the server reports."],
+          [[...large, URLS.IPv6], "kept all the way on the packets that the server reports."],
+        ] as const
+      ) {
+        const { stdout } = await dscpGet(args, client);
+        assert.ok(stdout.replaceAll("\n", " ").includes(said), stdout);
+      }
+    });
+  },
+);
+
 testWith(NEEDS, "a trace does not say kept of a request that this host changed", async () => {
   await stage(async ({ client }, clear) => {
     for (const [version, url] of [["ip", URLS.IPv4], ["ip6", URLS.IPv6]]) {
@@ -292,7 +312,10 @@ testWith(NEEDS, "a trace does not say kept of a request that this host changed",
         /kept all the way on the SYN, but the request left this host as CS1 \(0x20\)\./,
       );
       const many = await dscpGet(["--trace", "-d", "EF,DF", url], client);
-      assert.match(many.stdout, /Of 2 marks: 1 changed, 1 kept all the way/);
+      assert.match(
+        many.stdout.replaceAll("\n", " "),
+        /EF was kept all the way on the SYN, but .* CS1 \(0x20\)\. Of 2 marks: 1 changed, 1 kept all/,
+      );
       await client.run("nft", "flush", "ruleset");
       await clear();
     }
@@ -386,6 +409,22 @@ testWith(NEEDS, "a router at an unknown distance is not taken for the target", a
     await capture.until((packets) => packets.length > 20); // one packet, again and again
   });
 });
+
+testWith(
+  [...NEEDS, "setpriv"],
+  "a router that refuses as the first hop is not taken for the target",
+  async () => {
+    await using nobody = await Nobody.create();
+    await stage(async ({ client, routers: [near] }) => {
+      await near.run("ip", "route", "add", "unreachable", "192.0.2.0/24");
+      const args = ["--trace", "-d", "CS1", "http://192.0.2.1:8086/"];
+      const { code, stdout } = await execute([...client.under, ...nobody.command, ...args]);
+      assert.equal(code, 7);
+      assert.match(stdout, /^ +1 +10\.78\.1\.2 .* unknown; host unreachable$/m);
+      assert.ok(!stdout.includes("the target"), stdout);
+    });
+  },
+);
 
 testWith([...NEEDS, "openssl"], "the probe that connects carries https too", async () => {
   await using certificates = await Certificates.create();
