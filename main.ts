@@ -807,7 +807,7 @@ export function encodeRequest(target: Target, headers: readonly Header[]): Uint8
 
 /** The time limits of requests, one after the other. */
 class Limits {
-  #abort = new AbortController();
+  #abort: AbortController | null = null;
   /** The limits of the request that is under way. */
   #running: { isConnecting: boolean; seconds: number; due: number }[] = [];
   #target: Target | null = null;
@@ -842,7 +842,7 @@ class Limits {
     this.#running = [];
     // Releases the request's memory; without a listener the alarm keeps no process alive.
     this.#alarm?.removeEventListener("abort", this.#ring);
-    this.#abort = new AbortController();
+    this.#abort = null;
   }
 
   #watch(): void {
@@ -876,7 +876,7 @@ class Limits {
   #end(failure: Failure): void {
     const abort = this.#abort;
     this.end();
-    abort.abort(failure);
+    abort?.abort(failure);
   }
 }
 

@@ -101,22 +101,22 @@ export function connectionOf(connection: Connection | ConnectedSocket): Connecte
 /** Searches for a connection's socket; the errors of {@linkcode fdOf}. */
 export function findConnection({ localAddr, remoteAddr }: Connection): ConnectedSocket {
   const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
-  const ends = `${formatAddress(tcp(localAddr))} to ${formatAddress(tcp(remoteAddr))}`;
+  const ends = () => `${formatAddress(tcp(localAddr))} to ${formatAddress(tcp(remoteAddr))}`;
   // The peer first: accepted connections all have the listener's end.
   const matches = (fd: number) => hasPeer(fd, remote) && isAt(fd, local);
   const fd = search(matches);
   if (fd !== null) {
     const found = { fd, family: address[0], local, remote };
     // Two interfaces, or VRFs, may each have a connection with these ends, such as fe80::1.
-    if (isBound(fd)) refuseTwins(fd, matches, `connect ${ends}`);
+    if (isBound(fd)) refuseTwins(fd, matches, `connect ${ends()}`);
     return found;
   }
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) =>
     isAt(fd, local) && libc.getpeername(fd, address) < 0 &&
     libc.getOption(fd, libc.SO_ACCEPTCONN) === 0;
-  if (search(isReset) === null) throw new DescriptorError(`no open descriptor connects ${ends}`);
-  throw new DescriptorError(`the connection from ${ends} was reset`, true);
+  if (search(isReset) === null) throw new DescriptorError(`no open descriptor connects ${ends()}`);
+  throw new DescriptorError(`the connection from ${ends()} was reset`, true);
 }
 
 /** Whether a socket is bound to one interface; before Linux 5.1 this is unknown, so it may be. */
