@@ -2598,6 +2598,10 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
   };
   using _signals = onInterrupt(async (code) => {
     if (Deno.stderr.isTerminal()) toStandardError("\n");
+    const current = all[begun - 1]?.exchange;
+    if (current?.connection && current.left === NOT_OBSERVED) {
+      current.left = judgeLeft(current.connection, current.mark);
+    }
     // Standard output may have a reader that has stopped.
     const printing = toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
     await Promise.race([printing, pause(200)]);

@@ -16,7 +16,16 @@ import {
   testWith,
 } from "./support/processes.ts";
 import { Random, SEED } from "./support/random.ts";
-import { Certificates, closedPort, FarEnd, OK, replying, startPython } from "./support/servers.ts";
+import {
+  Certificates,
+  closedPort,
+  FarEnd,
+  OK,
+  RawServer,
+  readRequest,
+  replying,
+  startPython,
+} from "./support/servers.ts";
 
 const NEEDS = ["root", "ip", "nft", "sysctl"];
 const URLS = {
@@ -627,6 +636,25 @@ testWith(NEEDS, "Ctrl-C at any moment prints what is known, 130", async () => {
 });
 
 // ─── Without a network ───────────────────────────────────────────────────────────────────────────
+
+Deno.test("of a trace that is interrupted while it waits for the reply, what left is told", async () => {
+  const asked = Promise.withResolvers<void>();
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    asked.resolve();
+    await conn.read(new Uint8Array(1));
+  });
+  await using run = new Background(command(["--trace", "--json", server.url]));
+  await asked.promise;
+  assert.equal((await run.stop("SIGINT")).code, 130);
+  const { left, error } = JSON.parse(run.said);
+  assert.deepEqual([left.proved, left.bytes.seen === left.bytes.sent, error.code], [
+    true,
+    true,
+    130,
+  ]);
+  assert.ok(left.bytes.sent > 0);
+});
 
 Deno.test("without routers the server is the first hop, also the built-in one", async () => {
   await using server = await FarEnd.start();
