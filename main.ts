@@ -808,9 +808,10 @@ export function encodeRequest(target: Target, headers: readonly Header[]): Uint8
 /** The time limits of requests, one after the other. */
 class Limits {
   #abort: AbortController | null = null;
-  /** The limits of the request that is under way. */
-  #running: { isConnecting: boolean; seconds: number; due: number }[] = [];
   #target: Target | null = null;
+  /** When the request that is under way must be over, and be connected. */
+  #endsAt = Infinity;
+  #connectsBy = Infinity;
   /** Rings at `#ringsAt`; one is enough for many requests, as it looks at what is due then. */
   #alarm: AbortSignal | null = null;
   #ringsAt = Infinity;
@@ -824,30 +825,28 @@ class Limits {
     const { maxTime, connectTimeout } = this.options, now = performance.now();
     this.#abort = new AbortController();
     this.#target = target;
-    this.#running = [
-      { isConnecting: false, seconds: maxTime, due: now + maxTime * 1000 },
-      { isConnecting: true, seconds: connectTimeout, due: now + connectTimeout * 1000 },
-    ].filter(({ seconds }) => seconds > 0);
+    this.#endsAt = maxTime > 0 ? now + maxTime * 1000 : Infinity;
+    this.#connectsBy = connectTimeout > 0 ? now + connectTimeout * 1000 : Infinity;
     this.#watch();
     return this.stopped === null ? this.#abort.signal : AbortSignal.abort(this.stopped);
   }
 
   /** Lifts the limit on connecting. */
   connected(): void {
-    this.#running = this.#running.filter(({ isConnecting }) => !isConnecting);
+    this.#connectsBy = Infinity;
   }
 
   /** Lifts both limits. */
   end(): void {
-    this.#running = [];
+    this.#endsAt = this.#connectsBy = Infinity;
     // Releases the request's memory; without a listener the alarm keeps no process alive.
     this.#alarm?.removeEventListener("abort", this.#ring);
     this.#abort = null;
   }
 
   #watch(): void {
-    if (this.#running.length === 0) return;
-    const due = Math.min(...this.#running.map(({ due }) => due));
+    const due = Math.min(this.#endsAt, this.#connectsBy);
+    if (due === Infinity) return;
     if (this.#alarm === null || this.#alarm.aborted || due < this.#ringsAt) {
       this.#alarm?.removeEventListener("abort", this.#ring);
       this.#alarm = AbortSignal.timeout(Math.max(0, due - performance.now()));
@@ -857,13 +856,15 @@ class Limits {
   }
 
   readonly #ring = (): void => {
-    const over = this.#running.find(({ due }) => performance.now() >= due);
-    if (over === undefined) return this.#watch();
+    const now = performance.now(), isOver = now >= this.#endsAt;
+    if (!isOver && now < this.#connectsBy) return this.#watch();
     const { host, port, isHttps } = this.#target!;
-    const doing = over.isConnecting ? "connecting" : "the request";
-    const handshake = over.isConnecting && isHttps ? ", TLS's handshake included," : "";
+    const [doing, seconds] = isOver
+      ? ["the request", this.options.maxTime]
+      : ["connecting", this.options.connectTimeout];
+    const handshake = !isOver && isHttps ? ", TLS's handshake included," : "";
     const message = `${doing} to ${formatAddress({ hostname: host, port })}${handshake} ` +
-      `took longer than ${plural(over.seconds, "second")}`;
+      `took longer than ${plural(seconds, "second")}`;
     this.#end(new Failure(Exit.timeout, message));
   };
 
