@@ -97,10 +97,10 @@ testWith(
       assert.equal((await second.child.status).code, 0);
     }
     await first.stop("SIGINT");
-    await using _six = new Background([...namespace.under, ...command(["-6", ...long])]);
-    await _six.until((said) => said.includes('"round":2'));
-    const flags = ["--allow-ffi", "--allow-net=[::1]"];
-    const third = await dscpGet(["-6", "-n", "3"], { ...namespace, flags });
+    await using six = new Background([...namespace.under, ...command(["-6", ...long])]);
+    await six.until((said) => said.includes('"round":2'));
+    const { under } = namespace, flags = ["--allow-ffi", "--allow-net=[::1]"];
+    const third = await dscpGet(["-6", "-n", "3"], { under, flags });
     assert.equal(third.code, 0, third.stderr);
   },
 );

@@ -306,12 +306,13 @@ Deno.test("on a narrow terminal whole columns of the table go, and no number is 
   const rows = [rowOf(0xb8, 1.25), rowOf(0, 1)];
   for (const row of rows) {
     row.arrived.add(0x20).add(0xb8);
+    row.left.add(0xb8).add(0x20);
     row.changed.add("SYN 0x20");
     row.requests = 123;
   }
   const words = (text: string) => text.split("\n").slice(2).flatMap((line) => line.split(/ +/));
   const whole = new Set(words(table(rows, 200)));
-  for (const width of [80, 70, 60, 56, 50, 46, 40]) {
+  for (const width of [80, 70, 60, 56, 50, 46, 45, 40]) {
     const narrow = table(rows, width);
     assert.ok(narrow.split("\n").every((line) => line.length <= width), narrow);
     assert.deepEqual(words(narrow).filter((word) => !/█/.test(word) && !whole.has(word)), []);
