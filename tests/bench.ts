@@ -5,8 +5,7 @@
  * ```sh
  * deno task bench                # everything, some minutes
  * deno task bench --runs 10      # fewer runs
- * deno task bench --only process # or mark, proof, body, chunks, series, serve, endure, dials,
- *                                # calm, trace, lines
+ * deno task bench --only process # one part; --help names them
  * deno task bench --json         # for machines
  * ```
  *
@@ -661,17 +660,56 @@ async function sayVersions(): Promise<void> {
   say(versions.join(", "));
 }
 
-async function main(): Promise<void> {
-  const { values } = parseArgs({
+/** What can be measured, by the name that `--only` takes, with about so many runs. */
+const PARTS: Record<string, (runs: number) => Promise<void> | void> = {
+  process: wholeProcess,
+  mark: () => alone("mark"),
+  proof: () => alone("proof"),
+  body: (runs) => largeBody(Math.ceil(runs / 5)),
+  chunks: (runs) => manyChunks(Math.ceil(runs / 5)),
+  series: (runs) => manyRequests(Math.ceil(runs / 3)),
+  serve: farEnd,
+  endure,
+  dials,
+  calm,
+  trace: (runs) => paths(Math.ceil(runs * 2 / 3)),
+  lines,
+};
+
+interface Options {
+  readonly runs: number;
+  readonly parts: readonly string[];
+  readonly isJson: boolean;
+}
+
+const USAGE = `Usage: deno task bench [--runs N] [--only PART] [--json]
+N is 30 unless given. PART is one of: ${Object.keys(PARTS).join(" ")}`;
+
+/** @throws {TypeError} the command line is not as in {@linkcode USAGE} */
+function parseArguments(): Options {
+  const { values: { runs, only, json, help } } = parseArgs({
     args: Deno.args,
     options: {
       runs: { type: "string", default: "30" },
       only: { type: "string" },
       json: { type: "boolean", default: false },
+      help: { type: "boolean", short: "h" },
     },
   });
-  isJson = values.json;
-  const runs = Number(values.runs);
+  if (help) {
+    print(USAGE);
+    Deno.exit(0);
+  }
+  if (!/^[1-9]\d*$/.test(runs)) throw new TypeError(`'${runs}' is not a number of runs`);
+  if (only !== undefined && !Object.hasOwn(PARTS, only)) throw new TypeError(`no part '${only}'`);
+  return {
+    runs: Number(runs),
+    parts: only === undefined ? Object.keys(PARTS) : [only],
+    isJson: json,
+  };
+}
+
+async function main({ runs, parts }: Options): Promise<void> {
   const folder = await Deno.makeTempDir({ prefix: "dscp-get-bench-" });
   try {
     Deno.chdir(folder);
@@ -682,23 +720,7 @@ async function main(): Promise<void> {
     for (const [name, text] of Object.entries(SCRIPTS)) await Deno.writeTextFile(name, text);
     await using _server = await startServer(folder);
     await sayVersions();
-    const questions: Record<string, () => Promise<void> | void> = {
-      process: () => wholeProcess(runs),
-      mark: () => alone("mark"),
-      proof: () => alone("proof"),
-      body: () => largeBody(Math.ceil(runs / 5)),
-      chunks: () => manyChunks(Math.ceil(runs / 5)),
-      series: () => manyRequests(Math.ceil(runs / 3)),
-      serve: farEnd,
-      endure: () => endure(runs),
-      dials,
-      calm,
-      trace: () => paths(Math.ceil(runs * 2 / 3)),
-      lines,
-    };
-    for (const [name, ask] of Object.entries(questions)) {
-      if (values.only === undefined || values.only === name) await ask();
-    }
+    for (const part of parts) await PARTS[part](runs);
     const limited = figures.filter(({ limit }) => limit !== null);
     const within = limited.filter(({ value, limit }) => value <= limit!).length;
     say(`${within} figures within their limits, ${limited.length - within} over`);
@@ -708,4 +730,13 @@ async function main(): Promise<void> {
   }
 }
 
-await main();
+let options: Options;
+try {
+  options = parseArguments();
+} catch (error) {
+  const text = `bench: ${(error as Error).message}\n${USAGE}\n`;
+  Deno.stderr.writeSync(new TextEncoder().encode(text));
+  Deno.exit(2);
+}
+isJson = options.isJson;
+await main(options);
