@@ -16,7 +16,7 @@
  */
 
 import { prepareConnect } from "./ffi/conn.ts";
-import { makeBlocking, pause, widenPipe } from "./ffi/libc.ts";
+import { makeBlocking, netPermission, pause, widenPipe } from "./ffi/libc.ts";
 import type { Climb } from "./ffi/path.ts";
 import {
   type Arrived,
@@ -169,7 +169,7 @@ export interface AskOptions {
   readonly connectTimeout: number;
   /** Seconds for the whole request (30); 0 is no limit. */
   readonly maxTime: number;
-  /** Whether to fail with 104 unless the whole request was seen leaving. */
+  /** Whether to fail with 104 unless the whole request was seen leaving, and a far end reports. */
   readonly requireProof: boolean;
 }
 
@@ -259,7 +259,7 @@ const OPTIONS: Record<string, Record<string, Option>> = {
     "-i, --include": ["status line and headers before the body", (o) => o.include = true],
     "-f, --fail": ["exit 22 on status 400 and above, without the body", (o) => o.fail = true],
     "    --require-proof": [
-      "exit 104 unless the whole request was seen leaving",
+      "exit 104 unless the whole request was seen leaving, and arriving if --serve answers",
       (o) => o.requireProof = true,
     ],
     "-s, --silent": ["no report", (o) => o.silent = true],
@@ -435,7 +435,7 @@ export function parseArguments(args: readonly string[]): Options {
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   }
-  if (given.size > 0) checkTogether(options, given, urls);
+  if (given.size > 0 && options.print === null) checkTogether(options, given, urls);
   if (options.trace && !given.has("--connect-timeout")) {
     const isShorter = given.has("--max-time") && options.maxTime > 0;
     options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
@@ -452,7 +452,7 @@ function checkTogether(options: Options, given: Set<string>, urls: readonly stri
     throw usageError("--serve takes no URL: it is the far end");
   }
   const beside = [...given].find((name) => !["--serve", "--silent", "--show-error"].includes(name));
-  if (options.serve !== null && options.print === null && beside !== undefined) {
+  if (options.serve !== null && beside !== undefined) {
     throw usageError(`${beside} cannot be combined with --serve: it is for requests`);
   }
   const isMany = !options.trace && (isSeries(options) || given.has("--count"));
@@ -463,8 +463,7 @@ function checkTogether(options: Options, given: Set<string>, urls: readonly stri
     ...!isShown && { "--include": "no reply is printed in a series, a trace or JSON" },
   };
   for (const [name, why] of Object.entries(useless)) {
-    if (options.print !== null || !given.has(name)) continue;
-    throw usageError(`${name} does nothing here: ${why}`);
+    if (given.has(name)) throw usageError(`${name} does nothing here: ${why}`);
   }
   if (options.trace && given.has("--count")) {
     throw usageError(
@@ -935,7 +934,7 @@ function connectFailure(
   if (error instanceof Deno.errors.TimedOut) {
     return new Failure(Exit.timeout, `no answer from ${where}`);
   }
-  const isHere = /^(127\.|::1$|localhost$)|\.localhost$/.test(hostname);
+  const isHere = /^127\.|^::1$|(^|\.)localhost\.?$/.test(hostname);
   const isRefused = error instanceof Deno.errors.ConnectionRefused;
   const ways = family === 6 || hostname.includes(":")
     ? `--serve '[::1]:${port}', or python3 -m http.server -b ::1 ${port}`
@@ -946,7 +945,7 @@ function connectFailure(
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${reason(error)}`, hint);
 }
 
-/** What Deno's two ways to TLS say of a certificate, in words; of a time that follows, its date. */
+/** Words for the certificate errors of Deno's two TLS libraries; a time in them becomes a date. */
 const CERTIFICATE_ERRORS: readonly (readonly [said: RegExp, words: string])[] = [
   [/CaUsedAsEndEntity/, "it is a CA certificate, not a server's (self-signed)"],
   [/^self-signed certificate$/, "it is self-signed"],
@@ -984,10 +983,7 @@ function tlsFailure(error: Error): Failure {
 /** Which permission is missing, if one is; `to` is where that for the network has to lead. */
 function missingPermission(to?: Where): Failure | null {
   const where = to && formatAddress(to);
-  const stateOf = (host: string) => Deno.permissions.querySync({ name: "net", host }).state;
-  // --deny-net may deny a host whose port is allowed.
-  const isDenied = (where: string) => stateOf(where.replace(/:\d+$/, "")) === "denied";
-  if (where !== undefined && (stateOf(where) !== "granted" || isDenied(where))) {
+  if (where !== undefined && netPermission(where) !== "granted") {
     const hint = `run with --allow-net or --allow-net=${printable(where)}`;
     return new Failure(Exit.cannotRun, `no permission to use ${printable(where)}`, hint);
   }
@@ -1467,7 +1463,7 @@ export interface Left {
   readonly wrong: number | null;
   /** The outer ToS byte of tunnelled packets: the first that differs from the mark, else the first. */
   readonly outerTos: number | null;
-  /** Who took them, if that is not the network: what then leaves this host is not observed. */
+  /** What took them instead of the network: what then leaves this host is not observed. */
   readonly takenBy: "a tunnel device" | "a program on this host" | null;
 }
 
@@ -1617,6 +1613,15 @@ function verdictOf(exchange: Exchange, options: AskOptions): Failure | null {
   return both;
 }
 
+/** Which of two failures of a run to end with: the earlier one, or a wrong mark behind another. */
+function graver(earlier: Failure | null, later: Failure | null): Failure | null {
+  return earlier === null || (isWrongMark(later) && !isWrongMark(earlier)) ? later : earlier;
+}
+
+function isWrongMark(failure: Failure | null): boolean {
+  return failure?.code === Exit.leftChanged || failure?.code === Exit.arrivedChanged;
+}
+
 /** Whether http is asked of a port that is usually for https. */
 function isLikelyTls({ isHttps, port }: Target): boolean {
   return !isHttps && /443$/.test(String(port));
@@ -1635,7 +1640,10 @@ function proofFailure(exchange: Exchange, { requireProof }: AskOptions): Failure
     return new Failure(Exit.notProved, message);
   }
   if (!isOurs(reply) || (arrived !== null && !arrived.isOther)) return null;
-  return new Failure(Exit.notProved, "the far end does not report what arrived");
+  const message = arrived === null
+    ? "the far end does not report what arrived"
+    : "the far end reports what arrived on another connection: a proxy or NAT is in between";
+  return new Failure(Exit.notProved, message);
 }
 
 /** Whether the far end is one of ours. */
@@ -1685,6 +1693,12 @@ function toStandardError(text: string): void {
   try {
     while (bytes.length > 0) bytes = bytes.subarray(Deno.stderr.writeSync(bytes));
   } catch { /* see above */ }
+}
+
+/** Writes a line as wide as the terminal, or for a program a whole one. */
+function lineToStandardError(line: string): void {
+  const isTerminal = Deno.stderr.isTerminal();
+  toStandardError(isTerminal ? wrapped(line, widthOf(Deno.stderr)) : `${line}\n`);
 }
 
 /** Where a reply goes under these options; a series is for its times, so its bodies are dropped. */
@@ -1879,10 +1893,10 @@ async function single(place: Place, options: Options): Promise<Failure | null> {
   const isReported = !options.json && !options.silent;
   let current: Exchange | null = null, shown: string[] = [], isLineOpen = false;
   const show = (exchange: Exchange, isOver: boolean) => {
+    if (isOver && isLineOpen && Deno.stderr.isTerminal()) toStandardError("\n");
     if (!isReported || exchange.failure?.code === Exit.cannotRun) return;
     const lines = report(exchange, place.isBuiltIn, isOver);
-    if (isOver && isLineOpen && Deno.stderr.isTerminal()) toStandardError("\n");
-    // What has changed since is told again.
+    // Later on, only the lines that have changed.
     toStandardError(lines.filter((line) => !shown.includes(line)).join(""));
     shown = lines;
   };
@@ -2111,20 +2125,19 @@ export function verdict(rows: readonly Row[], width = 80): string {
     one === null ? [] : [{ ...one, name: nameOf(rows[at].mark) }]
   );
   if (compared.length === 0) return "";
-  const same = compared.filter(({ differs }) => !differs);
+  const few = compared.filter(({ differs }) => differs === null);
+  const same = compared.filter(({ differs }) => differs === false);
+  const list = (some: readonly { name: string }[]) =>
+    some.length > 4 ? `${some.length} others` : some.map(({ name }) => name).join(", ");
   const parts = compared.filter(({ differs }) => differs).map(({ name, ratio, p }) => {
     const factor = Math.max(ratio, 1 / ratio), word = ratio > 1 ? "faster" : "slower";
     return `${name} is ${factor.toFixed(factor < 10 ? 2 : 0)} times ${word} (p = ${shortP(p)})`;
   });
-  if (same.length > 0) {
-    const names = same.length > 4
-      ? `${same.length} others`
-      : same.map(({ name }) => name).join(", ");
-    parts.push(`no difference seen for ${names}${leastP(same)}`);
-  }
-  const few = `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`;
-  const isFew = compared.some(({ differs }) => differs === null);
-  const text = isFew ? `${few}${leastP(compared)}` : parts.join(", ");
+  if (same.length > 0) parts.push(`no difference seen for ${list(same)}${leastP(same)}`);
+  if (few.length > 0) parts.push(`too few replies, under ${MIN_SAMPLES}, for ${list(few)}`);
+  const text = few.length < compared.length
+    ? parts.join(", ")
+    : `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen${leastP(few)}`;
   return wrapped(`Against ${nameOf(compared[0].against)}, median total time: ${text}.`, width);
 }
 
@@ -2183,13 +2196,18 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
       await toStandardOutput(table(rows, width) + verdict(rows, width));
     }
   };
-  const interrupted = Promise.withResolvers<void>();
-  // Standard output may have a reader that has stopped.
-  const orInterrupt = (work: Promise<void>) => Promise.race([work, interrupted.promise]);
+  let release = () => {};
+  // Standard output may have a reader that has stopped. Not Promise.race, as in readReply.
+  const orInterrupt = (work: Promise<void>) =>
+    new Promise<void>((resolve, reject) => {
+      release = resolve;
+      work.then(resolve, reject);
+      if (limits.stopped !== null) resolve();
+    });
   using _signals = onInterrupt((code) => {
     const after = done > 0 ? ` after ${done} of ${plural(count, "request")}` : "";
     limits.stop(new Failure(code, `interrupted${after}`));
-    interrupted.resolve();
+    release();
   });
   let first: Failure | null = null, done = 0;
   await orInterrupt(warmUp(place.target, options.marks[0], askOptions));
@@ -2209,7 +2227,7 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
       const { failure } = exchange;
       // Without a permission or libc all others would fail the same way.
       if (failure?.code === Exit.cannotRun) throw failure;
-      first ??= failure;
+      first = graver(first, failure);
       row.add(exchange);
       done++;
       if (options.json) {
@@ -2227,7 +2245,8 @@ async function series(place: Place, options: Options): Promise<Failure | null> {
     ...sum("failed") > 0 ? [`${sum("failed")} of ${plural(count, "request")} failed`] : [],
     ...sum("wrong") > 0 ? [`${sum("wrong")} of ${plural(count, "request")} with a wrong mark`] : [],
   ];
-  return new Failure(first.code, `${parts.join(", ")}; the first: ${first.message}`);
+  const which = sum("failed") > 0 && isWrongMark(first) ? "the first of these" : "the first";
+  return new Failure(first.code, `${parts.join(", ")}; ${which}: ${first.message}`);
 }
 
 /** Unmeasured requests to ourselves, so that no mark pays for the loading and compiling of code. */
@@ -2434,7 +2453,7 @@ function reportedByServer({ arrived }: Exchange): { packet: string; arrived: num
 function hopRow({ mark, path, changes, exchange }: Trace, width: number): string {
   const hop = path.at(-1)!;
   const addressWidth = Math.max(15, path[0].address?.length ?? 0);
-  const head = `hop  ${"address".padEnd(addressWidth)}     ms  mark there\n`;
+  const head = `hop  ${"address".padEnd(addressWidth)}     ms  mark there`.slice(0, width);
   const number = String(hop.hop ?? "?").padStart(3);
   let row = `${number}  (no answer)`;
   if (hop.address !== null) {
@@ -2446,7 +2465,7 @@ function hopRow({ mark, path, changes, exchange }: Trace, width: number): string
     const indent = Math.max(3, Math.min(addressWidth + 12, width - 2 - text.length));
     row = `${start}${isWide ? `\n${" ".repeat(indent)}` : ""}  ${text}`;
   }
-  return `${path.length === 1 ? head : ""}${row}\n`;
+  return path.length === 1 ? `${head}\n${row}\n` : `${row}\n`;
 }
 
 /** What is known of the mark at a hop that answered. */
@@ -2464,7 +2483,7 @@ function markThere(hop: Hop, mark: Mark, exchange: Exchange | null): string {
 function hopName(hop: number | null, path: readonly Hop[], withAddress = true): string {
   if (hop === 0) return "this host";
   const found = path.find((other) => other.hop === hop)!, { address } = found;
-  // At an unknown distance, who answers may be a router as well.
+  // At an unknown distance the answer may be a router's as well.
   if (hop === null && !isTarget(found)) return `${address}, at an unknown distance`;
   const name = hop === null ? "the target" : `hop ${hop}`;
   return withAddress && address !== null ? `${name} (${address})` : name;
@@ -2606,7 +2625,10 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
     // Standard output may have a reader that has stopped.
     const printing = toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
     await Promise.race([printing, pause(200)]);
-    if (!options.json) toStandardError("dscp-get: interrupted\n");
+    if (current?.connection && !isQuiet && !isMany) {
+      toStandardError(report(current, place.isBuiltIn, false).join(""));
+    }
+    toStandardError("dscp-get: interrupted\n");
     Deno.exit(code);
   });
   for (const [done, trace] of all.entries()) {
@@ -2625,10 +2647,10 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
   if (!isQuiet && isHidden) {
     const way = "run as root, or sudo setcap cap_net_raw+ep on a copy of deno";
-    toStandardError(wrapped(`hint: to see the whole mark at routers on IPv4, ${way}`, 80));
+    lineToStandardError(`hint: to see the whole mark at routers on IPv4, ${way}`);
   }
   const failures = all.flatMap(({ failure }) => failure ?? []);
-  const first = failures.find(({ code }) => code === Exit.arrivedChanged) ?? failures[0] ?? null;
+  const first = failures.reduce(graver, null);
   if (!isMany || first === null) return first;
   const count = `${failures.length} of ${all.length} marks changed or failed`;
   return new Failure(first.code, `${count}; the first: ${first.message}`);
@@ -3049,13 +3071,8 @@ export async function main(args: readonly string[]): Promise<number> {
     }
   }
   if (failure !== null && failure.message !== "") {
-    const lines = [`dscp-get: ${failure.message}`];
-    if (failure.hint !== undefined) lines.push(`hint: ${failure.hint}`);
-    // Programs that read them have whole lines.
-    const width = Deno.stderr.isTerminal() ? widthOf(Deno.stderr) : Infinity;
-    toStandardError(
-      lines.map((line) => width < Infinity ? wrapped(line, width) : `${line}\n`).join(""),
-    );
+    lineToStandardError(`dscp-get: ${failure.message}`);
+    if (failure.hint !== undefined) lineToStandardError(`hint: ${failure.hint}`);
   }
   return failure?.code ?? Exit.ok;
 }
@@ -3072,7 +3089,7 @@ async function run(options: Options): Promise<Failure | null> {
   if (missing !== null) throw missing;
   if (options.serve !== null) return await serveUntilSignal(options.serve, options.silent), null;
   const request = options.trace ? traces : isSeries(options) ? series : single;
-  // If nobody listens on the default port, or who did is gone, we answer ourselves.
+  // If nothing listens on the default port, or the server there is gone, we answer ourselves.
   let listener = isDefault ? listen(target.host, target.port) : null;
   for (;;) {
     await using place = listener === null

@@ -31,25 +31,28 @@ export interface ConnectOptions {
   readonly requestSize: number;
 }
 
-// Room that a send buffer has at the start, tcp(7): a larger write may have to wait for more.
-const LARGE = 16 * 1024;
-// What every path carries in one packet, RFC 9293 section 3.7.1.
+// What any path carries in one packet, RFC 9293 section 3.7.1.
 const SMALLEST_SEGMENT = 536;
+// What a packet of 1280 bytes carries, RFC 8200 section 5, behind the headers of IPv6 and of TCP
+// with its timestamps, and in the longest record that TLS makes of it.
+const ONE_PACKET = 1280 - 40 - 32 - 29;
 
 /**
  * Whether the connection needs a socket of libc rather than Deno's: to mark the SYN, to trust other
- * roots, for a name that Deno may not resolve, and for a write that may wait. Copies of packets on
- * the error queue make Deno take the write side for closed, so that a write that waits would spin.
+ * roots, to choose among addresses, for a name that Deno may not resolve, and for a request of more
+ * than one packet. Only libc's can keep writes in packets of their own; and copies of packets on the
+ * error queue make Deno take the write side for closed, so that a write that waits would spin.
  */
-function needsDial({ hostname, markSyn, trust, requestSize }: ConnectOptions): boolean {
-  return markSyn || trust !== null || requestSize > LARGE || /\.localhost$/i.test(hostname);
+function needsDial({ hostname, markSyn, trust, family, requestSize }: ConnectOptions): boolean {
+  return markSyn || trust !== null || family !== null || requestSize > ONE_PACKET ||
+    /\.localhost\.?$/i.test(hostname);
 }
 
 /** Loads what a connection needs, so that loading is not counted as connect time. */
 export async function prepareConnect(options: ConnectOptions, isTls: boolean): Promise<void> {
-  const isDialed = needsDial(options);
-  if (isDialed || options.family !== null) await import("./dial.ts");
-  if (isDialed && isTls) await import("./secure.ts");
+  if (!needsDial(options)) return;
+  await import("./dial.ts");
+  if (isTls) await import("./secure.ts");
 }
 
 /** A TCP connection with its mark, and the proof of what it has sent. */
@@ -70,6 +73,7 @@ export class MarkedConn implements Disposable {
   #dataSent: number | null = 0;
   #isWatched = false;
   #isWriting = false;
+  #isShakingHands = false;
   #isClosed = false;
 
   /** @param options those that it was opened with */
@@ -92,16 +96,12 @@ export class MarkedConn implements Disposable {
    */
   static async connect(options: ConnectOptions, signal?: AbortSignal): Promise<MarkedConn> {
     const { hostname, port, tos, markSyn, family } = options;
-    const connect = (hostname: string, signal?: AbortSignal) =>
-      Deno.connect({ hostname, port, signal });
-    if (!needsDial(options) && family === null) {
-      return MarkedConn.adopt(await connect(hostname, signal), options);
+    if (!needsDial(options)) {
+      return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }), options);
     }
-    const { connectToFirst, dial, resolve } = await import("./dial.ts");
-    const stream = needsDial(options)
-      ? await dial({ hostname, port, tos: markSyn ? tos : null, family, signal })
-      : await connectToFirst(await resolve(hostname, family, signal), connect, signal);
-    return MarkedConn.adopt(stream, options);
+    const { dial } = await import("./dial.ts");
+    const conn = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
+    return MarkedConn.adopt(conn, options);
   }
 
   /**
@@ -140,7 +140,9 @@ export class MarkedConn implements Disposable {
     this.#stream = tls;
     // A close that came meanwhile has closed what was not TLS yet.
     if (this.#isClosed) tls.close();
+    this.#isShakingHands = true;
     await tls.handshake();
+    this.#isShakingHands = false;
   }
 
   /** Has the kernel keep copies of what is sent, and report the class of what arrives. */
@@ -191,9 +193,13 @@ export class MarkedConn implements Disposable {
     return this.#packets;
   }
 
+  /** Whether the descriptor still is this connection's. */
+  get #isOurs(): boolean {
+    return this.#cookie === undefined || this.#cookie === libc.socketCookie(this.fd);
+  }
+
   #drain(): void {
-    const isOurs = this.#cookie === undefined || this.#cookie === libc.socketCookie(this.fd);
-    if (this.#isWatched && !this.#isClosed && isOurs) {
+    if (this.#isWatched && !this.#isClosed && this.#isOurs) {
       // TLS's own bytes are known to the kernel alone.
       if (this.#cookie !== undefined) this.#dataSent = dataSent(this.fd);
       this.#packets.push(...drainSent(this.#socket));
@@ -211,6 +217,8 @@ export class MarkedConn implements Disposable {
     // The copies outlive a reset of the connection, but not its descriptor.
     this.#drain();
     this.#isClosed = true;
+    // Deno keeps a TLS connection open while its handshake waits for the server.
+    if (this.#isShakingHands && this.#isOurs) libc.shutdown(this.fd);
     try {
       this.#stream.close();
     } catch { /* a TLS handshake that failed has closed it */ }

@@ -44,7 +44,7 @@ export async function resolve(
 ): Promise<string[]> {
   const found = familyOf(hostname) !== null
     ? [hostname]
-    : /(^|\.)localhost$/i.test(hostname)
+    : /(^|\.)localhost\.?$/i.test(hostname)
     ? ["::1", "127.0.0.1"]
     : await lookUp(hostname, signal);
   const wanted = found.filter((address) => family === null || familyOf(address) === family);
@@ -54,6 +54,8 @@ export async function resolve(
 }
 
 async function lookUp(hostname: string, signal: AbortSignal | undefined): Promise<string[]> {
+  // With less it would ask for permission on a terminal, and elsewhere find nothing.
+  checkPermission(hostname);
   const { lookup } = await import("node:dns/promises");
   const aborted = new Promise<never>((_, reject) => {
     if (signal?.aborted) reject(signal.reason);
@@ -134,7 +136,7 @@ export async function dial(options: DialOptions): Promise<DialedConn> {
   const { hostname, port, tos, family = null, signal } = options;
   if (tos !== null) checkTos(tos);
   signal?.throwIfAborted();
-  checkPermission(hostname, port, "granted");
+  checkPermission(formatAddress(options));
   const addresses = await resolve(hostname, family, signal);
   return await connectToFirst(
     addresses,
@@ -143,17 +145,16 @@ export async function dial(options: DialOptions): Promise<DialedConn> {
   );
 }
 
-/** @throws {Deno.errors.NotCapable} libc bypasses Deno's permissions, so they are checked first */
-export function checkPermission(
-  hostname: string,
-  port: number,
-  need: "granted" | "not denied",
-): void {
-  const host = formatAddress({ hostname, port });
-  const stateOf = (host: string) => Deno.permissions.querySync({ name: "net", host }).state;
-  const state = stateOf(host), isDenied = stateOf(host.replace(/:\d+$/, "")) === "denied";
-  if (!isDenied && (state === "granted" || (state === "prompt" && need === "not denied"))) return;
-  const message = `Requires net access to "${host}", run again with the --allow-net flag`;
+/**
+ * libc bypasses Deno's permissions, so they are checked first.
+ *
+ * @param where a host, with a port or without
+ * @throws {Deno.errors.NotCapable} it may not be used
+ */
+export function checkPermission(where: string, need: "granted" | "not denied" = "granted"): void {
+  const state = libc.netPermission(where);
+  if (state === "granted" || (state === "prompt" && need === "not denied")) return;
+  const message = `Requires net access to "${where}", run again with the --allow-net flag`;
   throw new Deno.errors.NotCapable(message);
 }
 
@@ -199,7 +200,7 @@ async function dialAddress(
  */
 export function destination(hostname: string, port: number): Uint8Array<ArrayBuffer> {
   const [bare, zone = "0"] = hostname.split("%");
-  checkPermission(bare, port, "not denied");
+  checkPermission(formatAddress({ hostname: bare, port }), "not denied");
   const scope = /^\d+$/.test(zone) ? Number(zone) : libc.if_nametoindex(zone);
   return encode({ transport: "tcp", hostname, port }, scope);
 }

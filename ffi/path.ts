@@ -16,7 +16,15 @@ import { checkPermission, destination, DialedConn, resolve } from "./dial.ts";
 import * as libc from "./libc.ts";
 import { setTos } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
-import { AF_INET, AF_INET6, decode, headerAddress, sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
+import {
+  AF_INET,
+  AF_INET6,
+  decode,
+  formatAddress,
+  headerAddress,
+  sameBytes,
+  SOCKADDR_SIZE,
+} from "./sockaddr.ts";
 
 /** What one hop answered to one mark. */
 export interface Hop {
@@ -250,8 +258,8 @@ export class Climb implements Disposable {
     signal: AbortSignal,
   ): AsyncGenerator<Hop, ProbeResult> {
     if (this.#ends === null) {
-      const { hostname, port, family } = this.options;
-      checkPermission(hostname, port, "granted");
+      const { hostname, family } = this.options;
+      checkPermission(formatAddress(this.options));
       this.#addresses = await resolve(hostname, family, signal);
       this.#openNext();
     }

@@ -109,6 +109,11 @@ Deno.test("-h and -V print to standard output and exit 0, whatever else is asked
   }
   const { version } = JSON.parse(await Deno.readTextFile(new URL("../deno.json", import.meta.url)));
   assert.equal((await dscpGet(["-V"])).stdout, `dscp-get ${version}\n`);
+  for (
+    const beside of ["--trace -n 2", "--serve 1 http://x", "--dscp EF --tos 0", "--interval 1"]
+  ) {
+    assert.equal((await dscpGet([...beside.split(" "), "--help"])).code, 0, beside);
+  }
 });
 
 Deno.test("short options can be put together, as curl's can", () => {

@@ -157,6 +157,10 @@ testWith(
         "reported by the server for another connection:\n {11}a proxy or NAT in between$";
       assert.match(stderr, new RegExp(`^arrived +${bytes}, ${other}`, "m"));
       assert.match(stderr, /^handshake +set before the SYN; not proved/m);
+      const required = await dscpGet(["-s", "--require-proof", url], client);
+      const message = "the far end reports what arrived on another connection: a proxy or NAT";
+      assert.equal(required.code, 104);
+      assert.ok(required.stderr.startsWith(`dscp-get: ${message}`), required.stderr);
       const { arrived, mark } = JSON.parse(
         (await dscpGet(["--json", "--mark-syn", url], client)).stdout,
       );

@@ -169,6 +169,10 @@ testWith(["script"], "on a terminal the report begins on a line of its own", asy
   await using server = replying(OK);
   const { stdout } = await execute(onTerminal(command([server.url]).join(" ")));
   assert.match(stdout, /^ok\r\n/);
+  // So does an error, also without a report.
+  await using cut = replying("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok");
+  const short = await execute(onTerminal(command(["-s", cut.url]).join(" ")));
+  assert.match(short.stdout, /^ok\r\ndscp-get: /);
 });
 
 testWith(["script"], "help, report, table and errors fit 80 and 60 columns", async () => {

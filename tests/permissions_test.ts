@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
 import { command, dscpGet, execute, onTerminal, testWith } from "./support/processes.ts";
-import { OK, replying } from "./support/servers.ts";
+import { Namespace } from "./support/namespaces.ts";
+import { FarEnd, OK, replying } from "./support/servers.ts";
 
 Deno.test("a missing permission is 103 and names the flag", async () => {
   await using server = replying(OK);
@@ -21,7 +22,38 @@ Deno.test("a missing permission is 103 and names the flag", async () => {
   }
   const enough = { flags: [`--allow-net=${where}`, "--allow-ffi"] };
   assert.equal((await dscpGet([server.url], enough)).code, 0);
+  const named = { flags: [`--allow-net=localhost:${server.port}`, "--allow-ffi"] };
+  for (const args of [[], ["-4"], ["--mark-syn"], ["--trace", "-4"]]) {
+    const { code, stderr } = await dscpGet([...args, `http://localhost:${server.port}/`], named);
+    assert.equal(code, 0, stderr);
+  }
 });
+
+testWith(
+  ["root", "ip", "script"],
+  "where libc connects, a name needs a permission without port: 103, and nobody is asked",
+  async () => {
+    await using namespace = await Namespace.create("127.0.0.1 localhost\n127.0.0.1 server.test\n");
+    await using _server = await FarEnd.start("8086", namespace.under);
+    const run = async (net: string, ...args: string[]) => {
+      const options = { under: namespace.under, flags: ["--allow-ffi", `--allow-net=${net}`] };
+      const words = command([...args, "http://server.test:8086/"], options);
+      const line = words.filter((word) => word !== "--no-prompt").join(" ");
+      return [await execute(words), await execute(onTerminal(line))];
+    };
+    for (const args of [["--mark-syn"], ["--trace"], ["-4"], ["-H", `X:${"x".repeat(2000)}`]]) {
+      const [program, person] = await run("server.test:8086", ...args);
+      assert.match(
+        program.stderr + person.stdout,
+        /requires net access to "server\.test"/,
+        `${args}`,
+      );
+      assert.deepEqual([program.code, person.code], [Exit.cannotRun, Exit.cannotRun]);
+      for (const { code } of await run("server.test", ...args)) assert.equal(code, 0, `${args}`);
+    }
+    for (const { code } of await run("server.test:8086")) assert.equal(code, 0);
+  },
+);
 
 testWith(
   ["script"],

@@ -20,6 +20,7 @@ import {
   replying,
   replyingOn,
   send,
+  startNginx,
   startPython,
 } from "./support/servers.ts";
 
@@ -292,6 +293,35 @@ testWith(
       const bytes = (packets: { tos: number }[]) => packets.map(({ tos }) => tos);
       assert.deepEqual(bytes(left.packets), bytes(data));
       assert.deepEqual(new Set(bytes(data)), new Set([0xb8, 0x20]));
+    }
+  },
+);
+
+testWith(
+  ["root", "ip", "tc", "nginx", "openssl"],
+  "all of a request of several packets is proved, over TLS and on a slow link as well",
+  async () => {
+    await using certificates = await Certificates.create();
+    await using namespace = await Namespace.create();
+    await namespace.run(..."ip link set lo mtu 1500".split(" "));
+    await namespace.run(
+      ..."tc qdisc add dev lo root tbf rate 8mbit burst 3kb latency 10s".split(" "),
+    );
+    await using _server = await startNginx(
+      certificates.folder,
+      `large_client_header_buffers 4 32k; ssl_certificate ${certificates.certificate};
+       ssl_certificate_key ${certificates.key};
+       server { listen 8080; listen 8443 ssl; return 200 "ok"; }`,
+      namespace.under,
+    );
+    const options = { under: namespace.under, env: { DENO_CERT: certificates.root } };
+    for (const url of ["http://127.0.0.1:8080/", "https://localhost:8443/"]) {
+      for (const size of [400, 1100, 1300, 2500, 9000, 15_000]) {
+        const args = ["--json", "--require-proof", "-H", `X: ${"x".repeat(size)}`];
+        const { code, stdout, stderr } = await dscpGet([...args, url], options);
+        const { left: { proved, bytes } } = JSON.parse(stdout);
+        assert.deepEqual([code, proved, bytes.seen], [0, true, bytes.sent], `${size}: ${stderr}`);
+      }
     }
   },
 );

@@ -114,6 +114,31 @@ Deno.test("a failed request is counted in its row, the run goes on, and the exit
   assert.deepEqual(codes, [52, 8, undefined], "the last line is the summary");
 });
 
+Deno.test("a wrong mark is the exit code also if another request has failed before", async () => {
+  const arrived = (conn: Deno.TcpConn) => {
+    const { hostname, port } = conn.remoteAddr;
+    return OK.replace("\r\n", `\r\nArrived-ToS: 0x20\r\nArrived-Peer: ${hostname}:${port}\r\n`);
+  };
+  for (
+    const [args, message] of [
+      [
+        ["-n", "3"],
+        "1 of 3 requests failed, 2 of 3 requests with a wrong mark; the first of these: ",
+      ],
+      [["--trace", "-d", "EF,AF41,AF42"], "3 of 3 marks changed or failed; the first: "],
+    ] as const
+  ) {
+    let served = 0;
+    await using server = new RawServer(async (conn) => {
+      await readRequest(conn);
+      if (served++ > 0) await send(conn, arrived(conn));
+    });
+    const { code, stderr } = await dscpGet(["--mark-syn", ...args, server.url]);
+    assert.equal(code, 102, stderr);
+    assert.ok(stderr.includes(`dscp-get: ${message}`), stderr);
+  }
+});
+
 Deno.test("ten thousand requests in one process leave descriptors and memory as they were", async () => {
   const seen: { descriptors: number; memory: number }[] = [];
   let run: Background | null = null, served = 0;
@@ -281,6 +306,10 @@ Deno.test("a difference takes both: times that are unlikely to be alike, and 5 %
   assert.match(
     verdict([rowOf(0xb8, 1), rowOf(0x88, 1.5)]),
     /^Against EF, .* AF41 is 1\.50 times slower/,
+  );
+  assert.match(
+    verdict([rowOf(0xb8, 1), rowOf(0x88, 1.5), rowOf(0x28, 1, 7), rowOf(0, 1)], Infinity),
+    /: no difference seen for EF \(p = \S+\), AF41 is .*|: AF41 is 1\.50 times slower \(p = \S+\), no difference seen for EF \(p = \S+\), too few replies, under 8, for AF11\.$/m,
   );
 });
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { Exit } from "../main.ts";
+import { Exit, get } from "../main.ts";
 import { silent } from "./support/namespaces.ts";
-import { command, dscpGet, execute, MAIN, testWith } from "./support/processes.ts";
+import { command, dscpGet, execute, MAIN, openDescriptors, testWith } from "./support/processes.ts";
 import {
   Certificates,
   ENDLESS,
@@ -127,6 +127,25 @@ for (const { name, args, isHttps } of PATHS) {
     assert.ok(!server.gaveUp);
   });
 }
+
+Deno.test("a TLS handshake that is given up leaves no descriptor and no connection", async () => {
+  const ended: Promise<unknown>[] = [];
+  await using server = new RawServer(async (conn) => {
+    const buffer = new Uint8Array(4096);
+    const toEnd = async () => {
+      while (await conn.read(buffer).catch(() => null) !== null);
+    };
+    ended.push(toEnd());
+    await ended.at(-1);
+  });
+  const url = server.url.replace("http:", "https:");
+  const ask = () => get(url, { maxTime: 0.1 }).catch(() => {});
+  await ask();
+  const before = openDescriptors();
+  for (let at = 0; at < 5; at++) await ask();
+  await Promise.all(ended);
+  assert.equal(openDescriptors(), before);
+});
 
 Deno.test("a body that ends does not excuse a slow reader: 28", async () => {
   await using server = replying(

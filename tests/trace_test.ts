@@ -628,8 +628,10 @@ testWith(NEEDS, "Ctrl-C at any moment prints what is known, 130", async () => {
       const { code } = await run.stop("SIGTERM");
       assert.equal(code, 143, run.said);
       if (args[0] === "--json") {
-        const line = jsonOf(run.said) as unknown as { error: { code: number }; url: string };
+        const [text, ...rest] = run.said.split("\n");
+        const line = jsonOf(text) as unknown as { error: { code: number }; url: string };
         assert.deepEqual([line.error.code, line.url], [143, URLS.IPv4]);
+        assert.deepEqual(rest, ["dscp-get: interrupted", ""]);
       } else assert.match(run.said, /Of 1 mark: /);
     }
   });
@@ -638,22 +640,31 @@ testWith(NEEDS, "Ctrl-C at any moment prints what is known, 130", async () => {
 // ─── Without a network ───────────────────────────────────────────────────────────────────────────
 
 Deno.test("of a trace that is interrupted while it waits for the reply, what left is told", async () => {
-  const asked = Promise.withResolvers<void>();
+  let asked = Promise.withResolvers<void>();
   await using server = new RawServer(async (conn) => {
     await readRequest(conn);
     asked.resolve();
     await conn.read(new Uint8Array(1));
   });
-  await using run = new Background(command(["--trace", "--json", server.url]));
-  await asked.promise;
-  assert.equal((await run.stop("SIGINT")).code, 130);
-  const { left, error } = JSON.parse(run.said);
-  assert.deepEqual([left.proved, left.bytes.seen === left.bytes.sent, error.code], [
-    true,
-    true,
-    130,
-  ]);
+  const interrupted = async (...args: string[]) => {
+    asked = Promise.withResolvers();
+    await using run = new Background(command(["--trace", ...args, server.url]));
+    await asked.promise;
+    assert.equal((await run.stop("SIGINT")).code, 130);
+    return run.said;
+  };
+  const [line, ...rest] = (await interrupted("--json")).split("\n");
+  const { left, error } = JSON.parse(line);
+  assert.deepEqual(
+    [left.proved, left.bytes.seen === left.bytes.sent, error.code],
+    [true, true, 130],
+  );
   assert.ok(left.bytes.sent > 0);
+  assert.deepEqual(rest, ["dscp-get: interrupted", ""]);
+  assert.match(
+    await interrupted(),
+    /^connected .*\nmark .*\nleft +1 packet with 0xB8, .*: proved\n(.*\n)*dscp-get: interrupted\n$/,
+  );
 });
 
 Deno.test("without routers the server is the first hop, also the built-in one", async () => {
