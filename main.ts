@@ -2180,7 +2180,7 @@ function summaryJson(rows: readonly Row[]): string {
 /**
  * Several marks in turn, round after round, and the table of them.
  *
- * @returns the first failure, or `null`
+ * @returns the first failure, a wrong mark before others, or `null`
  */
 async function series(place: Place, options: Options): Promise<Failure | null> {
   const rows = options.marks.map((mark) => new Row(mark));
@@ -2592,7 +2592,7 @@ function marksReport(all: readonly Trace[], width: number): string {
 /**
  * Traces the path with each mark, and prints the hops: those of a single mark as they answer.
  *
- * @returns the first failure, or `null`
+ * @returns the first failure, a wrong mark before others, or `null`
  */
 async function traces(place: Place, options: Options): Promise<Failure | null> {
   const { marks } = options, isMany = marks.length > 1, width = widthOf(Deno.stdout);
