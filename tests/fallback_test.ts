@@ -94,7 +94,7 @@ testWith(
       await using second = new Background([...namespace.under, ...command(["--json", ...args])]);
       await second.until((said) => said.includes('"url"'));
       assert.match(second.said, /"server":"built-in"/);
-      assert.equal((await second.child.status).code, 0);
+      assert.equal((await second.end()).code, 0);
     }
     await first.stop("SIGINT");
     await using six = new Background([...namespace.under, ...command(["-6", ...long])]);

@@ -28,7 +28,7 @@ Deno.test("waiting ten seconds for a slow reply costs next to no CPU, in spite o
     });
     await using run = new Background(command([...path, server.url]));
     pid = run.child.pid;
-    assert.equal((await run.child.status).code, 0);
+    assert.equal((await run.end()).code, 0);
     assert.ok(seconds < 0.1, `${path}: ${seconds} s of CPU in 10 s`);
   };
   await Promise.all([wait([]), wait(["--mark-syn"])]);
@@ -227,7 +227,7 @@ testWith(
       const { length: open } = await attempts(namespace);
       assert.ok(open <= 2, `${open} attempts after ${count} requests`);
     }
-    const { code } = await run.child.status;
+    const { code } = await run.end();
     assert.equal(code, 28, run.said);
     assert.match(
       run.said,
@@ -255,7 +255,7 @@ testWith(
         !(await namespace.run("ip", "neigh", "show", "192.0.2.9")).stdout.includes("INCOMPLETE")
       );
       await namespace.run("ip", "link", "set", "d0", "down");
-      const { code } = await run.child.status;
+      const { code } = await run.end();
       assert.ok(code === 28 || code === 7, `${code} ${run.said}`);
     }
   },

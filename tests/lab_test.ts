@@ -350,7 +350,7 @@ testWith(
     await Deno.writeTextFile(svg, "x".repeat(1e6));
     const words = [...LAB, "--scene", "rewrite", "--svg", svg, `--html=${html}`];
     await using lab = new Background(words);
-    const { code } = await lab.child.status;
+    const { code } = await lab.end();
     assert.equal(code, 0, lab.said);
     const parts = [
       "A DSCP is a request",
@@ -413,7 +413,7 @@ testWith(NEEDS, "Ctrl-C while the network is built leaves nothing behind", async
 Deno.test("a file that cannot be written is one line and exit 23, before anything is measured", async () => {
   for (const option of ["--svg", "--html"]) {
     await using lab = new Background([...LAB, "--scene", "rewrite", option, "/nowhere/file"]);
-    const { code } = await lab.child.status;
+    const { code } = await lab.end();
     await lab.stop();
     if (code === 103) continue; // without root it does not come that far
     assert.deepEqual([code, lab.said], [

@@ -369,8 +369,7 @@ async function leaveUnread(
   server.child.kill("SIGCONT");
   while (await queued() > 0);
   client.child.kill("SIGCONT");
-  await client.child.status;
-  const { code } = await client.stop();
+  const { code } = await client.end();
   assert.equal(code, expected, client.said);
   return client.said;
 }

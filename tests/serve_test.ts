@@ -188,7 +188,7 @@ Deno.test("SIGINT and SIGTERM end it: no new connections, those in progress fini
     const size = await conn.read(buffer);
     assert.match(decoder.decode(buffer.subarray(0, size!)), /^HTTP\/1\.1 200 OK/);
     conn.closeWrite();
-    const { code, signal: killedBy } = await server.process.child.status;
+    const { code, signal: killedBy } = await server.process.end();
     assert.deepEqual([code, killedBy], [0, null]);
   }
 });

@@ -110,7 +110,7 @@ for (const { name, args, isHttps } of PATHS) {
     const env = { DENO_CERT: certificates.root };
     for (const [what, reply] of Object.entries(ENDLESS)) {
       await using server = new EndlessServer(...reply, isHttps ? certificates : undefined);
-      const outcome = await dscpGet(["-m", "0.5", "--json", ...args, server.url], { env });
+      const outcome = await dscpGet(["-m", "1", "--json", ...args, server.url], { env });
       assert.equal(outcome.code, Exit.timeout, `${what}: ${outcome.stderr}`);
       assert.ok(JSON.parse(outcome.stdout).reply.bodyBytes > 0);
       assert.ok(!server.gaveUp, what);

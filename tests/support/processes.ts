@@ -195,13 +195,18 @@ export class Background implements AsyncDisposable {
     return this.#said;
   }
 
-  /** Sends a signal and waits for the end of the program. */
+  /** Waits for the end of the program, and for the last of what it printed. */
+  async end(): Promise<Deno.CommandStatus> {
+    await this.#reading;
+    return await this.child.status;
+  }
+
+  /** Sends a signal and waits for the end. */
   async stop(signal: Deno.Signal = "SIGTERM"): Promise<Deno.CommandStatus> {
     try {
       this.child.kill(signal);
     } catch { /* it has ended */ }
-    await this.#reading;
-    return await this.child.status;
+    return await this.end();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
