@@ -2653,7 +2653,8 @@ async function traces(place: Place, options: Options): Promise<Failure | null> {
   const first = failures.reduce(graver, null);
   if (!isMany || first === null) return first;
   const count = `${failures.length} of ${all.length} marks changed or failed`;
-  return new Failure(first.code, `${count}; the first: ${first.message}`);
+  const which = first === failures[0] ? "the first" : "the first change";
+  return new Failure(first.code, `${count}; ${which}: ${first.message}`);
 }
 
 /** Loads what climbs. @param many for several marks, one after the other */

@@ -125,7 +125,7 @@ Deno.test("a wrong mark is the exit code also if another request has failed befo
         ["-n", "3"],
         "1 of 3 requests failed, 2 of 3 requests with a wrong mark; the first of these: ",
       ],
-      [["--trace", "-d", "EF,AF41,AF42"], "3 of 3 marks changed or failed; the first: "],
+      [["--trace", "-d", "EF,AF41,AF42"], "3 of 3 marks changed or failed; the first change: "],
     ] as const
   ) {
     let served = 0;
