@@ -266,7 +266,7 @@ testWith(NEEDS, "the README's trace is what a run prints, and exits 102", async 
   );
   assert.equal(code, Exit.arrivedChanged, stderr);
   // Addresses are those of the sample; only times differ.
-  const exact = (text: string) => text.trim().replace(/ +\d+\.\d\d(?= )/g, " N").split("\n");
+  const exact = (text: string) => text.trim().replace(/ +\d+\.\d+(?= )/g, " N").split("\n");
   assert.deepEqual(exact(HOPS), exact(stdout));
 });
 
@@ -284,8 +284,7 @@ testWith(
     for (const [at, option] of ["-4", "-6"].entries()) {
       const before = tcpdump.said.length;
       await dscpGet([option], namespace);
-      const said = await tcpdump.until((said) => /Flags \[F/.test(said.slice(before)));
-      assert.ok(said.slice(before).includes(quoted[at]), said);
+      await tcpdump.until((said) => said.slice(before).includes(quoted[at]));
     }
   },
 );

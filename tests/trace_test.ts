@@ -622,8 +622,8 @@ testWith(NEEDS, "Ctrl-C at any moment prints what is known, 130", async () => {
       assert.match(run.said, /^EF \(0xB8\) was kept as far as hop [123] /m);
     }
     for (const args of [["--json"], ["-d", "EF,DF"]]) {
-      await using run = new Background(command(["--trace", ...args, URLS.IPv4], client));
       await using capture = await Capture.start(8086, "far", client.under);
+      await using run = new Background(command(["--trace", ...args, URLS.IPv4], client));
       await capture.until((packets) => packets.length > 3);
       const { code } = await run.stop("SIGTERM");
       assert.equal(code, 143, run.said);
