@@ -214,8 +214,8 @@ export class DialedConn {
   /** Called when a read or a write has waited, also if it goes on to wait. */
   onEvent: () => void = () => {};
   #isClosed = false;
-  /** The kernel reports a reset once, to a read or to a write; then reads see an end. */
-  #isReset = false;
+  /** The kernel reports it once, to a read or to a write; then reads see an end. */
+  #loss: Error | null = null;
   /** The TLS connection over this one. */
   #tls: DialedTlsConn | null = null;
 
@@ -235,7 +235,7 @@ export class DialedConn {
   async read(buffer: Uint8Array): Promise<number | null> {
     if (buffer.length === 0) return 0;
     const size = await this.#try(() => libc.recv(this.socket.fd, buffer, libc.MSG_DONTWAIT));
-    if (size === 0 && this.#isReset) throw libc.systemError(libc.ECONNRESET);
+    if (size === 0 && this.#loss !== null) throw this.#loss;
     return size === 0 ? null : size;
   }
 
@@ -254,9 +254,17 @@ export class DialedConn {
   async #try(call: () => number): Promise<number> {
     for (;;) {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
-      const result = call();
-      this.#isReset ||= result === -libc.ECONNRESET;
-      if (result !== -libc.EAGAIN) return libc.orSystemError(result);
+      const first = call();
+      if (first >= 0) return first;
+      if (libc.isLost(this.socket.fd)) {
+        // It may have been lost after the first call, with bytes that came before.
+        const second = call();
+        if (second > 0) return second;
+        const told = [first, second].find((each) => each < 0 && each !== -libc.EAGAIN);
+        const error = libc.systemError(-(told ?? -libc.ECONNRESET));
+        this.#loss ??= error;
+        throw error;
+      }
       await nextEvent(this.socket.fd);
       if (!this.#isClosed) this.onEvent();
     }

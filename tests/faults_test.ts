@@ -45,6 +45,19 @@ function upTo(moment: "request" | "head" | "body", reached: () => void): RawServ
   });
 }
 
+testWith(["strace"], "a wrong errno, as V8 may leave one, loses no connection", async () => {
+  // The first recv(2) finds nothing, and is made to give ENOENT instead of EAGAIN.
+  const faulty = "strace -f -e trace=recvfrom -e inject=recvfrom:error=ENOENT:when=1".split(" ");
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    await run.until((said) => /MSG_DONTWAIT, NULL, NULL\) = -1 ENOENT .*INJECTED/.test(said));
+    await send(conn, OK);
+  });
+  await using run = new Background(command(["--mark-syn", server.url], { under: faulty }));
+  assert.equal((await run.end()).code, 0, run.said);
+  assert.match(run.said, /^reply +200 OK/m);
+});
+
 for (const moment of ["request", "head", "body"] as const) {
   Deno.test(`Ctrl-C after the ${moment} ends a run: 130 for a shell, and the server sees it close`, async () => {
     for (const path of [[], ["--mark-syn"], ["-n", "2"]]) {
