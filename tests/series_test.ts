@@ -187,7 +187,7 @@ Deno.test("-m bounds each request", async () => {
     if (served++ % 2 === 0) await send(conn, OK);
     else await conn.read(new Uint8Array(1));
   });
-  const { code, stdout } = await dscpGet(["-n", "4", "-m", "0.2", server.url]);
+  const { code, stdout } = await dscpGet(["-n", "4", "-m", "1", server.url]);
   assert.equal(code, 28);
   assert.match(stdout, /^EF .* 4 +2 +0 /m);
 });

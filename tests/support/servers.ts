@@ -23,6 +23,7 @@ export class RawServer implements AsyncDisposable {
   /** The heads of the requests, in order, as {@linkcode readRequest} adds them. */
   readonly requests: string[] = [];
   #serving: Promise<void>;
+  #open: Promise<void>[] = [];
 
   constructor(
     handle: (conn: Deno.TcpConn, server: RawServer) => Promise<void>,
@@ -34,7 +35,6 @@ export class RawServer implements AsyncDisposable {
   }
 
   async #serve(handle: (conn: Deno.TcpConn, server: RawServer) => Promise<void>): Promise<void> {
-    const open: Promise<void>[] = [];
     for await (const conn of this.listener) {
       const handled = handle(conn, this).catch((error) => {
         // A client may leave at any time.
@@ -46,9 +46,14 @@ export class RawServer implements AsyncDisposable {
           conn.close();
         } catch { /* the test closed it */ }
       });
-      open.push(handled);
+      this.#open.push(handled);
     }
-    await Promise.all(open);
+    await this.allClosed();
+  }
+
+  /** Waits until this end of every connection so far is closed. */
+  async allClosed(): Promise<void> {
+    await Promise.all(this.#open);
   }
 
   /** `http://127.0.0.1:PORT/` */
