@@ -214,7 +214,7 @@ export class DialedConn {
   /** Called when a read or a write has waited, also if it goes on to wait. */
   onEvent: () => void = () => {};
   #isClosed = false;
-  /** The kernel reports it once, to a read or to a write; then reads see an end. */
+  /** A reset or the like, which the kernel reports once; then reads see an end. */
   #loss: Error | null = null;
   /** The TLS connection over this one. */
   #tls: DialedTlsConn | null = null;
@@ -230,7 +230,7 @@ export class DialedConn {
    *
    * @returns the number of bytes, or `null` at the end
    * @throws {Deno.errors.BadResource} it is closed, or is closed meanwhile
-   * @throws {Deno.errors.ConnectionReset} the other end has reset it
+   * @throws {Deno.errors.ConnectionReset | Deno.errors.TimedOut} the connection is lost
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     if (buffer.length === 0) return 0;
@@ -244,7 +244,8 @@ export class DialedConn {
    *
    * @returns the number of bytes written
    * @throws {Deno.errors.BadResource} it is closed, or is closed meanwhile
-   * @throws {Deno.errors.BrokenPipe | Deno.errors.ConnectionReset} the connection is lost
+   * @throws {Deno.errors.BrokenPipe | Deno.errors.ConnectionReset | Deno.errors.TimedOut} the
+   * connection is lost
    */
   async write(bytes: Uint8Array): Promise<number> {
     const flags = libc.MSG_DONTWAIT | libc.MSG_NOSIGNAL | libc.MSG_EOR;
@@ -252,21 +253,26 @@ export class DialedConn {
   }
 
   async #try(call: () => number): Promise<number> {
-    for (;;) {
+    const { fd } = this.socket;
+    for (let isDoubted = true;;) {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
-      const first = call();
-      if (first >= 0) return first;
-      if (libc.isLost(this.socket.fd)) {
-        // It may have been lost after the first call, with bytes that came before.
-        const second = call();
-        if (second > 0) return second;
-        const told = [first, second].find((each) => each < 0 && each !== -libc.EAGAIN);
-        const error = libc.systemError(-(told ?? -libc.ECONNRESET));
-        this.#loss ??= error;
-        throw error;
+      const result = call();
+      if (result >= 0) return result;
+      if (libc.isLost(fd)) {
+        // An error that is still pending came after the call, perhaps with bytes before it.
+        const pending = libc.getOption(fd, libc.SO_ERROR);
+        const error = libc.lossError(pending || -result);
+        // A broken pipe is a reset after the end: what was read until then is whole.
+        if (!(error instanceof Deno.errors.BrokenPipe)) this.#loss ??= error;
+        if (pending === 0) throw error;
+      } else if (result === -libc.EAGAIN) {
+        await nextEvent(fd);
+        if (!this.#isClosed) this.onEvent();
+      } else if (isDoubted) {
+        isDoubted = false;
+      } else {
+        throw libc.systemError(-result);
       }
-      await nextEvent(this.socket.fd);
-      if (!this.#isClosed) this.onEvent();
     }
   }
 

@@ -34,7 +34,7 @@ export const EAGAIN = 11,
   ECONNRESET = 104,
   ECONNREFUSED = 111,
   EINPROGRESS = 115;
-const EPIPE = 32, ETIMEDOUT = 110;
+const EINTR = 4, EPIPE = 32, ENETUNREACH = 101, ETIMEDOUT = 110, EHOSTUNREACH = 113;
 
 /** What poll(2) reports without being asked. */
 const POLLERR = 0x8, POLLHUP = 0x10, POLLNVAL = 0x20;
@@ -222,9 +222,9 @@ export function open<T extends Table>(
 /**
  * The result of a call, or the negated errno in place of −1. Must be the first call after it.
  *
- * V8 may still come between: when it first waits for a lock in this thread, it opens a file of
- * /sys that is seldom there, and errno is ENOENT (seen in 1 of 2,000 runs on a busy machine). So
- * errno is good for messages, and what is done next depends on the socket.
+ * V8 may still come between: once in a process, when a thread first waits for one of its locks, it
+ * looks for a file in /sys that is seldom there, and errno is ENOENT (this thread's in 1 of 2,000
+ * runs on a busy machine). So what is done next depends on the socket, not on errno alone.
  */
 function orErrno(result: number | bigint): number {
   return result >= 0 ? Number(result) : -errno!.getInt32();
@@ -247,8 +247,8 @@ export function orSystemError(result: number): number {
   return result;
 }
 
-/** The error that Deno throws for an error number. */
-export function systemError(errno: number): Error {
+/** The error that Deno throws for an error number, of the class `Other` if it knows none. */
+export function systemError(errno: number, Other: new (message: string) => Error = Error): Error {
   const { BrokenPipe, ConnectionRefused, ConnectionReset, TimedOut } = Deno.errors;
   const classes: Record<number, new (message: string) => Error> = {
     [ECONNREFUSED]: ConnectionRefused,
@@ -256,7 +256,13 @@ export function systemError(errno: number): Error {
     [EPIPE]: BrokenPipe,
     [ETIMEDOUT]: TimedOut,
   };
-  return new (classes[errno] ?? Error)(`${strerror(errno)} (os error ${errno})`);
+  return new (classes[errno] ?? Other)(`${strerror(errno)} (os error ${errno})`);
+}
+
+/** The error of a connection that is lost, whatever the errno, which may be another call's. */
+export function lossError(errno: number): Error {
+  const isOurs = [EPIPE, ENETUNREACH, ETIMEDOUT, EHOSTUNREACH].includes(errno);
+  return systemError(isOurs ? errno : ECONNRESET, Deno.errors.ConnectionReset);
 }
 
 /** What Deno permits of a host, with a port or without; libc itself does not ask. */
@@ -361,17 +367,23 @@ export function connect(fd: number, address: Bytes): number {
   return (polledEvents(fd) & (POLLHUP | POLLERR)) === POLLHUP ? result : -EINPROGRESS;
 }
 
-/** Whether a socket that was connected no longer is, by a reset, an error or a time limit. */
+/** Whether a connection no longer is one: a reset, an error, a time limit, or it is closed here. */
 export function isLost(fd: number): boolean {
   return (polledEvents(fd) & (POLLHUP | POLLNVAL)) !== 0;
 }
 
 /** What poll(2) reports of one descriptor, now. */
 function polledEvents(fd: number): number {
-  // struct pollfd { int fd; short events; short revents; }
   const polled = new Int32Array([fd, 0]);
-  unwrap("poll", orErrno(rare().poll(polled, 1n, 0)));
+  poll(polled);
   return polled[1] >> 16;
+}
+
+/** poll(2) that does not wait. @param polled `struct pollfd { int fd; short events, revents; }` */
+function poll(polled: Int32Array<ArrayBuffer>): void {
+  let result;
+  do result = orErrno(rare().poll(polled, BigInt(polled.length / 2), 0)); while (result === -EINTR);
+  unwrap("poll", result);
 }
 
 /** shutdown(2) of both directions. */
@@ -445,10 +457,9 @@ export function* openDescriptors(from: number): Generator<number> {
   const AT_ONCE = 65536, to = rare().getdtablesize();
   for (let first = from; first < to; first += AT_ONCE) {
     const count = Math.min(AT_ONCE, to - first);
-    // struct pollfd { int fd; short events; short revents; }
     const polled = new Int32Array(2 * count);
     for (let i = 0; i < count; i++) polled[2 * i] = first + i;
-    unwrap("poll", orErrno(rare().poll(polled, BigInt(count), 0)));
+    poll(polled);
     const shorts = new Int16Array(polled.buffer);
     let isEmpty = true;
     for (let i = 0; i < count; i++) {

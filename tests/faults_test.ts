@@ -58,6 +58,19 @@ testWith(["strace"], "a wrong errno, as V8 may leave one, loses no connection", 
   assert.match(run.said, /^reply +200 OK/m);
 });
 
+Deno.test("a reply that ends is whole, also if the server then refuses the rest of the request", async () => {
+  await using server = new RawServer(async (conn) => {
+    await conn.read(new Uint8Array(100));
+    // Its end is told by a FIN; a reset follows, as most of the request is unread.
+    await send(conn, "HTTP/1.1 431 Too Large\r\n\r\ntoo large");
+  });
+  const large = Array.from({ length: 10 }, (_, at) => ["-H", `X-${at}: ${"x".repeat(120_000)}`]);
+  for (const path of [[], ["--mark-syn"]]) {
+    const { code, stdout, stderr } = await dscpGet([...path, "-s", ...large.flat(), server.url]);
+    assert.deepEqual([code, stdout], [0, "too large"], `${path}: ${stderr}`);
+  }
+});
+
 for (const moment of ["request", "head", "body"] as const) {
   Deno.test(`Ctrl-C after the ${moment} ends a run: 130 for a shell, and the server sees it close`, async () => {
     for (const path of [[], ["--mark-syn"], ["-n", "2"]]) {
