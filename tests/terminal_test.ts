@@ -4,7 +4,7 @@ import { OK, RawServer, readRequest, replying, send } from "./support/servers.ts
 
 /** A terminal of its own in tmux, and what a person sees on it; gone when disposed of. */
 class Terminal implements AsyncDisposable {
-  readonly #socket = `dscp-get-${crypto.randomUUID()}`;
+  readonly #socket = `${Deno.makeTempDirSync({ prefix: "dscp-get-" })}/socket`;
 
   /** Starts a terminal of this many columns, with 24 rows. */
   static async start(columns: number): Promise<Terminal> {
@@ -16,7 +16,7 @@ class Terminal implements AsyncDisposable {
   }
 
   async #tmux(...words: string[]): Promise<string> {
-    return (await succeed("tmux", "-L", this.#socket, ...words)).stdout;
+    return (await succeed("tmux", "-S", this.#socket, ...words)).stdout;
   }
 
   /** Types keys, as tmux names them. */
@@ -62,7 +62,8 @@ class Terminal implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await execute(["tmux", "-L", this.#socket, "kill-server"]);
+    await execute(["tmux", "-S", this.#socket, "kill-server"]);
+    await Deno.remove(this.#socket.replace("/socket", ""), { recursive: true });
   }
 }
 
