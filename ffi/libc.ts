@@ -223,7 +223,7 @@ export function open<T extends Table>(
  * The result of a call, or the negated errno in place of −1. Must be the first call after it.
  *
  * V8 may still come between: once in a process, when a thread first waits for one of its locks, it
- * looks for a file in /sys that is seldom there, and errno is ENOENT (this thread's in 1 of 2,000
+ * looks for a file in /sys that is seldom there, and errno is ENOENT (this thread's in 1 of 4,000
  * runs on a busy machine). So what is done next depends on the socket, not on errno alone.
  */
 function orErrno(result: number | bigint): number {
