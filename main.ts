@@ -753,7 +753,7 @@ async function ask(
     stage = "connected";
     limits.connected();
     // A server may reply before it has read a large request, and what it has sent can still be
-    // read after our write has failed.
+    // read after our write has failed, but over node:tls.
     conn.write(request).catch((error) => {
       writeError = error;
       if (!isLost(error)) conn?.close();

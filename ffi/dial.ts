@@ -254,7 +254,7 @@ export class DialedConn {
 
   async #try(call: () => number): Promise<number> {
     const { fd } = this.socket;
-    for (let isDoubted = true;;) {
+    for (let isRepeated = false;;) {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       const result = call();
       if (result >= 0) return result;
@@ -268,10 +268,10 @@ export class DialedConn {
       } else if (result === -libc.EAGAIN) {
         await nextEvent(fd);
         if (!this.#isClosed) this.onEvent();
-      } else if (isDoubted) {
-        isDoubted = false;
       } else {
-        throw libc.systemError(-result);
+        // A wrong errno is not wrong twice.
+        if (isRepeated) throw libc.systemError(-result);
+        isRepeated = true;
       }
     }
   }

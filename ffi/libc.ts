@@ -30,11 +30,13 @@ export class LibcError extends Error {
 }
 
 /** Error numbers that the code distinguishes, the same on x86_64 and aarch64; errno(3). */
-export const EAGAIN = 11,
+export const EAGAIN = 11, ECONNREFUSED = 111, EINPROGRESS = 115;
+const EINTR = 4,
+  EPIPE = 32,
+  ENETUNREACH = 101,
   ECONNRESET = 104,
-  ECONNREFUSED = 111,
-  EINPROGRESS = 115;
-const EINTR = 4, EPIPE = 32, ENETUNREACH = 101, ETIMEDOUT = 110, EHOSTUNREACH = 113;
+  ETIMEDOUT = 110,
+  EHOSTUNREACH = 113;
 
 /** What poll(2) reports without being asked. */
 const POLLERR = 0x8, POLLHUP = 0x10, POLLNVAL = 0x20;
@@ -259,10 +261,10 @@ export function systemError(errno: number, Other: new (message: string) => Error
   return new (classes[errno] ?? Other)(`${strerror(errno)} (os error ${errno})`);
 }
 
-/** The error of a connection that is lost, whatever the errno, which may be another call's. */
+/** The error of a connection that is lost: a reset, if it cannot be lost by what errno says. */
 export function lossError(errno: number): Error {
-  const isOurs = [EPIPE, ENETUNREACH, ETIMEDOUT, EHOSTUNREACH].includes(errno);
-  return systemError(isOurs ? errno : ECONNRESET, Deno.errors.ConnectionReset);
+  const isPossible = [EPIPE, ENETUNREACH, ETIMEDOUT, EHOSTUNREACH].includes(errno);
+  return systemError(isPossible ? errno : ECONNRESET, Deno.errors.ConnectionReset);
 }
 
 /** What Deno permits of a host, with a port or without; libc itself does not ask. */

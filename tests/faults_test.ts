@@ -277,10 +277,8 @@ testWith(
         command([...path, "--connect-timeout", "2", "http://192.0.2.9/"], namespace),
       );
       // Its SYN waits for a neighbour that is not there.
-      let hasEnded = false;
-      run.end().then(() => hasEnded = true);
       while (
-        !hasEnded &&
+        !run.hasEnded &&
         !(await namespace.run("ip", "neigh", "show", "192.0.2.9")).stdout.includes("INCOMPLETE")
       );
       await namespace.run("ip", "link", "set", "d0", "down");

@@ -364,9 +364,7 @@ async function leaveUnread(
   server.child.kill("SIGSTOP");
   const large = ["-H", `X: ${"x".repeat(12_000)}`];
   await using client = new Background(command([...args, ...large, url], namespace));
-  let hasEnded = false;
-  client.end().then(() => hasEnded = true);
-  while (!hasEnded && await queued() < 12_000);
+  while (!client.hasEnded && await queued() < 12_000);
   client.child.kill("SIGSTOP");
   server.child.kill("SIGCONT");
   while (await queued() > 0);

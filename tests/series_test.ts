@@ -10,6 +10,7 @@ import {
   onTerminal,
   openDescriptors,
   testWith,
+  waitsForReader,
 } from "./support/processes.ts";
 import {
   closedPort,
@@ -375,19 +376,10 @@ Deno.test("a series that is interrupted before its first reply says so", async (
 });
 
 Deno.test("Ctrl-C ends a series also while nobody reads what it prints: 130", async () => {
-  let served = 0;
-  await using server = new RawServer(async (conn) => {
-    await readRequest(conn);
-    served++;
-    await send(conn, OK);
-  });
+  await using server = replying(OK);
   const [program, ...args] = command(["--json", "-n", "100000", server.url]);
   const child = new Deno.Command(program, { args, stdout: "piped", stderr: "null" }).spawn();
-  // Until the pipe is full, and no request follows.
-  for (let before = -1; served === 0 || served > before;) {
-    before = served;
-    await new Promise((resolve) => setTimeout(resolve, 300));
-  }
+  while (!waitsForReader(child.pid)) await new Promise((resolve) => setTimeout(resolve, 20));
   child.kill("SIGINT");
   assert.equal((await child.status).code, 130);
   await child.stdout.cancel();

@@ -4,7 +4,8 @@ import { OK, RawServer, readRequest, replying, send } from "./support/servers.ts
 
 /** A terminal of its own in tmux, and what a person sees on it; gone when disposed of. */
 class Terminal implements AsyncDisposable {
-  readonly #socket = `${Deno.makeTempDirSync({ prefix: "dscp-get-" })}/socket`;
+  readonly #folder = Deno.makeTempDirSync({ prefix: "dscp-get-" });
+  readonly #socket = `${this.#folder}/socket`;
 
   /** Starts a terminal of this many columns, with 24 rows. */
   static async start(columns: number): Promise<Terminal> {
@@ -63,7 +64,7 @@ class Terminal implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await execute(["tmux", "-S", this.#socket, "kill-server"]);
-    await Deno.remove(this.#socket.replace("/socket", ""), { recursive: true });
+    await Deno.remove(this.#folder, { recursive: true });
   }
 }
 

@@ -157,6 +157,7 @@ export class Background implements AsyncDisposable {
   #said = "";
   #changed = Promise.withResolvers<void>();
   #reading: Promise<unknown>;
+  #hasEnded = false;
 
   constructor(words: readonly string[], env: Record<string, string> = {}, cwd?: string) {
     this.child = new Deno.Command(words[0], {
@@ -168,7 +169,8 @@ export class Background implements AsyncDisposable {
       stderr: "piped",
     })
       .spawn();
-    this.#reading = Promise.all([this.#read(this.child.stdout), this.#read(this.child.stderr)]);
+    this.#reading = Promise.all([this.#read(this.child.stdout), this.#read(this.child.stderr)])
+      .then(() => this.#hasEnded = true);
   }
 
   async #read(stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> {
@@ -184,13 +186,18 @@ export class Background implements AsyncDisposable {
     return this.#said;
   }
 
+  /** Whether it has ended, and all that it printed is read. */
+  get hasEnded(): boolean {
+    return this.#hasEnded;
+  }
+
   /** Waits until `passes` accepts what was printed so far. @throws if the program ends before */
   async until(passes: (said: string) => boolean): Promise<string> {
-    let ended = false;
-    const end = this.#reading.then(() => ended = true);
     while (!passes(this.#said)) {
-      if (ended) throw new Error(`ended before it printed the expected output: ${this.#said}`);
-      await Promise.race([this.#changed.promise, end]);
+      if (this.#hasEnded) {
+        throw new Error(`ended before it printed the expected output: ${this.#said}`);
+      }
+      await Promise.race([this.#changed.promise, this.#reading]);
     }
     return this.#said;
   }
@@ -245,4 +252,15 @@ export class Nobody implements AsyncDisposable {
 export function cpuTicks(pid: number): number {
   const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1].split(" ");
   return Number(fields[11]) + Number(fields[12]);
+}
+
+/** Whether a thread of a process waits for room in a pipe, which proc(5) shows as its wchan. */
+export function waitsForReader(pid: number): boolean {
+  return [...Deno.readDirSync(`/proc/${pid}/task`)].some(({ name }) => {
+    try {
+      return Deno.readTextFileSync(`/proc/${pid}/task/${name}/wchan`).endsWith("pipe_write");
+    } catch {
+      return false; // the thread has ended
+    }
+  });
 }
