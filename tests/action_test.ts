@@ -129,7 +129,7 @@ function tableOf(markdown: string): string[][] {
     .map((line) => line.replace(/^\||\|$/g, "").split("|").map(shown));
 }
 
-const HEAD = [["set", "left", "arrived", "reply", "time"], Array(5).fill("---")];
+const HEAD = [["set", "sent", "arrived", "reply", "time"], Array(5).fill("---")];
 
 Deno.test("the action: proved is green, with a notice, outputs and a table", async () => {
   await using server = replying(OK);
@@ -149,7 +149,7 @@ Deno.test("the action: proved is green, with a notice, outputs and a table", asy
   ];
   assert.deepEqual(ran.table, [...HEAD, row]);
   const message =
-    "set EF (0xB8), from the SYN on; left 0xB8: proved; arrived not reported; reply 200 OK, 2 bytes";
+    "set EF (0xB8), from the SYN on; sent 0xB8: proved; arrived not reported; reply 200 OK, 2 bytes";
   assert.deepEqual(ran.commands, [`::notice title=dscp-get::${message} in ${time}`]);
 });
 
@@ -382,7 +382,7 @@ async function snippet(
   { hasScript = true, under = [] as readonly string[] } = {},
 ): Promise<{ code: number; stderr: string }> {
   await using folder = await Folder.create();
-  for (const name of hasScript ? ["main.ts", "ffi"] : []) {
+  for (const name of hasScript ? ["main.ts", "src", "ffi", "deno.json"] : []) {
     await Deno.symlink(`${ROOT}${name}`, `${folder.path}/${name}`);
   }
   const scripts = snippets.flatMap((text) => [...text.matchAll(/^(?:- | {2})run: (.*)$/gm)])
@@ -399,7 +399,7 @@ Deno.test("the README's CI snippet is green if the mark is proved, and logs the 
   await using server = replying(OK);
   const { code, stderr } = await snippet(server.url);
   assert.equal(code, 0, stderr);
-  assert.match(stderr, /^left .*: proved$/m);
+  assert.match(stderr, /^sent .*: proved$/m);
 });
 
 Deno.test("the README's CI snippet is red if the server is down", async () => {

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
-import { encodeRequest, Exit, Failure, parseArguments, parseTarget } from "../main.ts";
+import { Exit, Failure } from "../main.ts";
+import { parseArguments } from "../src/options.ts";
+import { encodeRequest, parseTarget } from "../src/target.ts";
 import { dscpGet, execute, testWith } from "./support/processes.ts";
 import { OK, replying } from "./support/servers.ts";
 

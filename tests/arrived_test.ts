@@ -14,7 +14,7 @@ async function across(
   network: Network,
   host: string,
   ...args: string[]
-): Promise<Outcome & { left: number[]; arrived: number[]; json: ReturnType<typeof JSON.parse> }> {
+): Promise<Outcome & { sent: number[]; arrived: number[]; json: ReturnType<typeof JSON.parse> }> {
   await using server = await FarEnd.start("[::]:8086", network.server.under);
   await using near = await Capture.start(8086, "c0", network.client.under);
   await using far = await Capture.start(8086, "s0", network.server.under);
@@ -25,7 +25,7 @@ async function across(
   return {
     ...outcome,
     json: JSON.parse(outcome.stdout),
-    left: await bytes(near),
+    sent: await bytes(near),
     arrived: await bytes(far),
   };
 }
@@ -36,10 +36,10 @@ for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]
 
   testWith(NEEDS, `a mark that survives the path is told so: ${version}`, async () => {
     await using network = await Network.create();
-    const { code, stderr, json, left, arrived } = await across(network, host, "--mark-syn");
+    const { code, stderr, json, sent, arrived } = await across(network, host, "--mark-syn");
     assert.equal(code, 0, stderr);
     assert.deepEqual(json.arrived, told(0xb8));
-    assert.deepEqual([...new Set(left)], [0xb8]);
+    assert.deepEqual([...new Set(sent)], [0xb8]);
     assert.deepEqual([...new Set(arrived)], [0xb8]);
     assert.equal(json.reply.tos, isIPv6 ? 0xb8 : undefined);
   });
@@ -57,13 +57,13 @@ for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]
         "nft",
         `add rule inet q f iifname r0 ${version} dscp ef ${version} dscp set cs0`,
       );
-      const { code, stderr, json, left, arrived } = await across(network, host, "--mark-syn");
+      const { code, stderr, json, sent, arrived } = await across(network, host, "--mark-syn");
       assert.equal(code, 102);
       // On IPv6 the request's packet is reported, which was seen to leave as it should.
       const verdict = isIPv6 ? "the path rewrote it" : "rewritten by this host or the path";
       assert.equal(stderr, `dscp-get: sent EF (0xB8), arrived DF (0x00): ${verdict}\n`);
-      assert.deepEqual([json.arrived, json.left.proved, json.error.code], [told(0), true, 102]);
-      assert.deepEqual([...new Set(left)], [0xb8]);
+      assert.deepEqual([json.arrived, json.sent.proved, json.error.code], [told(0), true, 102]);
+      assert.deepEqual([...new Set(sent)], [0xb8]);
       assert.deepEqual([...new Set(arrived)], [0]);
     },
   );

@@ -17,7 +17,7 @@
 
 import { parseArgs } from "node:util";
 import { dial } from "../ffi/mod.ts";
-import { quantile } from "../main.ts";
+import { quantile } from "../src/statistics.ts";
 import { Chain, CHAIN_SERVER } from "./support/namespaces.ts";
 import { Background, cpuTicks, execute, MAIN, missing } from "./support/processes.ts";
 import { Certificates, FarEnd, startNginx } from "./support/servers.ts";

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { connectToFirst } from "../ffi/dial.ts";
-import { Exit, Failure, parseTarget } from "../main.ts";
+import { Exit, Failure } from "../main.ts";
+import { parseTarget } from "../src/target.ts";
 import { attempts, Namespace, TwinLinks } from "./support/namespaces.ts";
 import { Background, command, dscpGet, execute, testWith } from "./support/processes.ts";
 import {
@@ -96,10 +97,10 @@ server.serve_forever()`;
       for (const args of [[], ["--mark-syn"], ["-6"]]) {
         const { code, stdout, stderr } = await dscpGet([...args, url], links.client);
         assert.deepEqual([code, stdout], [curl.code, curl.stdout], stderr);
-        const { left, ...rest } = JSON.parse(
+        const { sent, ...rest } = JSON.parse(
           (await dscpGet(["--json", ...args, url], links.client)).stdout,
         );
-        assert.deepEqual([rest.url, left.proved], ["http://[fe80::1]:8080/", true]);
+        assert.deepEqual([rest.url, sent.proved], ["http://[fe80::1]:8080/", true]);
         const elsewhere = url.replace("c1", "c0");
         assert.equal((await dscpGet([...args, elsewhere], links.client)).code, Exit.cannotConnect);
         const nowhere = url.replace("c1", "c2");
@@ -213,7 +214,7 @@ testWith(
       const { under } = namespace;
       const run = await dscpGet(["--connect-timeout", "5", ...args], { under, flags });
       assert.deepEqual([run.code, run.stdout], [0, "ok"], `${args}: ${run.stderr}`);
-      assert.match(run.stderr, /^left .*: proved$/m);
+      assert.match(run.stderr, /^sent .*: proved$/m);
     }
   },
 );

@@ -17,7 +17,7 @@ testWith(
       /^connected {2}127\.0\.0\.1:\d+ → 127\.0\.0\.1:8086, the built-in server; descriptor \d+$/,
     );
     assert.match(lines[1], /^mark {7}EF = DSCP 46 = byte 0xB8; the kernel reads back 0xB8$/);
-    assert.match(lines[2], /^left {7}1 packet with 0xB8, read from the IP header: proved$/);
+    assert.match(lines[2], /^sent {7}1 packet with 0xB8, read from the IP header: proved$/);
     assert.match(lines[3], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
     assert.match(lines[4], /^handshake {2}unmarked, as the server confirms \(0x00\); --mark-syn/);
     assert.equal(lines.length, 5);

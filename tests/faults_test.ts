@@ -135,7 +135,7 @@ testWith(
       const large = await run(75_000, args);
       const seconds = large.cpu - small.cpu;
       assert.ok(seconds < 0.5, `${args}: ${seconds} s of CPU`);
-      assert.match(large.stderr, /^left +[2-4]\d\d packets with 0xB8.*: proved$/m);
+      assert.match(large.stderr, /^sent +[2-4]\d\d packets with 0xB8.*: proved$/m);
     }
   },
 );
@@ -181,7 +181,7 @@ Deno.test("a reset in the head or in the body is 56, marked from the SYN on or n
       const { code, stdout, stderr } = await dscpGet([...path, server.url]);
       assert.equal(code, 56, stderr);
       assert.equal(stdout, part.endsWith("hel") ? "hel" : "");
-      assert.match(stderr, /^left +1 packet with 0xB8.*proved$/m);
+      assert.match(stderr, /^sent +1 packet with 0xB8.*proved$/m);
       assert.match(stderr, /^dscp-get: the connection was lost: connection reset by peer$/m);
     }
   }
@@ -319,7 +319,7 @@ testWith(
     ]);
     assert.equal(stdout, "23\n");
     // What is known is told all the same, but not that head has gone.
-    assert.match(stderr, /^connected [^]*^left .*: proved\nreply +200 OK, only \d+ bytes [^]*/m);
+    assert.match(stderr, /^connected [^]*^sent .*: proved\nreply +200 OK, only \d+ bytes [^]*/m);
     assert.ok(!stderr.includes("dscp-get:"), stderr);
   },
 );

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
-import { Exit, Failure, get, parseArguments, parseTarget } from "../main.ts";
+import { Exit, Failure, get } from "../main.ts";
+import { parseArguments } from "../src/options.ts";
+import { parseTarget } from "../src/target.ts";
 import { dscpGet, execute, testWith } from "./support/processes.ts";
 import { Random, SEED } from "./support/random.ts";
 import { closedPort, latin1, RawServer, readRequest, replying, send } from "./support/servers.ts";

@@ -27,8 +27,8 @@ for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"]) {
       const args = ["--json", "--mark-syn", `http://${host}:${server.port}/`];
       const { code, stdout, stderr } = await dscpGet(args);
       assert.equal(code, 0, stderr);
-      const { mark, left } = JSON.parse(stdout);
-      assert.deepEqual([mark.handshake, left.proved], [true, true]);
+      const { mark, sent } = JSON.parse(stdout);
+      assert.deepEqual([mark.handshake, sent.proved], [true, true]);
       const fromClient = (await capture.connection()).filter(({ to }) => to === server.port);
       assert.deepEqual(fromClient.map(({ tos }) => tos), fromClient.map(() => 0xb8));
       const flags = fromClient.map((packet) => packet.flags).join(" ");
@@ -49,9 +49,9 @@ testWith(
       const url = `http://${SERVER.ipv4}:${port}/`;
       const { stdout } = await dscpGet(["--json", ...args, url], client);
       const { code, stderr } = await dscpGet([...args, url], client);
-      const { left, mark, error } = JSON.parse(stdout);
+      const { sent, mark, error } = JSON.parse(stdout);
       const line = /^handshake +(.*)$/m.exec(stderr)![1];
-      return { code, stderr, line, left, error, seen: [mark.handshake, mark.handshakeProved] };
+      return { code, stderr, line, sent, error, seen: [mark.handshake, mark.handshakeProved] };
     };
     const told = await ask(8086, "--mark-syn");
     assert.deepEqual([told.code, told.seen], [0, [true, true]]);
@@ -69,7 +69,7 @@ testWith(
     const untold = await ask(8087, "--mark-syn");
     const sent = (await capture.connection()).filter(({ to }) => to === 8087);
     assert.deepEqual(sent.map(({ tos }) => tos), sent.map(({ flags }) => flags === "S" ? 0 : 0xb8));
-    assert.deepEqual([untold.code, untold.seen, untold.left.proved], [0, [true, null], true]);
+    assert.deepEqual([untold.code, untold.seen, untold.sent.proved], [0, [true, null], true]);
     assert.match(untold.line, /^set before the SYN; not proved/);
 
     const rewritten = await ask(8086, "--mark-syn");
@@ -283,8 +283,8 @@ Deno.test("200 dialed requests at once are all answered, by a server of this pro
   await using server = Deno.serve(where, async () => new Response(await Deno.readTextFile(MAIN)));
   const url = `http://127.0.0.1:${server.addr.port}/`;
   const asked = Array.from({ length: 200 }, () => get(url, { markSyn: true }));
-  for (const { reply, left } of await Promise.all(asked)) {
-    assert.deepEqual([reply?.status, left.proved], [200, true]);
+  for (const { reply, sent } of await Promise.all(asked)) {
+    assert.deepEqual([reply?.status, sent.proved], [200, true]);
   }
 });
 

@@ -52,14 +52,14 @@ for (const path of [[], ["--mark-syn"]]) {
       const args = ["--json", ...path, "--cacert", server.root, url];
       const { code, stdout, stderr } = await dscpGet(args, { flags: FLAGS });
       assert.equal(code, 0, stderr);
-      const { reply, left } = JSON.parse(stdout);
-      assert.deepEqual([reply.status, left.proved], [200, true]);
-      assert.ok(left.packets.length >= 2, "the ClientHello and the request at least");
+      const { reply, sent } = JSON.parse(stdout);
+      assert.deepEqual([reply.status, sent.proved], [200, true]);
+      assert.ok(sent.packets.length >= 2, "the ClientHello and the request at least");
       const data = (await capture.connection()).filter(({ to, length }) =>
         to === server.port && length > 0
       );
       assert.deepEqual(data.map(({ tos }) => tos), data.map(() => 0xb8));
-      assert.ok(left.packets.length <= data.length);
+      assert.ok(sent.packets.length <= data.length);
     },
   );
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { markOf, parseDscp } from "../ffi/mod.ts";
-import { quantile, Row } from "../main.ts";
+import { Row } from "../src/series.ts";
+import { quantile } from "../src/statistics.ts";
 import { page, SCENES } from "./lab.ts";
 import {
   measurePolicing,
@@ -49,7 +50,7 @@ testWith(
     const [idle, df, , syn] = measured.rows;
     assert.ok(medianOf(df) >= 20 * medianOf(syn), showPriority(measured).table);
     assert.ok(medianOf(df) >= 20 * medianOf(idle), showPriority(measured).table);
-    assert.deepEqual([[...syn.left], [...syn.arrived]], [[0xb8], [0xb8]]);
+    assert.deepEqual([[...syn.sent], [...syn.arrived]], [[0xb8], [0xb8]]);
   },
 );
 

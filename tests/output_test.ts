@@ -23,7 +23,7 @@ Deno.test("--json puts one object in the documented form on standard output, and
   const { code, stdout, stderr } = await dscpGet(["--json", "-d", "af41", `${server.url}x?y#z`]);
   assert.deepEqual([code, stderr], [0, ""]);
   assert.equal(stdout.trimEnd().split("\n").length, 1);
-  const { local, milliseconds, left, ...rest } = JSON.parse(stdout);
+  const { local, milliseconds, sent, ...rest } = JSON.parse(stdout);
   assert.deepEqual(rest, {
     url: `${server.url}x?y`,
     server: "remote",
@@ -46,7 +46,7 @@ Deno.test("--json puts one object in the documented form on standard output, and
     },
   });
   assert.equal(local.address, "127.0.0.1");
-  assert.equal(left.proved, true);
+  assert.equal(sent.proved, true);
   const { connect, firstByte, total } = milliseconds;
   assert.ok(0 < connect && connect <= firstByte && firstByte <= total);
 });
@@ -65,7 +65,7 @@ Deno.test("standard output that is closed is 23, without a word about it", async
       `exec 3>&1; (${words}; echo $? >&3) | true`,
     ]);
     assert.equal(stdout, args[0] === "--help" && stdout === "0\n" ? "0\n" : "23\n");
-    if (args.length === 0) assert.match(stderr, /^left .*: proved$/m);
+    if (args.length === 0) assert.match(stderr, /^sent .*: proved$/m);
     else assert.equal(stderr, "");
     assert.ok(!stderr.includes("dscp-get:"), stderr);
   }
@@ -123,11 +123,11 @@ Deno.test("a reply that takes long is waited for with what is known: ends, mark,
     await send(conn, OK);
   });
   await using run = new Background(command([server.url]));
-  await run.until((said) => /^left .*: proved$/m.test(said));
+  await run.until((said) => /^sent .*: proved$/m.test(said));
   assert.match(run.said, /^connected .*\nmark .*\nleft .*\n$/);
   goOn.resolve();
   await run.until((said) => said.includes("handshake "));
-  for (const label of ["connected", "mark", "left", "reply"]) {
+  for (const label of ["connected", "mark", "sent", "reply"]) {
     assert.equal(run.said.split(label.padEnd(11)).length, 2, run.said);
   }
 });

@@ -52,9 +52,9 @@ async function sameAsCurl(
     const [, status, headers] = /^(\d+) ([^]*)$/.exec(curl.stderr)!;
     const ours = await dscpGet(["--json", ...more, url + path], allowed);
     assert.equal(ours.code, 0, ours.stderr);
-    const { reply, left } = JSON.parse(ours.stdout);
+    const { reply, sent } = JSON.parse(ours.stdout);
     assert.deepEqual([String(reply.status), reply.bodyBytes], [status, curl.bytes.length]);
-    assert.equal(left.proved, true);
+    assert.equal(sent.proved, true);
     assert.deepEqual(
       grouped(reply.headers),
       Object.entries(JSON.parse(headers)).filter(([name]) => name !== "date"),
@@ -204,7 +204,7 @@ Deno.test("a thousand requests in one process, good and failing, leave as many d
   });
   let failures = 0;
   const once = () =>
-    get(server.url).then(({ left }) => assert.equal(left.packets[0].tos, 0xb8), () => failures++);
+    get(server.url).then(({ sent }) => assert.equal(sent.packets[0].tos, 0xb8), () => failures++);
   await once();
   await server.allClosed();
   const before = openDescriptors();

@@ -36,7 +36,7 @@ for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]) {
       const { code, stdout, stderr } = await dscpGet(["--json", `http://${host}:${server.port}/`]);
       assert.equal(code, 0, stderr);
       const result = JSON.parse(stdout);
-      assert.equal(result.left.proved, true);
+      assert.equal(result.sent.proved, true);
       const fromClient = (await capture.connection()).filter(({ to }) => to === server.port);
       const [syn, ack, ...rest] = fromClient;
       assert.deepEqual([syn.flags, syn.tos, ack.flags, ack.tos], ["S", 0, ".", 0]);
@@ -46,11 +46,11 @@ for (const host of ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]) {
           rest.some(({ flags }) => flags.includes("F")),
       );
       assert.deepEqual(rest.map(({ tos }) => tos), rest.map(() => 0xb8));
-      assert.deepEqual(result.left.packets.map(({ tos }: { tos: number }) => tos), [0xb8]);
+      assert.deepEqual(result.sent.packets.map(({ tos }: { tos: number }) => tos), [0xb8]);
       const header = host === "[::1]" ? 40 : 20;
       const data = rest.find(({ length }) => length > 0)!;
       // 32 bytes of TCP header: 20 and the timestamps option.
-      assert.equal(result.left.packets[0].length, header + 32 + data.length);
+      assert.equal(result.sent.packets[0].length, header + 32 + data.length);
     },
   );
 }
@@ -69,7 +69,7 @@ testWith(
       await using capture = await Capture.start(server.port);
       const { code, stdout } = await dscpGet(["--json", ...args, server.url]);
       assert.equal(code, 0);
-      assert.deepEqual(JSON.parse(stdout).left.packets.map((p: { tos: number }) => p.tos), [tos]);
+      assert.deepEqual(JSON.parse(stdout).sent.packets.map((p: { tos: number }) => p.tos), [tos]);
       const data = (await capture.connection()).filter(({ to, length }) =>
         to === server.port && length > 0
       );
@@ -93,11 +93,11 @@ testWith(
       /^dscp-get: set 0xB8, left with 0x20: something on this host, such as nftables, rewrote it$/m,
     );
     assert.match(stdout, /built-in server/);
-    const sent = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
-    assert.deepEqual(sent.map(({ tos }) => tos), [0x20]);
+    const seen = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
+    assert.deepEqual(seen.map(({ tos }) => tos), [0x20]);
 
-    const { left, error } = JSON.parse((await dscpGet(["--json"], namespace)).stdout);
-    assert.deepEqual([left.proved, left.packets[0].tos, error.code], [false, 0x20, 101]);
+    const { sent, error } = JSON.parse((await dscpGet(["--json"], namespace)).stdout);
+    assert.deepEqual([sent.proved, sent.packets[0].tos, error.code], [false, 0x20, 101]);
 
     const other = await dscpGet(["-d", "AF41"], namespace);
     assert.equal(other.code, 0, "a mark that the rule does not touch passes");
@@ -113,14 +113,14 @@ testWith(
     await using capture = await Capture.start(8086, "lo", namespace.under);
     const { code, stdout } = await dscpGet(["--json"], namespace);
     assert.equal(code, 0);
-    const { left } = JSON.parse(stdout);
-    assert.deepEqual([left.proved, left.packets[0].tos], [true, 0xba]);
-    const sent = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
-    assert.deepEqual(sent.map(({ tos }) => tos), [0xba]);
+    const { sent } = JSON.parse(stdout);
+    assert.deepEqual([sent.proved, sent.packets[0].tos], [true, 0xba]);
+    const seen = (await capture.connection()).filter(({ to, length }) => to === 8086 && length > 0);
+    assert.deepEqual(seen.map(({ tos }) => tos), [0xba]);
     const { stderr } = await dscpGet([], namespace);
     assert.match(
       stderr,
-      /^left +1 packet with 0xBA, .*: proved\n {11}\(its two lowest bits are ECN, .*\)$/m,
+      /^sent +1 packet with 0xBA, .*: proved\n {11}\(its two lowest bits are ECN, .*\)$/m,
     );
   },
 );
@@ -137,18 +137,18 @@ testWith(
     await namespace.run("nft", "add rule ip nat out ip daddr 127.0.0.2 dnat to 127.0.0.1");
     await using _server = await startPython(["8086"], namespace.under);
     const oneEnd = await dscpGet(["--json", "http://127.0.0.2:8086/"], namespace);
-    assert.deepEqual([oneEnd.code, JSON.parse(oneEnd.stdout).left.proved], [0, true]);
+    assert.deepEqual([oneEnd.code, JSON.parse(oneEnd.stdout).sent.proved], [0, true]);
 
     await namespace.run("nft", "add chain ip nat post { type nat hook postrouting priority 100; }");
     await namespace.run("nft", "add rule ip nat post tcp dport 8086 snat to 127.0.0.3");
     const bothEnds = await dscpGet(["--json", "http://127.0.0.2:8086/"], namespace);
     assert.equal(bothEnds.code, 0, bothEnds.stderr);
-    const { proved, bytes, packets } = JSON.parse(bothEnds.stdout).left;
+    const { proved, bytes, packets } = JSON.parse(bothEnds.stdout).sent;
     assert.deepEqual([proved, bytes.seen, packets], [null, 0, []]);
     assert.ok(bytes.sent > 0);
     assert.match(
       (await dscpGet(["http://127.0.0.2:8086/"], namespace)).stderr,
-      /^left +not observed/m,
+      /^sent +not observed/m,
     );
   },
 );
@@ -158,7 +158,7 @@ testWith(["root", "setpriv"], "nobody gets the same proof as root", async () => 
   await using server = replying(OK);
   const { code, stdout, stderr } = await execute([...nobody.command, "--json", server.url]);
   assert.equal(code, 0, stderr);
-  assert.deepEqual(JSON.parse(stdout).left.packets.map((p: { tos: number }) => p.tos), [0xb8]);
+  assert.deepEqual(JSON.parse(stdout).sent.packets.map((p: { tos: number }) => p.tos), [0xb8]);
 });
 
 // ─── Tunnels ─────────────────────────────────────────────────────────────────────────────────────
@@ -209,9 +209,9 @@ for (
       for (const args of [[], ["--mark-syn"]]) {
         const json = await through(network, "--json", ...args);
         assert.deepEqual([json.code, json.outerTos], [code, outerTos], json.stderr);
-        const { left, error } = JSON.parse(json.stdout);
+        const { sent, error } = JSON.parse(json.stdout);
         assert.deepEqual(
-          [left.proved, left.outerTos, left.packets[0].tos, error?.code ?? 0],
+          [sent.proved, sent.outerTos, sent.packets[0].tos, error?.code ?? 0],
           [code === 0, outerTos, 0xb8, code],
         );
       }
@@ -219,7 +219,7 @@ for (
       const byte = outerTos.toString(16).toUpperCase().padStart(2, "0");
       const verdict = code === 0 ? "proved" : "NOT the mark that was set";
       const line = `inside a tunnel\n {11}whose packets carry 0x${byte}: ${verdict}$`;
-      assert.match(stderr, new RegExp(`^left +1 packet with 0xB8, .*${line}`, "m"));
+      assert.match(stderr, new RegExp(`^sent +1 packet with 0xB8, .*${line}`, "m"));
       const said =
         `^dscp-get: set 0xB8, left inside a tunnel whose packets carry 0x${byte}\nhint: `;
       assert.equal(new RegExp(said, "m").test(stderr), code === 101, stderr);
@@ -253,11 +253,11 @@ testWith(
     await using _server = await FarEnd.start("[::]:8086", server.under);
     const { code, stdout, outerTos } = await through(network, "--json", "--mark-syn");
     assert.deepEqual([code, outerTos], [0, 0]);
-    const { left, arrived } = JSON.parse(stdout);
-    assert.deepEqual([left.proved, left.outerTos, left.packets[0].tos], [null, null, 0xb8]);
-    assert.deepEqual([arrived.syn, left.bytes.seen], [0xb8, left.bytes.sent]);
+    const { sent, arrived } = JSON.parse(stdout);
+    assert.deepEqual([sent.proved, sent.outerTos, sent.packets[0].tos], [null, null, 0xb8]);
+    assert.deepEqual([arrived.syn, sent.bytes.seen], [0xb8, sent.bytes.sent]);
     const { stderr } = await through(network);
-    assert.match(stderr, /^left +1 packet with 0xB8, handed to a tunnel device, whose own /m);
+    assert.match(stderr, /^sent +1 packet with 0xB8, handed to a tunnel device, whose own /m);
   },
 );
 
@@ -273,9 +273,9 @@ testWith(
     const headers = ["-H", `X: ${"x".repeat(12_000)}`];
     const url = `http://${SERVER.ipv4}:8086/`;
     const whole = JSON.parse((await dscpGet(["--json", ...headers, url], client)).stdout);
-    const { seen, sent } = whole.left.bytes;
-    assert.deepEqual([whole.left.proved, seen], [true, sent]);
-    assert.ok(sent > 12_000 && whole.left.packets.length > 1);
+    const { seen, sent } = whole.sent.bytes;
+    assert.deepEqual([whole.sent.proved, seen], [true, sent]);
+    assert.ok(sent > 12_000 && whole.sent.packets.length > 1);
     await client.run(
       "nft",
       "add table ip t; add chain ip t o { type route hook output priority 0; }",
@@ -285,13 +285,13 @@ testWith(
     for (const args of [[], ["--mark-syn"], [], ["--mark-syn"], []]) {
       await using capture = await Capture.start(8086, "c0", client.under);
       const { code, stdout } = await dscpGet(["--json", ...args, ...headers, url], client);
-      const { left } = JSON.parse(stdout);
-      assert.deepEqual([code, left.proved], [101, false]);
+      const { sent } = JSON.parse(stdout);
+      assert.deepEqual([code, sent.proved], [101, false]);
       const data = (await capture.connection()).filter(({ to, length }) =>
         to === 8086 && length > 0
       );
       const bytes = (packets: { tos: number }[]) => packets.map(({ tos }) => tos);
-      assert.deepEqual(bytes(left.packets), bytes(data));
+      assert.deepEqual(bytes(sent.packets), bytes(data));
       assert.deepEqual(new Set(bytes(data)), new Set([0xb8, 0x20]));
     }
   },
@@ -319,7 +319,7 @@ testWith(
       for (const size of [400, 1100, 1300, 2500, 9000, 15_000]) {
         const args = ["--json", "--require-proof", "-H", `X: ${"x".repeat(size)}`];
         const { code, stdout, stderr } = await dscpGet([...args, url], options);
-        const { left: { proved, bytes } } = JSON.parse(stdout);
+        const { sent: { proved, bytes } } = JSON.parse(stdout);
         assert.deepEqual([code, proved, bytes.seen], [0, true, bytes.sent], `${size}: ${stderr}`);
       }
     }
@@ -335,11 +335,11 @@ testWith(
     await namespace.run("sysctl", "-qw", "net.ipv4.tcp_rmem=2304 2304 2304");
     await using server = await FarEnd.start("8086", namespace.under);
     const result = JSON.parse(await leaveUnread(["--json"], namespace, server, 0));
-    const { proved, bytes: { seen, sent } } = result.left;
+    const { proved, bytes: { seen, sent } } = result.sent;
     assert.equal(proved, null);
     assert.ok(0 < seen && seen < sent && sent > 12_000, `${seen} of ${sent}`);
     const required = await leaveUnread(["--require-proof"], namespace, server, 104);
-    assert.match(required, /^left +.* with 0xB8: proved for \d+ of \d+ bytes$/m);
+    assert.match(required, /^sent +.* with 0xB8: proved for \d+ of \d+ bytes$/m);
     assert.match(required, /^dscp-get: only \d+ of \d+ bytes were observed leaving$/m);
   },
 );
@@ -385,10 +385,10 @@ testWith(
     const args = ["--json", server.url];
     const { code, stdout } = await inject("setsockopt", "SO_TIMESTAMPING", refuse, args);
     assert.equal(code, 0);
-    const { mark, left } = JSON.parse(stdout);
-    assert.deepEqual([mark.readBack, left.proved, left.packets], [0xb8, null, []]);
+    const { mark, sent } = JSON.parse(stdout);
+    assert.deepEqual([mark.readBack, sent.proved, sent.packets], [0xb8, null, []]);
     const plain = await inject("setsockopt", "SO_TIMESTAMPING", refuse, [server.url]);
-    assert.match(plain.stderr, /^left +not observed/m);
+    assert.match(plain.stderr, /^sent +not observed/m);
   },
 );
 
@@ -401,8 +401,8 @@ testWith(
     await namespace.run("sysctl", "-q", "-w", "net.core.tstamp_allow_data=0");
     const { code, stderr } = await execute([...namespace.under, ...nobody.command]);
     assert.equal(code, 0, stderr);
-    assert.match(stderr, /^left +not observed[^]*net\.core\.tstamp_allow_data is 0$/m);
-    assert.match((await dscpGet([], namespace)).stderr, /^left .*: proved$/m);
+    assert.match(stderr, /^sent +not observed[^]*net\.core\.tstamp_allow_data is 0$/m);
+    assert.match((await dscpGet([], namespace)).stderr, /^sent .*: proved$/m);
   },
 );
 
@@ -466,8 +466,8 @@ testWith(
         [`https://localhost:${port}/`, { headers, trust }],
       ] as const
     ) {
-      const { left, reply } = await get(url, options);
-      assert.deepEqual([reply!.status, left.proved, left.bytes.sent], [431, null, null]);
+      const { sent, reply } = await get(url, options);
+      assert.deepEqual([reply!.status, sent.proved, sent.bytes.sent], [431, null, null]);
       await assert.rejects(
         get(url, { ...options, requireProof: true }),
         ({ code }: Failure) => code === Exit.notProved,
@@ -492,13 +492,13 @@ testWith(
     const url = `http://${SERVER.ipv4}:8086/`;
     const { code, stdout, stderr } = await dscpGet(["--require-proof", "--json", url], client);
     assert.equal(code, 104, stderr);
-    assert.equal(JSON.parse(stdout).left.proved, null);
+    assert.equal(JSON.parse(stdout).sent.proved, null);
     // It came to the loopback device.
     await capture.until((packets) => packets.some(({ tos, length }) => tos === 0xb8 && length > 0));
     const { stderr: report } = await dscpGet([url], client);
     assert.match(
       report.replace(/\n +/g, " "),
-      /^left +1 packet with 0xB8, handed to a program on this host, whose own packets are not obs/m,
+      /^sent +1 packet with 0xB8, handed to a program on this host, whose own packets are not obs/m,
     );
     // A request to this host itself is what was asked for.
     const here = await dscpGet(["--require-proof", "http://127.0.0.1:15001/"], client);
@@ -519,11 +519,11 @@ testWith(
       ...network.client.under,
       ...command([`http://${SERVER.ipv4}:8086/`]),
     ]);
-    await run.until((said) => /^left .*: proved$/m.test(said));
+    await run.until((said) => /^sent .*: proved$/m.test(said));
     await rewriteLeaving(network.client, "ip dscp ef ip dscp set cs1");
     await network.router.run("nft", "flush", "ruleset");
     await run.until((said) => said.includes("dscp-get: "));
-    assert.match(run.said, /^left .*0xB8 and 0x20, .*: NOT the mark\n +that was set$/m);
+    assert.match(run.said, /^sent .*0xB8 and 0x20, .*: NOT the mark\n +that was set$/m);
     assert.match(run.said, /^dscp-get: set 0xB8, left with 0x20: /m);
   },
 );

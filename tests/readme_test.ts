@@ -6,7 +6,8 @@
  */
 
 import assert from "node:assert/strict";
-import { Exit, Row, verdict } from "../main.ts";
+import { Exit } from "../main.ts";
+import { comparisonText, Row } from "../src/series.ts";
 import { markOf } from "../ffi/mod.ts";
 import { SCENES } from "./lab.ts";
 import { Chain, Namespace, Network, SERVER } from "./support/namespaces.ts";
@@ -89,7 +90,7 @@ function assertHasLines(output: readonly string[], lines: readonly string[]): vo
 
 // ─── Get it ──────────────────────────────────────────────────────────────────────────────────────
 
-const [OUTCOMES, REPORT] = [sample("left "), sample("connected ")];
+const [OUTCOMES, REPORT] = [sample("sent "), sample("connected ")];
 const RUN = command("deno run --allow-net --allow-ffi main.ts");
 const TASKS = ["test", "ok", "bench", "coverage"].map((task) => command(`deno task ${task}`));
 const BY_NPX = ["run", "task"].map((rest) => command(`npx --yes deno ${rest}`));
@@ -249,7 +250,7 @@ testWith(NEEDS, "the README's comparison of marks is what a run prints", async (
     for (let at = 0; at < 20; at++) row.requests = row.total.push(at);
     return row;
   });
-  assert.equal(sentence, shape(verdict(rows, Infinity))[0]);
+  assert.equal(sentence, shape(comparisonText(rows, Infinity))[0]);
   const start = sentence.slice(0, sentence.indexOf(":"));
   assert.ok(printed[written.length].startsWith(start), stdout);
 });
@@ -330,7 +331,7 @@ testWith(
       await using capture = await Capture.start(8080, "lo", under);
       const { code, stdout, stderr } = await execute(words(MY_SERVER, namespace));
       assert.deepEqual([code, stdout], [0, "hello"], stderr);
-      assert.match(stderr, /^left .* with 0x88, .*: proved$/m);
+      assert.match(stderr, /^sent .* with 0x88, .*: proved$/m);
       const sent = (await capture.connection()).filter(({ from, flags }) =>
         from === 8080 && !flags.includes("R")
       );

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { type Exchange, Exit, Failure, get as request, readReply, type Reply } from "../main.ts";
+import { type Exchange, Exit, Failure, get as request, type Reply } from "../main.ts";
+import { readReply } from "../src/reply.ts";
 import { dscpGet, execute, type Outcome, testWith } from "./support/processes.ts";
 import { latin1, RawServer, readRequest, replying, reset, send } from "./support/servers.ts";
 
@@ -349,7 +350,7 @@ Deno.test("an empty reply is 52", async () => {
   await using server = replying();
   const { code, stdout, stderr } = await dscpGet([server.url]);
   assert.deepEqual([code, stdout], [Exit.emptyReply, ""]);
-  assert.match(stderr, /^left +1 packet with 0xB8.*proved$/m);
+  assert.match(stderr, /^sent +1 packet with 0xB8.*proved$/m);
   assert.match(stderr, /empty reply/);
 });
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { markOf } from "../ffi/mod.ts";
-import { compare, mannWhitney, quantile, Row, table, verdict } from "../main.ts";
+import { comparisonText, Row, table } from "../src/series.ts";
+import { compare, mannWhitney, quantile } from "../src/statistics.ts";
 import { Namespace, rewriteLeaving } from "./support/namespaces.ts";
 import {
   Background,
@@ -30,7 +31,7 @@ Deno.test("marks take turns, round after round, and JSON has a line a request", 
   assert.deepEqual([code, stderr], [0, ""]);
   const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
   assert.deepEqual(
-    lines.slice(0, -1).map(({ round, mark, left }) => [round, mark.name, left.packets[0].tos]),
+    lines.slice(0, -1).map(({ round, mark, sent }) => [round, mark.name, sent.packets[0].tos]),
     [1, 2, 3].flatMap((round) => [[round, "EF", 0xb8], [round, "AF41", 0x88], [round, "DF", 0]]),
   );
 });
@@ -70,7 +71,7 @@ Deno.test("-d all is the 64 code points", async () => {
   const { stdout } = await dscpGet(["--json", "-d", "all", server.url]);
   const lines = stdout.trim().split("\n").map((line) => JSON.parse(line));
   assert.deepEqual(
-    lines.slice(0, -1).map(({ left }) => left.packets[0].tos),
+    lines.slice(0, -1).map(({ sent }) => sent.packets[0].tos),
     Array.from({ length: 64 }, (_, dscp) => dscp * 4),
   );
 });
@@ -83,7 +84,7 @@ Deno.test("piped, one table comes at the end, a row a mark, and no body", async 
   assert.match(titles, /^ +wrong connect ms total ms +bar:$/);
   assert.match(
     head,
-    /^mark +left +arrived +requests +failed +mark +median +median +p95 +max +of median$/,
+    /^mark +sent +arrived +requests +failed +mark +median +median +p95 +max +of median$/,
   );
   assert.match(ef, /^EF +0xB8 +- +9 +0 +0( +[\d.]+){4} +[█▏▎▍▌▋▊▉]+$/);
   assert.match(df, /^DF +0x00 +- +9 +0 +0( +[\d.]+){4} +[█▏▎▍▌▋▊▉]+$/);
@@ -294,22 +295,22 @@ Deno.test("a difference takes both: times that are unlikely to be alike, and 5 %
       if (ratio >= 1.04) assert.ok(mannWhitney(row.total, best.total) < 1e-300);
       assert.equal(differs(row), false, `${median}`);
       const sentence = /^Against DF, median total time: no difference seen for EF \(p = \S+\)\.$/m;
-      assert.match(verdict([row, best]), sentence);
+      assert.match(comparisonText([row, best]), sentence);
     }
   }
   assert.equal(differs(rowOf(0xb8, 1.2)), true);
   assert.equal(differs(rowOf(0xb8, 1.2, 4), rowOf(0, 1, 4)), null, "four against four are too few");
   const rows = [rowOf(0xb8, 1.2), rowOf(0x88, 1.04), rowOf(0x28, 0.5), best];
   assert.match(
-    verdict(rows).replaceAll("\n", " "),
+    comparisonText(rows).replaceAll("\n", " "),
     /: EF is 1\.20 times slower \(p = \S+\), AF11 is 2\.00 times faster \(p = \S+\), no difference seen for AF41 \(p = \S+\)\. $/,
   );
   assert.match(
-    verdict([rowOf(0xb8, 1), rowOf(0x88, 1.5)]),
+    comparisonText([rowOf(0xb8, 1), rowOf(0x88, 1.5)]),
     /^Against EF, .* AF41 is 1\.50 times slower/,
   );
   assert.match(
-    verdict([rowOf(0xb8, 1), rowOf(0x88, 1.5), rowOf(0x28, 1, 7), rowOf(0, 1)], Infinity),
+    comparisonText([rowOf(0xb8, 1), rowOf(0x88, 1.5), rowOf(0x28, 1, 7), rowOf(0, 1)], Infinity),
     /: no difference seen for EF \(p = \S+\), AF41 is .*|: AF41 is 1\.50 times slower \(p = \S+\), no difference seen for EF \(p = \S+\), too few replies, under 8, for AF11\.$/m,
   );
 });
@@ -336,7 +337,7 @@ Deno.test("on a narrow terminal whole columns of the table go, and no number is 
   const rows = [rowOf(0xb8, 1.25), rowOf(0, 1)];
   for (const row of rows) {
     row.arrived.add(0x20).add(0xb8);
-    row.left.add(0xb8).add(0x20);
+    row.sent.add(0xb8).add(0x20);
     row.changed.add("SYN 0x20");
     row.requests = 123;
   }
@@ -372,7 +373,7 @@ Deno.test("a series that is interrupted before its first reply says so", async (
   const { code } = await run.stop("SIGINT");
   assert.equal(code, 130);
   const line = JSON.parse(run.said.split("\n")[0]);
-  assert.deepEqual([line.round, line.error.code, line.left.proved], [1, 130, true]);
+  assert.deepEqual([line.round, line.error.code, line.sent.proved], [1, 130, true]);
 });
 
 Deno.test("Ctrl-C ends a series also while nobody reads what it prints: 130", async () => {

@@ -81,7 +81,7 @@ for (const columns of [60, 80, 100, 130]) {
       assert.equal(code, 0, lines.join("\n"));
       // The command itself may take several lines.
       const table = lines.slice(lines.findLastIndex((line) => /^ +wrong/.test(line)));
-      assert.match(table[1], /^mark left arrived requests failed +mark/);
+      assert.match(table[1], /^mark sent arrived requests failed +mark/);
       assert.deepEqual(table.slice(2, 5).map((line) => line.split(/ +/)[0]), ["EF", "DF", "VA"]);
       assert.match(table.slice(5).join(" "), /^Against DF, median total time: .*\.$/);
       assert.ok(table.every((line) => line.length <= Math.min(80, columns)));
@@ -118,7 +118,7 @@ testWith(
     const { lines, code } = await terminal.end();
     assert.equal(code, 130, lines.join("\n"));
     const at = lines.findLastIndex((line) => /^ +wrong/.test(line));
-    assert.match(lines[at + 1], /^mark left arrived/);
+    assert.match(lines[at + 1], /^mark sent arrived/);
     assert.match(lines[at + 2], /^EF +0xB8/);
     assert.equal(lines.join("\n").match(/^mark /gm)!.length, 1, lines.join("\n"));
   },

@@ -23,7 +23,7 @@ Deno.test("-m bounds the whole request: 28, and what left before is told", async
   const where = new URL(server.url).host;
   assert.equal(stderr, `dscp-get: the request to ${where} took longer than 1 second\n`);
   const result = JSON.parse(stdout);
-  assert.deepEqual([result.error.code, result.left.proved, result.reply], [28, true, null]);
+  assert.deepEqual([result.error.code, result.sent.proved, result.reply], [28, true, null]);
 });
 
 testWith(["root", "ip", "nft"], "--connect-timeout bounds the connecting: 28", async () => {

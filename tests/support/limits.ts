@@ -4,7 +4,8 @@
  * @module
  */
 
-import { quantile, type Row, table } from "../../main.ts";
+import { type Row, table } from "../../src/series.ts";
+import { quantile } from "../../src/statistics.ts";
 import { Network, SERVER } from "./namespaces.ts";
 import { type Course, duration, type Series, type Style } from "./plot.ts";
 import {

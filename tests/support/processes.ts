@@ -229,7 +229,8 @@ export class Nobody implements AsyncDisposable {
     const folder = await Deno.makeTempDir({ prefix: "dscp-get-nobody-" });
     await Deno.chmod(folder, 0o755);
     const root = new URL("../..", import.meta.url).pathname;
-    await succeed("cp", "-r", `${root}main.ts`, `${root}ffi`, Deno.execPath(), folder);
+    const parts = ["main.ts", "src", "ffi", "deno.json"].map((name) => root + name);
+    await succeed("cp", "-r", ...parts, Deno.execPath(), folder);
     await succeed("chmod", "-R", "a+rX", folder);
     return new Nobody(folder);
   }

@@ -5,7 +5,8 @@
  * @module
  */
 
-import { quantile, table } from "../../main.ts";
+import { table } from "../../src/series.ts";
+import { quantile } from "../../src/statistics.ts";
 import { Network, SERVER } from "./namespaces.ts";
 import { duration, type Series } from "./plot.ts";
 import {

@@ -6,7 +6,8 @@
  */
 
 import { markOf } from "../../ffi/mod.ts";
-import { compare, quantile, type Row, verdict } from "../../main.ts";
+import { comparisonText, type Row } from "../../src/series.ts";
+import { compare, quantile } from "../../src/statistics.ts";
 import { type Namespace, type Network, SERVER } from "./namespaces.ts";
 import { duration, type Picture, type Strips, type Style, type Topology } from "./plot.ts";
 import { FarEnd } from "./servers.ts";
@@ -158,5 +159,5 @@ export function times(factor: number): string {
 
 /** The script's verdict as one line. */
 export function statistics(rows: readonly Row[]): string {
-  return verdict(rows, Infinity).trim();
+  return comparisonText(rows, Infinity).trim();
 }

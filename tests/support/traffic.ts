@@ -5,7 +5,8 @@
  * @module
  */
 
-import { type Exchange, Failure, get, Row } from "../../main.ts";
+import { type Exchange, get, RequestFailure } from "../../main.ts";
+import { Row } from "../../src/series.ts";
 import type { Mark } from "../../ffi/mod.ts";
 import type { Namespace } from "./namespaces.ts";
 import { Background, execute } from "./processes.ts";
@@ -91,7 +92,7 @@ export class Asking implements AsyncDisposable {
     await this.process.until((said) => said.includes("done\n"));
     return this.process.said.split("\n").filter((line) => line.startsWith("{")).map((line) => {
       const { row, ...rest } = JSON.parse(line);
-      return { ...rest, row: { ...row, left: new Set(row.left), arrived: new Set(row.arrived) } };
+      return { ...rest, row: { ...row, sent: new Set(row.sent), arrived: new Set(row.arrived) } };
     });
   }
 
@@ -107,7 +108,7 @@ export function rowOf(mark: Mark, answers: readonly Answer[]): Row {
     sum.requests += row.requests;
     sum.failed += row.failed;
     sum.wrong += row.wrong;
-    for (const tos of row.left) sum.left.add(tos);
+    for (const tos of row.sent) sum.sent.add(tos);
     for (const tos of row.arrived) sum.arrived.add(tos);
     sum.connect.push(...row.connect);
     sum.total.push(...row.total);
@@ -144,7 +145,7 @@ async function exchangeOf(...[url, options]: Parameters<typeof get>): Promise<Ex
   try {
     return await get(url, options);
   } catch (error) {
-    if (error instanceof Failure && error.exchange !== null) return error.exchange;
+    if (error instanceof RequestFailure) return error.exchange;
     throw error;
   }
 }

@@ -9,12 +9,13 @@
  */
 
 import { describe, hex, type Mark } from "../../../ffi/mod.ts";
-import { Exit, printable } from "../../../main.ts";
+import { Exit } from "../../../main.ts";
+import { printable } from "../../../src/text.ts";
 
 /** One line of `main.ts --json`, as far as it is used here; parts are `null` if they are unknown. */
 interface Result {
   mark: Mark & { handshake: boolean };
-  left: { proved: boolean | null; packets: { tos: number }[] };
+  sent: { proved: boolean | null; packets: { tos: number }[] };
   arrived: Record<string, number | null> | null;
   reply: { status: number; reason: string; bodyBytes: number } | null;
   milliseconds: { total: number | null };
@@ -76,15 +77,15 @@ function parseResults(stdout: string): Result[] {
 
 /** Whether all packets left with their marks: `true`, `false` or `unknown`. */
 function provedOf(results: readonly Result[]): string {
-  if (results.some(({ left }) => left.proved === false)) return "false";
-  const isProved = results.length > 0 && results.every(({ left }) => left.proved);
+  if (results.some(({ sent }) => sent.proved === false)) return "false";
+  const isProved = results.length > 0 && results.every(({ sent }) => sent.proved);
   return isProved ? "true" : "unknown";
 }
 
-/** A row of the table: set, left, arrived, reply, time. */
-function rowOf({ mark, left, arrived, reply, milliseconds: { total } }: Result): string[] {
-  const seen = [...new Set(left.packets.map(({ tos }) => hex(tos)))].join(" and ");
-  const verdict = { true: "proved", false: "NOT the mark", null: "not proved" }[`${left.proved}`];
+/** A row of the table: set, sent, arrived, reply, time. */
+function rowOf({ mark, sent, arrived, reply, milliseconds: { total } }: Result): string[] {
+  const seen = [...new Set(sent.packets.map(({ tos }) => hex(tos)))].join(" and ");
+  const verdict = { true: "proved", false: "NOT the mark", null: "not proved" }[`${sent.proved}`];
   const reported = Object.entries(arrived ?? {}).filter(([, tos]) => tos !== null);
   return [
     `${describe(mark)}${mark.handshake ? ", from the SYN on" : ""}`,
@@ -143,7 +144,7 @@ function setOutput(name: string, value: string): void {
 /** The page of the run gets a table. */
 function summarize(results: readonly Result[], message: string): void {
   const max = 100;
-  const table = [["set", "left", "arrived", "reply", "time"], Array(5).fill("---")]
+  const table = [["set", "sent", "arrived", "reply", "time"], Array(5).fill("---")]
     .concat(results.slice(0, max).map((result) => rowOf(result).map(markdown)))
     .map((cells) => `| ${cells.join(" | ")} |\n`);
   const rest = results.length > max ? `\nThe first ${max} of ${results.length} requests.\n` : "";
@@ -154,8 +155,8 @@ function summarize(results: readonly Result[], message: string): void {
 /** What the annotation says. */
 function messageOf(code: number, results: readonly Result[], stderr: string): string {
   if (code === Exit.ok) {
-    const [set, left, arrived, reply, time] = rowOf(results[0]);
-    const one = `set ${set}; left ${left}; arrived ${arrived}; reply ${reply} in ${time}`;
+    const [set, sent, arrived, reply, time] = rowOf(results[0]);
+    const one = `set ${set}; sent ${sent}; arrived ${arrived}; reply ${reply} in ${time}`;
     return results.length === 1 ? one : `${results.length} requests, the first: ${one}`;
   }
   const error = results.find(({ error }) => error !== undefined)?.error?.message ??

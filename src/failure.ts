@@ -1,0 +1,176 @@
+/**
+ * How a run ends: the exit codes, {@linkcode Failure}, and the words for any error. The functions
+ * below are the one place that maps errors of Deno, libc and TLS to a failure.
+ *
+ * @module
+ */
+
+import { netPermission } from "../ffi/permission.ts";
+import {
+  CannotRunError,
+  type ConnectOptions,
+  DescriptorError,
+  formatAddress,
+  LibcError,
+  MarkError,
+} from "../ffi/mod.ts";
+import { errorText, printable, quote } from "./text.ts";
+
+/** The exit codes; those below 100 are curl's. */
+export const Exit = {
+  ok: 0,
+  usage: 2,
+  badUrl: 3,
+  hostNotFound: 6,
+  cannotConnect: 7,
+  badReply: 8,
+  endedEarly: 18,
+  httpError: 22,
+  cannotWrite: 23,
+  timeout: 28,
+  tlsFailed: 35,
+  emptyReply: 52,
+  connectionLost: 56,
+  badCertificate: 60,
+  badCaFile: 77,
+  notMarked: 100,
+  sentChanged: 101,
+  arrivedChanged: 102,
+  cannotRun: 103,
+  notProved: 104,
+} as const;
+
+/** What ends a run: an exit code, one line for a person, and perhaps a hint on what to do. */
+export class Failure extends Error {
+  /**
+   * Describes a failure.
+   *
+   * @param code the exit code, one of {@linkcode Exit}
+   * @param message one line, free of control characters; empty if nobody is left to read it
+   * @param hint what to do about it
+   */
+  constructor(readonly code: number, message: string, readonly hint?: string) {
+    super(message);
+    this.name = "Failure";
+  }
+}
+
+/** How far a request has come, which decides what an error means. */
+export type Stage = "listening" | "connecting" | "securing" | "connected";
+
+/** Whatever was thrown, as a failure that a person can read: the one place that translates errors. */
+export function failureOf(error: unknown, stage: Stage | null = null, to?: Destination): Failure {
+  if (error instanceof Failure) return error;
+  if (!(error instanceof Error)) return new Failure(Exit.cannotRun, printable(String(error)));
+  if (error instanceof CannotRunError) {
+    const hint = isGranted({ name: "ffi" })
+      ? undefined
+      : "run with --allow-ffi, not --allow-ffi=FILE";
+    return new Failure(Exit.cannotRun, error.message, hint);
+  }
+  if (error instanceof Deno.errors.NotCapable) {
+    const hint = "run with --allow-net --allow-ffi";
+    return missingPermission(to) ??
+      new Failure(Exit.cannotRun, errorText(error).split(",")[0], hint);
+  }
+  if (error instanceof DescriptorError && error.lost) {
+    return new Failure(Exit.connectionLost, error.message);
+  }
+  const markErrors = [LibcError, MarkError, DescriptorError];
+  if (stage === "connecting" && markErrors.some((type) => error instanceof type)) {
+    return new Failure(Exit.notMarked, `the kernel did not accept the mark: ${error.message}`);
+  }
+  if (stage === "listening") {
+    const message = `cannot listen on ${printable(formatAddress(to!))}: ${errorText(error)}`;
+    return new Failure(Exit.cannotConnect, message);
+  }
+  if (stage === "connecting") return connectFailure(error, to!);
+  if (stage === "securing") return tlsFailure(error);
+  if (stage === null) return new Failure(Exit.cannotRun, printable(error.message));
+  return new Failure(Exit.connectionLost, `the connection was lost: ${errorText(error)}`);
+}
+
+/** Where a request was to go, and whether it was https. */
+type Destination =
+  & Pick<ConnectOptions, "hostname" | "port">
+  & Partial<ConnectOptions>
+  & { readonly isHttps?: boolean };
+
+function connectFailure(
+  error: Error,
+  { hostname, port, family = null, isHttps }: Destination,
+): Failure {
+  const where = formatAddress({ hostname, port });
+  const isUnknown = error.message.startsWith("failed to lookup address information");
+  // A zone that does not exist is 7, as curl has it.
+  if ((isUnknown && !hostname.includes("%")) || error instanceof URIError) {
+    const why = family === null ? "not found" : `has no IPv${family} address`;
+    // As with curl, an address of the other family is a host that was found.
+    const isAddress = /^[\d.]+$|:/.test(hostname);
+    const code = isAddress ? Exit.cannotConnect : Exit.hostNotFound;
+    return new Failure(code, `host ${quote(hostname)} ${why}`);
+  }
+  if (error instanceof Deno.errors.TimedOut) {
+    return new Failure(Exit.timeout, `no answer from ${where}`);
+  }
+  const isHere = /^127\.|^::1$|(^|\.)localhost\.?$/.test(hostname);
+  const isRefused = error instanceof Deno.errors.ConnectionRefused;
+  const ways = family === 6 || hostname.includes(":")
+    ? `--serve '[::1]:${port}', or python3 -m http.server -b ::1 ${port}`
+    : `--serve ${port}, or python3 -m http.server ${port}`;
+  const hint = isHere && isRefused && !isHttps
+    ? `to start a server there: this script with ${ways}`
+    : undefined;
+  return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${errorText(error)}`, hint);
+}
+
+/** Words for the certificate errors of Deno's two TLS libraries; a time in them becomes a date. */
+const CERTIFICATE_ERRORS: readonly (readonly [said: RegExp, words: string])[] = [
+  [/CaUsedAsEndEntity/, "it is a CA certificate, not a server's (self-signed)"],
+  [/^self-signed certificate$/, "it is self-signed"],
+  [/UnknownIssuer|in certificate chain/, "its issuer is not trusted"],
+  [/^unable to verify/, "its issuer is not trusted, or it is not valid today"],
+  [/NotValidForName|not valid for name|altnames/, "it is for another host name"],
+  [/not valid after (\d+)/, "it was valid until"],
+  [/not valid before (\d+)/, "it will be valid from"],
+  [/^Expired/, "it has expired"],
+  [/^NotValidYet/, "it is not valid yet"],
+];
+
+function tlsFailure(error: Error): Failure {
+  const message = errorText(error);
+  const bare = message.replace(/^invalid peer certificate: /, "");
+  const [said, words] = CERTIFICATE_ERRORS.find(([said]) => said.test(bare)) ?? [/$/, bare];
+  const seconds = said.exec(bare)![1];
+  const date = seconds && new Date(Number(seconds) * 1000).toISOString().slice(0, 10);
+  const why = date === undefined ? words : `${words} ${date}`;
+  if (bare === message) {
+    const isPlain = /InvalidContentType|wrong version number|packet length too long/.test(message);
+    const hint = isPlain ? "the server does not speak TLS: is it http://?" : undefined;
+    return new Failure(Exit.tlsFailed, `TLS failed: ${message}`, hint);
+  }
+  const isUntrusted = /issuer|signed/.test(words);
+  return new Failure(
+    Exit.badCertificate,
+    `the server's certificate is not valid: ${why}`,
+    isUntrusted
+      ? "--cacert FILE trusts the certificates in FILE, -k any"
+      : "-k accepts any certificate",
+  );
+}
+
+/** Which permission is missing, if one is; `to` is where that for the network has to lead. */
+export function missingPermission(to?: Destination): Failure | null {
+  const where = to && formatAddress(to);
+  if (where !== undefined && netPermission(where) !== "granted") {
+    const hint = `run with --allow-net or --allow-net=${printable(where)}`;
+    return new Failure(Exit.cannotRun, `no permission to use ${printable(where)}`, hint);
+  }
+  if (isGranted({ name: "ffi" })) return null;
+  const message = "no permission to call libc, which sets the mark";
+  return new Failure(Exit.cannotRun, message, "run with --allow-ffi");
+}
+
+export function isGranted(permission: Deno.PermissionDescriptor): boolean {
+  return Deno.permissions.querySync(permission).state === "granted";
+}

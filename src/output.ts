@@ -1,0 +1,133 @@
+/**
+ * Standard output and standard error, the terminal's width, Ctrl-C, and lines that are replaced.
+ *
+ * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace, JSON.
+ * Report, progress and errors go to standard error. No line is wider than 80 columns, or than a
+ * narrower terminal. Nothing else in this program prints.
+ *
+ * @module
+ */
+
+import { makeBlocking, widenPipe } from "../ffi/pipe.ts";
+import { Exit, Failure, isGranted } from "./failure.ts";
+import { errorText, wrap } from "./text.ts";
+
+/** How many columns may be used: a terminal's if it has fewer than 80. */
+export function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
+  return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
+}
+
+/** The exit code of a second signal, which ends the process at once, whatever is under way. */
+export const forcedExit: PromiseWithResolvers<number> = Promise.withResolvers();
+
+/** Calls `stop` with the exit code at the first SIGINT or SIGTERM; see {@linkcode forcedExit}. */
+export function onInterrupt(stop: (code: number) => void): Disposable {
+  let isStopping = false;
+  const listener = (code: number) => () => {
+    if (isStopping) return forcedExit.resolve(code);
+    isStopping = true;
+    stop(code);
+  };
+  const signals = [["SIGINT", listener(130)], ["SIGTERM", listener(143)]] as const;
+  for (const [signal, act] of signals) Deno.addSignalListener(signal, act);
+  return {
+    [Symbol.dispose]() {
+      for (const [signal, act] of signals) Deno.removeSignalListener(signal, act);
+    },
+  };
+}
+
+/** Whether standard output is made ready for large bodies. */
+let isPrepared = false;
+
+/** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
+export async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
+  if (typeof bytes === "string") bytes = new TextEncoder().encode(bytes);
+  isLineOpen = bytes.at(-1) !== 0x0a && Deno.stdout.isTerminal();
+  // What a pipe takes whole or not at all, pipe(7): it can be written again if it did not fit.
+  const PIPE_BUF = 4096;
+  try {
+    if (bytes.length > PIPE_BUF && !isPrepared) prepareStandardOutput();
+    // Time limits and signals go on while another thread waits for a slow reader.
+    while (bytes.length > 0) bytes = bytes.subarray(await Deno.stdout.write(bytes));
+  } catch (error) {
+    // A parent may have made it non-blocking.
+    if (error instanceof Deno.errors.WouldBlock && !isPrepared) {
+      prepareStandardOutput();
+      return await toStandardOutput(bytes);
+    }
+    if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
+    const message = `cannot write to standard output: ${errorText(error as Error)}`;
+    throw new Failure(Exit.cannotWrite, message);
+  }
+}
+
+function prepareStandardOutput(): void {
+  isPrepared = true;
+  // The help must not need a permission.
+  if (!isGranted({ name: "ffi" })) return;
+  makeBlocking(1);
+  widenPipe(1);
+}
+
+/** Whether the last line on the terminal has no end, as of a body without one. */
+let isLineOpen = false;
+
+/** Writes to standard error, from a new line on; if that is closed nobody is there to read it. */
+export function toStandardError(text: string): void {
+  if (text === "") return;
+  if (isLineOpen && Deno.stderr.isTerminal()) text = `\n${text}`;
+  isLineOpen = false;
+  let bytes: Uint8Array = new TextEncoder().encode(text);
+  try {
+    while (bytes.length > 0) bytes = bytes.subarray(Deno.stderr.writeSync(bytes));
+  } catch { /* see above */ }
+}
+
+/** Writes a line as wide as the terminal, or for a program a whole one. */
+export function lineToStandardError(line: string): void {
+  const isTerminal = Deno.stderr.isTerminal();
+  toStandardError(isTerminal ? wrap(line, widthOf(Deno.stderr)) : `${line}\n`);
+}
+
+/** Lines on a terminal's standard error that are replaced by newer ones. */
+export class LiveText implements Disposable {
+  readonly #isLive: boolean;
+  /** How long the lines are that were drawn last. */
+  #drawn: number[] = [];
+  #drawnAt = -Infinity;
+
+  constructor(isWanted: boolean) {
+    this.#isLive = isWanted && Deno.stderr.isTerminal();
+  }
+
+  /** Draws ten times a second at most. @param text gets the number of columns */
+  update(text: (width: number) => string): void {
+    if (!this.#isLive || performance.now() - this.#drawnAt < 100) return;
+    // A line as wide as the terminal may wrap; what scrolls off the screen cannot be replaced.
+    const width = widthOf(Deno.stderr) - 1, { rows } = Deno.consoleSize();
+    const lines = text(width).trimEnd().split("\n").map((line) => line.slice(0, width));
+    const shown = lines.length < rows ? lines : lines.slice(-1);
+    this.clear();
+    toStandardError(shown.map((line) => `${line}\n`).join(""));
+    this.#drawn = shown.map(({ length }) => length);
+    this.#drawnAt = performance.now();
+  }
+
+  /** Removes what was drawn last, and what was typed behind it. */
+  clear(): void {
+    if (this.#drawn.length === 0) return;
+    // A terminal that has become narrower has wrapped the lines.
+    const { columns } = Deno.consoleSize();
+    const heights = this.#drawn.map((length) => Math.max(1, Math.ceil(length / (columns || 80))));
+    // Line by line: erasing all of a screen at once puts it into the scrollback of some terminals.
+    const up = "\x1b[A\x1b[2K".repeat(heights.reduce((sum, height) => sum + height));
+    toStandardError(`\r\x1b[K${up}`);
+    this.#drawn = [];
+  }
+
+  /** {@linkcode clear} */
+  [Symbol.dispose](): void {
+    this.clear();
+  }
+}
