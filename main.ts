@@ -15,8 +15,10 @@
  * @module
  */
 
-import { prepareConnect } from "./ffi/conn.ts";
-import { makeBlocking, netPermission, pause, widenPipe } from "./ffi/libc.ts";
+import { needsOwnSocket, prepareConnect } from "./ffi/conn.ts";
+import { netPermission } from "./ffi/permission.ts";
+import { makeBlocking, widenPipe } from "./ffi/pipe.ts";
+import { pause } from "./ffi/wait.ts";
 import type { Climb } from "./ffi/path.ts";
 import {
   type Arrived,
@@ -701,7 +703,7 @@ interface AskContext {
   readonly limits?: Limits;
   /** When it began, and what opens its connection. */
   readonly started?: number;
-  readonly open?: typeof MarkedConn.connect;
+  readonly open?: typeof connect;
   /** Gets the exchange as it begins, to look at while it is under way. */
   readonly watch?: (exchange: Exchange) => void;
 }
@@ -715,7 +717,7 @@ async function ask(
   mark: Mark,
   options: AskOptions,
   sink: Sink,
-  { limits = new Limits(options), started, open = MarkedConn.connect, watch }: AskContext = {},
+  { limits = new Limits(options), started, open = connect, watch }: AskContext = {},
 ): Promise<Exchange> {
   const request = encodeRequest(target, options.headers);
   const to: ConnectOptions = {
@@ -745,11 +747,13 @@ async function ask(
   let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
-    exchange.connection = conn = await open(to, signal);
+    conn = await open(to, signal);
+    conn.setTos(mark.tos);
+    exchange.connection = conn;
     signal.throwIfAborted();
     milliseconds.connect = performance.now() - exchange.started;
     stage = "securing";
-    if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""));
+    if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""), to.trust);
     stage = "connected";
     limits.connected();
     // A server may reply before it has read a large request, and what it has sent can still be
@@ -772,10 +776,25 @@ async function ask(
     limits.end();
     conn?.close();
   }
-  if (conn !== null) exchange.left = judgeLeft(conn, mark);
+  if (exchange.connection !== null) exchange.left = judgeLeft(exchange.connection, mark);
   exchange.arrived = judgeArrived(exchange);
   exchange.failure = verdictOf(exchange, options);
   return exchange;
+}
+
+/**
+ * Opens a connection and finds its descriptor; it is not marked yet, but for a SYN that is to be.
+ *
+ * @param signal abandons the attempt when it aborts
+ */
+async function connect(options: ConnectOptions, signal: AbortSignal): Promise<MarkedConn> {
+  const { hostname, port, tos, markSyn, family } = options;
+  if (!needsOwnSocket(options)) {
+    return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }), options);
+  }
+  const { dial } = await import("./ffi/dial.ts");
+  const conn = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
+  return MarkedConn.adopt(conn, options);
 }
 
 /** Whether the other end has gone: what it has sent can still be read. */
@@ -2476,7 +2495,7 @@ function markThere(hop: Hop, mark: Mark, exchange: Exchange | null): string {
     return `connected; server reports ${reportedByServer(exchange!)!.packet} ${name}`;
   }
   if (isTarget(hop)) return answer!;
-  const there = tos !== null ? name : evidence === "outer" ? "lower bits kept" : "unknown";
+  const there = tos !== null ? name : evidence === "icmp" ? "lower bits kept" : "unknown";
   return answer === "time exceeded" ? there : `${there}; ${answer}`;
 }
 
@@ -2520,7 +2539,7 @@ function pathVerdict({ path, changes, exchange }: Trace): { sort: string; text: 
   if (seen !== undefined) {
     return { sort: "kept as far as shown", text: `kept ${far}, the last that showed it` };
   }
-  const hint = path.findLast(({ evidence }) => evidence === "outer");
+  const hint = path.findLast(({ evidence }) => evidence === "icmp");
   const text = hint !== undefined
     ? `kept in its lower bits as far as ${hopName(hint.hop, path)}; no more is known`
     : path.some(({ answer }) => answer === "time exceeded")
@@ -2551,7 +2570,7 @@ function marksReport(all: readonly Trace[], width: number): string {
     const [address = "(no answer)", ...others] = new Set(answered.map(({ address }) => address!));
     const cells = hops.map((hop, column) => {
       if (!hop?.address) return "-";
-      if (hop.tos === null) return hop.evidence === "outer" ? "lower" : "?";
+      if (hop.tos === null) return hop.evidence === "icmp" ? "lower" : "?";
       const { mark } = all[column];
       return sameDscp(hop.tos, mark.tos) ? nameOf(mark) : `${nameOf(markOf(hop.tos))}!`;
     });
@@ -2668,7 +2687,7 @@ async function askAgain(climb: Climb, all: readonly Trace[], { target, options }
   const limits = new Limits({ ...options, maxTime: 0 });
   const signal = limits.begin({ ...target, isHttps: false });
   try {
-    await climb.askAgain(all.map(({ mark, path }) => ({ tos: mark.tos, path })), signal);
+    await climb.reprobe(all.map(({ mark, path }) => ({ tos: mark.tos, path })), signal);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
   } finally {

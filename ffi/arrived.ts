@@ -9,15 +9,9 @@
  * @module
  */
 
-import {
-  type ConnectedSocket,
-  type Connection,
-  connectionOf,
-  type Listening,
-  type Socket,
-  socketOf,
-} from "./fd.ts";
+import { type Connection, type Listening, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
+import { getOptionBytes, setOption } from "./option.ts";
 import { AF_INET6, headerAddress } from "./sockaddr.ts";
 
 /** The bytes that arrived, 0 to 255 each; `null` for what the kernel does not report. */
@@ -39,9 +33,9 @@ export interface Arrived {
  */
 export function keepArrivals(listener: Listening): void {
   const socket = socketOf(listener);
-  libc.setOption(socket.fd, libc.TCP_SAVE_SYN, 1);
-  libc.setOption(socket.fd, libc.IP_RECVTOS, 1);
-  watchArriving(socket);
+  setOption(socket.fd, libc.TCP_SAVE_SYN, 1);
+  setOption(socket.fd, libc.IP_RECVTOS, 1);
+  watchClass(socket);
 }
 
 /**
@@ -51,13 +45,13 @@ export function keepArrivals(listener: Listening): void {
  * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the connection is closed
  */
-export function watchArriving(connection: Connection | Socket): void {
-  const { fd, family } = socketOf(connection);
-  if (family === AF_INET6) libc.setOption(fd, libc.IPV6_RECVTCLASS, 1);
+export function watchArriving(connection: Connection): void {
+  watchClass(socketOf(connection));
 }
 
-// The kernel hands the SYN out once, then forgets it.
-const syns = new WeakMap<Connection, number | null>();
+function watchClass({ fd, family }: Socket): void {
+  if (family === AF_INET6) setOption(fd, libc.IPV6_RECVTCLASS, 1);
+}
 
 /**
  * What has arrived on a connection that was accepted after {@linkcode keepArrivals}, or that
@@ -66,25 +60,25 @@ const syns = new WeakMap<Connection, number | null>();
  * @throws {DescriptorError} the connection is closed
  */
 export function readArrived(connection: Connection): Arrived {
-  const socket = connectionOf(connection);
-  let syn = syns.get(connection);
-  if (syn === undefined) {
-    syns.set(connection, syn = parseSyn(libc.getOptionBytes(socket.fd, libc.TCP_SAVED_SYN, 256)));
+  const socket = socketOf(connection);
+  // The kernel hands the SYN out once, then forgets it.
+  if (socket.syn === undefined) {
+    socket.syn = parseSyn(getOptionBytes(socket.fd, libc.TCP_SAVED_SYN, 256));
   }
-  return { syn, ack: handshakeAck(socket), data: latestClass(socket) };
+  return { syn: socket.syn, ack: handshakeAck(socket), data: latestClass(socket) };
 }
 
 /** The ToS byte of the ACK that ended the handshake; `null` on IPv6. */
-function handshakeAck({ fd, local }: ConnectedSocket): number | null {
+function handshakeAck({ fd, local }: Socket): number | null {
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(local).size !== 4) return null;
-  return parseControl(libc.getOptionBytes(fd, libc.IP_PKTOPTIONS, 256), libc.IP_TOS);
+  return parseControl(getOptionBytes(fd, libc.IP_PKTOPTIONS, 256), libc.IP_TOS);
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
-export function latestClass({ fd, local }: ConnectedSocket): number | null {
+export function latestClass({ fd, local }: Socket): number | null {
   if (headerAddress(local).size === 4) return null;
-  return parseControl(libc.getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS, 256), libc.IPV6_TCLASS);
+  return parseControl(getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS, 256), libc.IPV6_TCLASS);
 }
 
 /**

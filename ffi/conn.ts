@@ -7,13 +7,15 @@
 
 import { latestClass, watchArriving } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
-import { type ConnectedSocket, findConnection } from "./fd.ts";
+import { LibcError } from "./errors.ts";
+import { remember, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTos } from "./mark.ts";
+import { getOption } from "./option.ts";
 import type { Trust } from "./secure.ts";
 import { dataSent, drainSent, type SentPacket, watchSent } from "./sent.ts";
 
-/** Where to connect, how to mark the connection, and what it is for. */
+/** Where to connect, and what decides whose socket it takes. */
 export interface ConnectOptions {
   /** Host name or IP address, without brackets. */
   readonly hostname: string;
@@ -43,16 +45,22 @@ const ONE_PACKET = 1280 - 40 - 32 - 29;
  * than one packet. Only libc's can keep writes in packets of their own; and copies of packets on the
  * error queue make Deno take the write side for closed, so that a write that waits would spin.
  */
-function needsDial({ hostname, markSyn, trust, family, requestSize }: ConnectOptions): boolean {
+export function needsOwnSocket(options: ConnectOptions): boolean {
+  const { hostname, markSyn, trust, family, requestSize } = options;
   return markSyn || trust !== null || family !== null || requestSize > ONE_PACKET ||
     /\.localhost\.?$/i.test(hostname);
 }
 
 /** Loads what a connection needs, so that loading is not counted as connect time. */
 export async function prepareConnect(options: ConnectOptions, isTls: boolean): Promise<void> {
-  if (!needsDial(options)) return;
+  if (!needsOwnSocket(options)) return;
   await import("./dial.ts");
   if (isTls) await import("./secure.ts");
+}
+
+/** What is read and written: a connection of Deno's, or one of `dial`, which brings its own TLS. */
+interface Stream extends Pick<Deno.Conn, "read" | "write" | "close"> {
+  startTls?(hostname: string, trust: Trust | null): Promise<Stream>;
 }
 
 /** A TCP connection with its mark, and the proof of what it has sent. */
@@ -65,58 +73,37 @@ export class MarkedConn implements Disposable {
   readonly fd: number;
   /** The byte that the kernel read back, once the connection is marked. */
   readBack: number | null = null;
-  #stream: Pick<Deno.Conn, "read" | "write" | "close">;
-  readonly #socket: ConnectedSocket;
+  #stream: Stream;
+  readonly #socket: Socket;
   readonly #packets: SentPacket[] = [];
-  /** Shows, once TLS has the descriptor and may have closed it, whether it is still ours. */
-  #cookie: bigint | null | undefined;
   #dataSent: number | null = 0;
   #isWatched = false;
   #isWriting = false;
+  #isTls = false;
   #isShakingHands = false;
   #isClosed = false;
 
   /** @param options those that it was opened with */
   private constructor(stream: Deno.TcpConn | DialedConn, readonly options: ConnectOptions) {
     this.#stream = stream;
-    this.#socket = "socket" in stream ? stream.socket : findConnection(stream);
+    this.#socket = socketOf(stream);
     this.fd = this.#socket.fd;
     this.localAddr = stream.localAddr;
     this.remoteAddr = stream.remoteAddr;
-    if ("socket" in stream) stream.onEvent = () => this.#drain();
+    this.#socket.onEvent = () => this.#drain();
+    remember(this, this.#socket);
   }
 
   /**
-   * Connects and marks.
+   * Takes over a connection that was opened just now and finds its descriptor; closes the connection
+   * if that fails. The connection is not marked yet.
    *
-   * @param signal abandons the attempt when it aborts
-   * @throws {LibcError | MarkError} the kernel does not accept the mark
    * @throws {DescriptorError} the connection was reset, or its descriptor cannot be found
-   * @throws {Error} whatever `Deno.connect` throws
-   */
-  static async connect(options: ConnectOptions, signal?: AbortSignal): Promise<MarkedConn> {
-    const { hostname, port, tos, markSyn, family } = options;
-    if (!needsDial(options)) {
-      return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }), options);
-    }
-    const { dial } = await import("./dial.ts");
-    const conn = await dial({ hostname, port, tos: markSyn ? tos : null, family, signal });
-    return MarkedConn.adopt(conn, options);
-  }
-
-  /**
-   * Takes over a connection that was opened just now, and marks it; closes it if that fails.
-   *
-   * @throws {LibcError | MarkError | DescriptorError} as {@linkcode MarkedConn.connect}
+   * @throws {CannotRunError | Deno.errors.NotCapable} libc cannot be called
    */
   static adopt(stream: Deno.TcpConn | DialedConn, options: ConnectOptions): MarkedConn {
     try {
-      const conn = new MarkedConn(stream, options);
-      // A new byte drops the socket's cached route, the 0 that it starts with does not, and this
-      // option always does. Otherwise requests with DF would be faster, measured 1.01 times.
-      libc.setOption(conn.fd, libc.SO_DONTROUTE, 0);
-      conn.readBack = setTos(conn.#socket, options.tos);
-      return conn;
+      return new MarkedConn(stream, options);
     } catch (error) {
       stream.close();
       throw error;
@@ -124,19 +111,35 @@ export class MarkedConn implements Disposable {
   }
 
   /**
+   * Marks the packets that it sends from now on, and keeps the byte that the kernel reads back.
+   *
+   * @param tos the ToS byte or Traffic Class, 0 to 252, ECN bits zero
+   * @throws {RangeError} not such a byte
+   * @throws {LibcError | MarkError} the kernel does not accept the mark
+   */
+  setTos(tos: number): void {
+    this.readBack = setTos(this, tos);
+  }
+
+  /**
    * Continues in TLS over the same socket.
    *
+   * @param hostname the name on the certificate
+   * @param trust `null` for what Deno trusts; others only over a socket of `dial`
    * @throws {Deno.errors.InvalidData | Error} the handshake failed
+   * @throws {TypeError} Deno's own TLS cannot be given this trust
    */
-  async startTls(hostname: string): Promise<void> {
+  async startTls(hostname: string, trust: Trust | null): Promise<void> {
+    if (this.#stream.startTls === undefined && trust !== null) {
+      throw new TypeError("only a connection of dial() can be given other roots to trust");
+    }
     this.#watch();
-    this.#cookie = libc.socketCookie(this.fd);
-    const stream = this.#stream;
-    if ("socket" in stream) {
-      this.#stream = await (stream as DialedConn).startTls(hostname, this.options.trust);
+    this.#isTls = true;
+    if (this.#stream.startTls !== undefined) {
+      this.#stream = await this.#stream.startTls(hostname, trust);
       return;
     }
-    const tls = await Deno.startTls(stream as Deno.TcpConn, { hostname });
+    const tls = await Deno.startTls(this.#stream as Deno.TcpConn, { hostname });
     this.#stream = tls;
     // A close that came meanwhile has closed what was not TLS yet.
     if (this.#isClosed) tls.close();
@@ -149,12 +152,12 @@ export class MarkedConn implements Disposable {
   #watch(): void {
     if (this.#isWatched) return;
     try {
-      watchArriving(this.#socket);
-      watchSent(this.#socket);
+      watchArriving(this);
+      watchSent(this);
       this.#isWatched = true;
     } catch (error) {
       // The mark is set; what left is "not observed".
-      if (!(error instanceof libc.LibcError)) throw error;
+      if (!(error instanceof LibcError)) throw error;
     }
   }
 
@@ -168,7 +171,7 @@ export class MarkedConn implements Disposable {
     this.#watch();
     this.#isWriting = true;
     const isSplit = this.#isWatched && bytes.length > SMALLEST_SEGMENT;
-    const atOnce = isSplit ? libc.getOption(this.fd, libc.TCP_MAXSEG) : bytes.length;
+    const atOnce = isSplit ? getOption(this.fd, libc.TCP_MAXSEG) : bytes.length;
     for (let at = 0; at < bytes.length;) {
       const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
       this.#dataSent = (this.#dataSent ?? 0) + size;
@@ -193,22 +196,17 @@ export class MarkedConn implements Disposable {
     return this.#packets;
   }
 
-  /** Whether the descriptor still is this connection's. */
-  get #isOurs(): boolean {
-    return this.#cookie === undefined || this.#cookie === libc.socketCookie(this.fd);
-  }
-
   #drain(): void {
-    if (this.#isWatched && !this.#isClosed && this.#isOurs) {
-      // TLS's own bytes are known to the kernel alone.
-      if (this.#cookie !== undefined) this.#dataSent = dataSent(this.fd);
-      this.#packets.push(...drainSent(this.#socket));
-    }
+    // TLS may have closed the descriptor, and another connection may have it.
+    if (!this.#isWatched || this.#isClosed || !this.#socket.isOurs) return;
+    // TLS's own bytes are known to the kernel alone.
+    if (this.#isTls) this.#dataSent = dataSent(this.fd);
+    this.#packets.push(...drainSent(this));
   }
 
   /** The Traffic Class of the latest packet that arrived; `null` on IPv4, which reports none. */
   get arrivedTos(): number | null {
-    return latestClass(this.#socket);
+    return this.#socket.isOurs ? latestClass(this.#socket) : null;
   }
 
   /** Collects the last copies and closes the socket; reads and writes that wait end. */
@@ -218,7 +216,7 @@ export class MarkedConn implements Disposable {
     this.#drain();
     this.#isClosed = true;
     // Deno keeps a TLS connection open while its handshake waits for the server.
-    if (this.#isShakingHands && this.#isOurs) libc.shutdown(this.fd);
+    if (this.#isShakingHands && this.#socket.isOurs) libc.shutdown(this.fd);
     try {
       this.#stream.close();
     } catch { /* a TLS handshake that failed has closed it */ }

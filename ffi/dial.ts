@@ -8,12 +8,16 @@
  */
 
 import { checkTos } from "./dscp.ts";
-import type { ConnectedSocket } from "./fd.ts";
+import { denoError, LibcError, lossError, orDenoError } from "./errors.ts";
+import { polledEvents, remember, Socket } from "./fd.ts";
 import * as libc from "./libc.ts";
-import { MarkError, setTos } from "./mark.ts";
+import { MarkError, setTosAt } from "./mark.ts";
+import { getOption } from "./option.ts";
+import { checkPermission } from "./permission.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
 import { decode, encode, familyOf, formatAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
 import type { DialedTlsConn, Trust } from "./secure.ts";
+import { pause } from "./wait.ts";
 
 /** Where to connect, and with which mark. */
 export interface DialOptions {
@@ -93,11 +97,11 @@ export async function connectToFirst<T extends { close(): void }>(
           attempts.delete(attempt);
         });
       }
-      const timer = next < addresses.length ? [libc.pause(250, others.signal)] : [];
+      const timer = next < addresses.length ? [pause(250, others.signal)] : [];
       winner = await Promise.race([...attempts, ...timer]).catch(() => {});
       if (winner) return winner;
       // All other addresses would fail the same way.
-      if (failure instanceof libc.LibcError || failure instanceof MarkError) break;
+      if (failure instanceof LibcError || failure instanceof MarkError) break;
       signal?.throwIfAborted();
     }
     throw failure;
@@ -145,19 +149,6 @@ export async function dial(options: DialOptions): Promise<DialedConn> {
   );
 }
 
-/**
- * libc bypasses Deno's permissions, so they are checked first.
- *
- * @param where a host, with a port or without
- * @throws {Deno.errors.NotCapable} it may not be used
- */
-export function checkPermission(where: string, need: "granted" | "not denied" = "granted"): void {
-  const state = libc.netPermission(where);
-  if (state === "granted" || (state === "prompt" && need === "not denied")) return;
-  const message = `Requires net access to "${where}", run again with the --allow-net flag`;
-  throw new Deno.errors.NotCapable(message);
-}
-
 async function dialAddress(
   hostname: string,
   port: number,
@@ -165,24 +156,24 @@ async function dialAddress(
   signal: AbortSignal,
 ): Promise<DialedConn> {
   const to = destination(hostname, port), family = to[0];
-  const fd = libc.orSystemError(libc.socket(family));
+  const fd = orDenoError(libc.socket(family));
   const abandon = () => unwatch(fd);
   signal.addEventListener("abort", abandon, { once: true });
   try {
-    if (tos !== null) setTos({ fd, family }, tos);
-    const result = libc.connect(fd, to);
+    if (tos !== null) setTosAt(fd, family, tos);
+    const result = startConnect(fd, to);
     // Not before connect(2), as a socket that is not connecting reports a hang-up at once.
     watch(fd);
     const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
-    if (result !== -libc.EINPROGRESS) libc.orSystemError(result);
+    if (result !== -libc.EINPROGRESS) orDenoError(result);
     while (libc.getpeername(fd, remote) < 0) {
       signal.throwIfAborted();
       await nextEvent(fd);
       signal.throwIfAborted();
-      libc.orSystemError(-libc.getOption(fd, libc.SO_ERROR));
+      orDenoError(-getOption(fd, libc.SO_ERROR));
     }
-    libc.orSystemError(libc.getsockname(fd, local));
-    return new DialedConn({ fd, family, local, remote });
+    orDenoError(libc.getsockname(fd, local));
+    return new DialedConn(new Socket(fd, family, local, remote));
   } catch (error) {
     unwatch(fd);
     libc.close(fd);
@@ -190,6 +181,18 @@ async function dialAddress(
   } finally {
     signal.removeEventListener("abort", abandon);
   }
+}
+
+/** connect(2) of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */
+export function startConnect(fd: number, address: Uint8Array<ArrayBuffer>): number {
+  return connectResult(libc.connect(fd, address), polledEvents(fd));
+}
+
+/** The result of connect(2) by what poll(2) reports: errno may be wrong, see `libc.ts`. */
+export function connectResult(result: number, polled: number): number {
+  // It failed at once if the socket is as before, closed, with no error to report.
+  const hasFailed = (polled & (libc.POLLHUP | libc.POLLERR)) === libc.POLLHUP;
+  return hasFailed ? result : -libc.EINPROGRESS;
 }
 
 /**
@@ -211,18 +214,18 @@ export class DialedConn {
   readonly localAddr: Deno.NetAddr;
   /** The other end. */
   readonly remoteAddr: Deno.NetAddr;
-  /** Called when a read or a write has waited, also if it goes on to wait. */
-  onEvent: () => void = () => {};
   #isClosed = false;
   /** A reset or the like, which the kernel reports once; then reads see an end. */
   #loss: Error | null = null;
-  /** The TLS connection over this one. */
-  #tls: DialedTlsConn | null = null;
+
+  readonly #socket: Socket;
 
   /** For {@linkcode dial}. @param socket a connected socket that the poller watches; owns it */
-  constructor(readonly socket: ConnectedSocket) {
+  constructor(socket: Socket) {
+    this.#socket = socket;
     this.localAddr = decode(socket.local);
-    this.remoteAddr = decode(socket.remote);
+    this.remoteAddr = decode(socket.remote!);
+    remember(this, socket);
   }
 
   /**
@@ -234,7 +237,7 @@ export class DialedConn {
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     if (buffer.length === 0) return 0;
-    const size = await this.#try(() => libc.recv(this.socket.fd, buffer, libc.MSG_DONTWAIT));
+    const size = await this.#try(() => libc.recv(this.#socket.fd, buffer, libc.MSG_DONTWAIT));
     if (size === 0 && this.#loss !== null) throw this.#loss;
     return size === 0 ? null : size;
   }
@@ -249,28 +252,28 @@ export class DialedConn {
    */
   async write(bytes: Uint8Array): Promise<number> {
     const flags = libc.MSG_DONTWAIT | libc.MSG_NOSIGNAL | libc.MSG_EOR;
-    return await this.#try(() => libc.send(this.socket.fd, bytes, flags));
+    return await this.#try(() => libc.send(this.#socket.fd, bytes, flags));
   }
 
   async #try(call: () => number): Promise<number> {
-    const { fd } = this.socket;
+    const { fd } = this.#socket;
     for (let isRepeated = false;;) {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       const result = call();
       if (result >= 0) return result;
-      if (libc.isLost(fd)) {
+      if (isLost(fd)) {
         // An error that is still pending came after the call, perhaps with bytes before it.
-        const pending = libc.getOption(fd, libc.SO_ERROR);
-        const error = libc.lossError(pending || -result);
+        const pending = getOption(fd, libc.SO_ERROR);
+        const error = lossError(pending || -result);
         // A broken pipe is a reset after the end: what was read until then is whole.
         if (!(error instanceof Deno.errors.BrokenPipe)) this.#loss ??= error;
         if (pending === 0) throw error;
       } else if (result === -libc.EAGAIN) {
         await nextEvent(fd);
-        if (!this.#isClosed) this.onEvent();
+        if (!this.#isClosed) this.#socket.onEvent();
       } else {
-        // A wrong errno is not wrong twice.
-        if (isRepeated) throw libc.systemError(-result);
+        // Retry once: a wrong errno does not repeat.
+        if (isRepeated) throw denoError(-result);
         isRepeated = true;
       }
     }
@@ -280,14 +283,13 @@ export class DialedConn {
   close(): void {
     if (this.#isClosed) return;
     this.#isClosed = true;
-    this.#tls?.close();
-    unwatch(this.socket.fd);
-    libc.close(this.socket.fd);
+    unwatch(this.#socket.fd);
+    libc.close(this.#socket.fd);
   }
 
   /**
-   * Continues in TLS over the same descriptor, whose mark stays. Then only the TLS connection may
-   * be read and written; closing either closes both.
+   * Continues in TLS over the same descriptor, whose mark stays. Then only the TLS connection may be
+   * read and written. Closing it closes this one too; once this one is closed, it fails.
    *
    * @param hostname the name on the certificate; sent as SNI unless it is an address
    * @param trust `null` for the usual roots
@@ -296,8 +298,13 @@ export class DialedConn {
   async startTls(hostname: string, trust: Trust | null): Promise<DialedTlsConn> {
     const { DialedTlsConn } = await import("./secure.ts");
     if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
-    this.#tls = new DialedTlsConn(this, hostname, trust);
-    await this.#tls.handshake();
-    return this.#tls;
+    const tls = new DialedTlsConn(this, hostname, trust);
+    await tls.handshake();
+    return tls;
   }
+}
+
+/** Whether a connection no longer is one: a reset, an error, a time limit, or it is closed here. */
+function isLost(fd: number): boolean {
+  return (polledEvents(fd) & (libc.POLLHUP | libc.POLLNVAL)) !== 0;
 }

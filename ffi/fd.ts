@@ -8,7 +8,9 @@
  * @module
  */
 
+import { orLibcError } from "./errors.ts";
 import * as libc from "./libc.ts";
+import { getOption } from "./option.ts";
 import { encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `DialedConn` have. */
@@ -38,25 +40,56 @@ export class DescriptorError extends Error {
   }
 }
 
-/** A socket of this process, as the kernel knows it. */
-export interface Socket {
-  /** Its descriptor. */
-  readonly fd: number;
-  /** `AF_INET` or `AF_INET6`. */
-  readonly family: number;
+/** A TCP socket of this process: its descriptor, its ends, and whether they still belong together. */
+export class Socket {
+  /** The byte of the SYN that the kernel kept, which it hands out once; for `arrived.ts`. */
+  syn: number | null | undefined = undefined;
+  /** Called when a read or a write of `dial.ts` has waited, also if it goes on to wait. */
+  onEvent: () => void = () => {};
+  readonly #cookie: bigint | null;
+
+  /**
+   * Describes an open socket.
+   *
+   * @param fd its descriptor
+   * @param family `AF_INET` or `AF_INET6`
+   * @param local this end, as a `sockaddr` in the connection's own family
+   * @param remote the other end, likewise; `null` for a listener
+   */
+  constructor(
+    readonly fd: number,
+    readonly family: number,
+    readonly local: Uint8Array<ArrayBuffer>,
+    readonly remote: Uint8Array<ArrayBuffer> | null,
+  ) {
+    this.#cookie = cookieAt(fd);
+  }
+
+  /** Whether the descriptor still is this socket, and not closed or another's. */
+  get isOurs(): boolean {
+    return this.#cookie !== null && this.#cookie === cookieAt(this.fd);
+  }
 }
 
-/** A connected socket of this process. */
-export interface ConnectedSocket extends Socket {
-  /** This end, as a `sockaddr` in the connection's own family. */
-  readonly local: Uint8Array<ArrayBuffer>;
-  /** The other end, likewise. */
-  readonly remote: Uint8Array<ArrayBuffer>;
+const cookie = new BigUint64Array(1);
+
+/**
+ * The number that the kernel gives to one socket and never to another (`SO_COOKIE`, socket(7));
+ * `null` if the descriptor is no open socket, or before Linux 4.12.
+ */
+function cookieAt(fd: number): bigint | null {
+  return libc.getsockopt(fd, libc.SO_COOKIE, cookie) < 0 ? null : cookie[0];
 }
 
-// A reset connection has no peer to be found by, but its packets can still be read. The cookie
-// shows whether a descriptor still is the socket that was found.
-const connections = new WeakMap<Connection, { socket: ConnectedSocket; cookie: bigint | null }>();
+// ─── Search ─────────────────────────────────────────────────────────────────────────────────────
+
+// A reset connection has no peer to be found by, but its packets can still be read.
+const known = new WeakMap<Connection, Socket>();
+
+/** Makes {@linkcode socketOf} return this socket for a connection as long as it is open. */
+export function remember(connection: Connection, socket: Socket): void {
+  known.set(connection, socket);
+}
 
 /**
  * The file descriptor behind a TCP connection or listener, for use at once: after an `await` the
@@ -77,108 +110,149 @@ const connections = new WeakMap<Connection, { socket: ConnectedSocket; cookie: b
  * @throws {CannotRunError} not Linux, or no libc
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
-export function fdOf(socket: Connection | Listening | Socket): number {
+export function fdOf(socket: Connection | Listening): number {
   return socketOf(socket).fd;
 }
 
-/** The socket behind a connection or listener, or the socket itself; throws as {@linkcode fdOf}. */
-export function socketOf(socket: Connection | Listening | Socket): Socket {
+/** The socket behind a connection or listener; the errors of {@linkcode fdOf}. */
+export function socketOf(socket: Connection | Listening): Socket {
+  // A listener is searched for each time, as another one may have come to share its address.
   if ("addr" in socket) return findListener(socket);
-  return "family" in socket ? socket : connectionOf(socket);
+  const before = known.get(socket);
+  if (before?.isOurs) return before;
+  const found = findConnection(socket);
+  known.set(socket, found);
+  return found;
 }
 
-/** The socket behind a connection, also after a reset if it was found before. */
-export function connectionOf(connection: Connection | ConnectedSocket): ConnectedSocket {
-  if ("family" in connection) return connection;
-  const known = connections.get(connection);
-  const isKnown = known?.cookie && known.cookie === libc.socketCookie(known.socket.fd);
-  if (isKnown) return known.socket;
-  const socket = findConnection(connection);
-  connections.set(connection, { socket, cookie: libc.socketCookie(socket.fd) });
-  return socket;
-}
-
-/** Searches for a connection's socket; the errors of {@linkcode fdOf}. */
-export function findConnection({ localAddr, remoteAddr }: Connection): ConnectedSocket {
+function findConnection({ localAddr, remoteAddr }: Connection): Socket {
   const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
   const ends = () => `${formatAddress(tcp(localAddr))} to ${formatAddress(tcp(remoteAddr))}`;
   // The peer first: accepted connections all have the listener's end.
-  const matches = (fd: number) => hasPeer(fd, remote) && isAt(fd, local);
-  const fd = search(matches);
-  if (fd !== null) {
-    const found = { fd, family: address[0], local, remote };
+  const matches = (fd: number) => hasPeer(fd, remote) ? familyAt(fd, local) : null;
+  const found = search(matches);
+  if (found !== null) {
     // Two interfaces, or VRFs, may each have a connection with these ends, such as fe80::1.
-    if (isBound(fd)) refuseTwins(fd, matches, `connect ${ends()}`);
-    return found;
+    if (isBound(found.fd)) throwIfAmbiguous(found.fd, matches, `connect ${ends()}`);
+    return new Socket(found.fd, found.family, local, remote);
   }
   // After a reset the socket keeps its own end but has no peer any more.
-  const isReset = (fd: number) =>
-    isAt(fd, local) && libc.getpeername(fd, address) < 0 &&
-    libc.getOption(fd, libc.SO_ACCEPTCONN) === 0;
+  const isReset = (fd: number) => {
+    const family = familyAt(fd, local);
+    const isIt = family !== null && libc.getpeername(fd, scratch) < 0 &&
+      getOption(fd, libc.SO_ACCEPTCONN) === 0;
+    return isIt ? family : null;
+  };
   if (search(isReset) === null) throw new DescriptorError(`no open descriptor connects ${ends()}`);
   throw new DescriptorError(`the connection from ${ends()} was reset`, true);
 }
 
 /** Whether a socket is bound to one interface; before Linux 5.1 this is unknown, so it may be. */
 function isBound(fd: number): boolean {
+  const index = new Int32Array(1);
   return libc.getsockopt(fd, libc.SO_BINDTOIFINDEX, index) < 0 || index[0] !== 0;
 }
 
 function findListener({ addr }: Listening): Socket {
-  const local = encode(tcp(addr));
-  const matches = (fd: number) => isAt(fd, local) && libc.getOption(fd, libc.SO_ACCEPTCONN) === 1;
-  const fd = search(matches);
-  const where = formatAddress(tcp(addr));
-  if (fd === null) throw new DescriptorError(`no open descriptor listens on ${where}`);
-  const listener = { fd, family: address[0] };
+  const local = encode(tcp(addr)), where = formatAddress(tcp(addr));
+  const matches = (fd: number) => {
+    const family = familyAt(fd, local);
+    return family !== null && getOption(fd, libc.SO_ACCEPTCONN) === 1 ? family : null;
+  };
+  const found = search(matches);
+  if (found === null) throw new DescriptorError(`no open descriptor listens on ${where}`);
   // With SO_REUSEPORT several listeners may have one address, and nothing here distinguishes them.
-  if (libc.getOption(fd, libc.SO_REUSEPORT) !== 0) refuseTwins(fd, matches, `listen on ${where}`);
-  return listener;
+  if (getOption(found.fd, libc.SO_REUSEPORT) !== 0) {
+    throwIfAmbiguous(found.fd, matches, `listen on ${where}`);
+  }
+  return new Socket(found.fd, found.family, local, null);
 }
 
-/** @throws {DescriptorError} another descriptor matches as well, so nobody knows which is meant */
-function refuseTwins(fd: number, matches: (fd: number) => boolean, what: string): void {
-  for (const other of libc.openDescriptors(0)) {
-    if (other === fd || !matches(other)) continue;
+/** The address family of the socket at a descriptor if it is the one that is meant, else `null`. */
+type Matches = (fd: number) => number | null;
+
+/** @throws {DescriptorError} another descriptor matches as well, so it is unknown which is meant */
+function throwIfAmbiguous(fd: number, matches: Matches, what: string): void {
+  for (const other of openDescriptors(0)) {
+    if (other === fd || matches(other) === null) continue;
     throw new DescriptorError(
       `descriptors ${fd} and ${other} both ${what}; cannot tell which is meant`,
     );
   }
 }
 
-const index = new Int32Array(1);
-// The address that the kernel returned last: after a search, an end of the socket that was found.
-const address = new Uint8Array(SOCKADDR_SIZE);
+// What the kernel writes an address into; no function leaves anything in it for another.
+const scratch = new Uint8Array(SOCKADDR_SIZE);
 
-/** Whether a descriptor is a TCP socket with this end. A UDP socket may have the same one. */
-function isAt(fd: number, local: Uint8Array): boolean {
-  return libc.getsockname(fd, address) === 0 && sameEnd(address, local) &&
-    libc.getOption(fd, libc.SO_PROTOCOL) === libc.IPPROTO_TCP;
+/** The family of a TCP socket with this end. A UDP socket may have the same end. */
+function familyAt(fd: number, local: Uint8Array): number | null {
+  if (libc.getsockname(fd, scratch) !== 0 || !sameEnd(scratch, local)) return null;
+  const family = scratch[0];
+  return getOption(fd, libc.SO_PROTOCOL) === libc.IPPROTO_TCP ? family : null;
 }
 
 function hasPeer(fd: number, remote: Uint8Array): boolean {
-  return libc.getpeername(fd, address) === 0 && sameEnd(address, remote);
+  return libc.getpeername(fd, scratch) === 0 && sameEnd(scratch, remote);
 }
 
-let lastFound = 0, lastStep = 0;
-
-/** The first descriptor that matches, or `null`. */
-function search(matches: (fd: number) => boolean): number | null {
-  // Connections that follow each other get the same descriptor again, or the next one if those
-  // before are still open.
-  for (const step of [lastStep, 1 - lastStep]) {
-    if (!matches(lastFound + step)) continue;
-    lastStep = step;
-    return lastFound += step;
-  }
-  // The kernel hands out the lowest free descriptor, so the newest socket is right under the lowest
-  // free one. Others are above it if an older descriptor was closed since.
-  const free = libc.lowestFreeDescriptor();
-  for (let fd = free - 1; fd >= 0; fd--) if (matches(fd)) return lastFound = fd;
-  for (const fd of libc.openDescriptors(free + 1)) {
-    if (matches(fd)) return lastFound = fd;
+/** The first descriptor that matches, with its family; `null` if none does. */
+function search(matches: Matches): { readonly fd: number; readonly family: number } | null {
+  for (const fd of newestFirst()) {
+    const family = matches(fd);
+    if (family !== null) return { fd, family };
   }
   return null;
+}
+
+/**
+ * Descriptors that may be open: the kernel hands out the lowest free one, so the newest socket is
+ * right under that; those above it are open if an older descriptor was closed since.
+ */
+function* newestFirst(): Generator<number> {
+  const free = lowestFree();
+  for (let fd = free - 1; fd >= 0; fd--) yield fd;
+  yield* openDescriptors(free + 1);
+}
+
+/** The lowest free descriptor, which a new one gets; the size of the table if none is free. */
+function lowestFree(): number {
+  const fd = libc.eventfd();
+  if (fd < 0) return libc.getdtablesize();
+  libc.close(fd);
+  return fd;
+}
+
+/** The open descriptors from `from` up: poll(2) marks those that are not open. */
+function* openDescriptors(from: number): Generator<number> {
+  const AT_ONCE = 65536, to = libc.getdtablesize();
+  for (let first = from; first < to; first += AT_ONCE) {
+    const count = Math.min(AT_ONCE, to - first);
+    const polled = new Int32Array(2 * count);
+    for (let i = 0; i < count; i++) polled[2 * i] = first + i;
+    pollNow(polled);
+    const shorts = new Int16Array(polled.buffer);
+    let isEmpty = true;
+    for (let i = 0; i < count; i++) {
+      if ((shorts[4 * i + 3] & libc.POLLNVAL) !== 0) continue;
+      isEmpty = false;
+      yield first + i;
+    }
+    // The table may have room for a billion, but descriptors are handed out from the lowest up.
+    if (isEmpty) return;
+  }
+}
+
+/** What poll(2) reports of one descriptor, now. */
+export function polledEvents(fd: number): number {
+  const polled = new Int32Array([fd, 0]);
+  pollNow(polled);
+  return polled[1] >> 16;
+}
+
+function pollNow(polled: Int32Array<ArrayBuffer>): void {
+  let result;
+  do result = libc.poll(polled); while (result === -libc.EINTR);
+  orLibcError("poll", result);
 }
 
 function tcp(address: Deno.Addr): Deno.NetAddr {

@@ -1,10 +1,13 @@
 /**
- * The libc functions that this project calls, each with its C prototype, and one error convention.
+ * The libc functions that this project calls, each with its C prototype.
  *
- * A function that has a system call's own name returns what the call returns, or the error number
- * negated, as the kernel itself does. The others throw a {@linkcode LibcError}.
+ * Each wrapper has its libc function's name and does no more than call it. It returns the call's
+ * result, or the error number negated, as the kernel itself does; `getsockopt` returns the length
+ * instead of 0. `epoll_wait`, whose errno stays in another thread, returns -1. None throws for what a
+ * call returns: `errors.ts` and `option.ts` do that.
  *
- * Only this module calls `Deno.dlopen`, and it does so at the first call, not on import.
+ * Only this module calls `Deno.dlopen`, and it does so at the first call, not on import. So any
+ * wrapper may throw what {@linkcode open} throws.
  *
  * @module
  */
@@ -15,31 +18,19 @@ export class CannotRunError extends Error {
   override name = "CannotRunError";
 }
 
-/** A libc call failed. */
-export class LibcError extends Error {
-  /**
-   * Describes the failure of one call.
-   *
-   * @param call the call as its man page writes it, such as `setsockopt(IP_TOS)`
-   * @param errno the error number, errno(3)
-   */
-  constructor(readonly call: string, readonly errno: number) {
-    super(`${call}: ${strerror(errno)} (errno ${errno})`);
-    this.name = "LibcError";
-  }
-}
-
 /** Error numbers that the code distinguishes, the same on x86_64 and aarch64; errno(3). */
-export const EAGAIN = 11, ECONNREFUSED = 111, EINPROGRESS = 115;
-const EINTR = 4,
+export const EINTR = 4,
+  EAGAIN = 11,
   EPIPE = 32,
   ENETUNREACH = 101,
   ECONNRESET = 104,
   ETIMEDOUT = 110,
-  EHOSTUNREACH = 113;
+  ECONNREFUSED = 111,
+  EHOSTUNREACH = 113,
+  EINPROGRESS = 115;
 
 /** What poll(2) reports without being asked. */
-const POLLERR = 0x8, POLLHUP = 0x10, POLLNVAL = 0x20;
+export const POLLERR = 0x8, POLLHUP = 0x10, POLLNVAL = 0x20;
 
 /** A socket option: its numbers, and its name for messages. */
 export interface SocketOption {
@@ -61,7 +52,6 @@ const at = (level: number, option: number, name: string): SocketOption => ({ lev
 /** Options of any socket: socket(7); the kernel's Documentation/networking/timestamping.rst. */
 export const SO_REUSEADDR = at(SOL_SOCKET, 2, "SO_REUSEADDR"),
   SO_ERROR = at(SOL_SOCKET, 4, "SO_ERROR"),
-  SO_DONTROUTE = at(SOL_SOCKET, 5, "SO_DONTROUTE"),
   SO_LINGER = at(SOL_SOCKET, 13, "SO_LINGER"),
   SO_REUSEPORT = at(SOL_SOCKET, 15, "SO_REUSEPORT"),
   SO_ACCEPTCONN = at(SOL_SOCKET, 30, "SO_ACCEPTCONN"),
@@ -111,7 +101,7 @@ type Table = Readonly<Record<string, Deno.ForeignFunction>>;
 type Functions<T extends Table> = { [N in keyof T]: Deno.UnsafeFnPointer<T[N]>["call"] };
 
 /** What every run calls. */
-const core = table({
+const hot = table({
   // int getsockname(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
   getsockname: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   // int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
@@ -131,7 +121,7 @@ const core = table({
 });
 
 /** What dialing, large processes and errors call. */
-const rare = table({
+const cold = table({
   // int socket(int domain, int type, int protocol);
   socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
   // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
@@ -182,7 +172,7 @@ function table<const T extends Table>(functions: T): () => Functions<T> {
     if (++uses === MANY) opened = open(LIBC, functions, true);
     if (opened === undefined) {
       opened = open(LIBC, functions);
-      errno ??= new Deno.UnsafePointerView(core().__errno_location()!);
+      errno ??= new Deno.UnsafePointerView(hot().__errno_location()!);
     }
     return opened;
   };
@@ -228,69 +218,32 @@ export function open<T extends Table>(
  * looks for a file in /sys that is seldom there, and errno is ENOENT (this thread's in 1 of 4,000
  * runs on a busy machine). So what is done next depends on the socket, not on errno alone.
  */
-function orErrno(result: number | bigint): number {
+function orNegativeErrno(result: number | bigint): number {
   return result >= 0 ? Number(result) : -errno!.getInt32();
 }
 
-/** Returns the result of a call. @throws {LibcError} it is a negated error number */
-function unwrap(call: string, result: number): number {
-  if (result < 0) throw new LibcError(call, -result);
-  return result;
-}
-
 /** The words for an error number, strerror(3). */
-function strerror(number: number): string {
-  return new Deno.UnsafePointerView(rare().strerror(number)!).getCString();
-}
-
-/** Returns the result of a call. @throws {Error} as Deno does, if it is a negated error number */
-export function orSystemError(result: number): number {
-  if (result < 0) throw systemError(-result);
-  return result;
-}
-
-/** The error that Deno throws for an error number, of the class `Other` if it knows none. */
-export function systemError(errno: number, Other: new (message: string) => Error = Error): Error {
-  const { BrokenPipe, ConnectionRefused, ConnectionReset, TimedOut } = Deno.errors;
-  const classes: Record<number, new (message: string) => Error> = {
-    [ECONNREFUSED]: ConnectionRefused,
-    [ECONNRESET]: ConnectionReset,
-    [EPIPE]: BrokenPipe,
-    [ETIMEDOUT]: TimedOut,
-  };
-  return new (classes[errno] ?? Other)(`${strerror(errno)} (os error ${errno})`);
-}
-
-/** The error of a connection that is lost: a reset, if it cannot be lost by what errno says. */
-export function lossError(errno: number): Error {
-  const isPossible = [EPIPE, ENETUNREACH, ETIMEDOUT, EHOSTUNREACH].includes(errno);
-  return systemError(isPossible ? errno : ECONNRESET, Deno.errors.ConnectionReset);
-}
-
-/** What Deno permits of a host, with a port or without; libc itself does not ask. */
-export function netPermission(where: string): Deno.PermissionState {
-  const stateOf = (host: string) => Deno.permissions.querySync({ name: "net", host }).state;
-  // --deny-net may deny a host whose port is allowed.
-  return stateOf(where.replace(/:\d+$/, "")) === "denied" ? "denied" : stateOf(where);
+export function strerror(number: number): string {
+  return new Deno.UnsafePointerView(cold().strerror(number)!).getCString();
 }
 
 // ─── Sockets ────────────────────────────────────────────────────────────────────────────────────
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
-// Reused by every call: the functions below are synchronous, so no two are ever inside one.
-const length = new Uint32Array(1), int = new Int32Array(1), cookie = new BigUint64Array(1);
+// Reused by every call: the wrappers are synchronous, so no two are ever inside one.
+const length = new Uint32Array(1);
 
 /** getsockname(2) into `address`. */
 export function getsockname(fd: number, address: Bytes): number {
   length[0] = address.length;
-  return orErrno(core().getsockname(fd, address, length));
+  return orNegativeErrno(hot().getsockname(fd, address, length));
 }
 
 /** getpeername(2) into `address`. */
 export function getpeername(fd: number, address: Bytes): number {
   length[0] = address.length;
-  return orErrno(core().getpeername(fd, address, length));
+  return orNegativeErrno(hot().getpeername(fd, address, length));
 }
 
 /** getsockopt(2) into `value`. @returns how many bytes the option has, at most as many as fit */
@@ -300,197 +253,85 @@ export function getsockopt(
   value: BufferSource & { byteLength: number },
 ): number {
   length[0] = value.byteLength;
-  const result = orErrno(core().getsockopt(fd, level, option, value, length));
+  const result = orNegativeErrno(hot().getsockopt(fd, level, option, value, length));
   return result < 0 ? result : length[0];
 }
 
-/** getsockopt(2) of an `int`. @throws {LibcError} the kernel refuses */
-export function getOption(fd: number, option: SocketOption): number {
-  unwrap(`getsockopt(${option.name})`, getsockopt(fd, option, int));
-  return int[0];
-}
-
-/** setsockopt(2) of an `int`. @throws {LibcError} the kernel refuses */
-export function setOption(fd: number, option: SocketOption, value: number): void {
-  int[0] = value;
-  setOptionInts(fd, option, int);
-}
-
-/** setsockopt(2) of one `int` or a structure of several. @throws {LibcError} the kernel refuses */
-export function setOptionInts(
+/** setsockopt(2) of one `int`, or of a structure of several. */
+export function setsockopt(
   fd: number,
-  { level, option, name }: SocketOption,
-  ints: Int32Array<ArrayBuffer>,
-): void {
-  const result = orErrno(core().setsockopt(fd, level, option, ints, ints.byteLength));
-  unwrap(`setsockopt(${name})`, result);
-}
-
-/** getsockopt(2) of a structure. @returns its bytes; none if the kernel refuses */
-export function getOptionBytes(fd: number, option: SocketOption, size: number): Bytes {
-  const bytes = new Uint8Array(size);
-  return bytes.subarray(0, Math.max(0, getsockopt(fd, option, bytes)));
-}
-
-/**
- * The number that the kernel gives to one socket and never to another (`SO_COOKIE`, socket(7));
- * `null` if `fd` is no open socket, or before Linux 4.12.
- */
-export function socketCookie(fd: number): bigint | null {
-  return getsockopt(fd, SO_COOKIE, cookie) < 0 ? null : cookie[0];
+  { level, option }: SocketOption,
+  value: Int32Array<ArrayBuffer>,
+): number {
+  return orNegativeErrno(hot().setsockopt(fd, level, option, value, value.byteLength));
 }
 
 /** recv(2) into `buffer`. */
 export function recv(fd: number, buffer: Uint8Array, flags: number): number {
-  return orErrno(core().recv(fd, buffer as Bytes, BigInt(buffer.length), flags));
+  return orNegativeErrno(hot().recv(fd, buffer as Bytes, BigInt(buffer.length), flags));
 }
 
 /** send(2). */
 export function send(fd: number, bytes: Uint8Array, flags: number): number {
-  return orErrno(rare().send(fd, bytes as Bytes, BigInt(bytes.length), flags));
+  return orNegativeErrno(cold().send(fd, bytes as Bytes, BigInt(bytes.length), flags));
 }
 
 /** socket(2), a TCP socket unless told otherwise; non-blocking and closed on exec. */
 export function socket(family: number, type = SOCK_STREAM, protocol = IPPROTO_TCP): number {
   const SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
-  return orErrno(rare().socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
+  return orNegativeErrno(cold().socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
 }
 
 /** bind(2). */
 export function bind(fd: number, address: Bytes): number {
-  return orErrno(rare().bind(fd, address, address.length));
+  return orNegativeErrno(cold().bind(fd, address, address.length));
 }
 
 /** connect(2) of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */
 export function connect(fd: number, address: Bytes): number {
-  const result = orErrno(rare().connect(fd, address, address.length));
-  if (result === -EINPROGRESS) return result;
-  // It failed at once if the socket is as before, closed, with no error to report.
-  return (polledEvents(fd) & (POLLHUP | POLLERR)) === POLLHUP ? result : -EINPROGRESS;
-}
-
-/** Whether a connection no longer is one: a reset, an error, a time limit, or it is closed here. */
-export function isLost(fd: number): boolean {
-  return (polledEvents(fd) & (POLLHUP | POLLNVAL)) !== 0;
-}
-
-/** What poll(2) reports of one descriptor, now. */
-function polledEvents(fd: number): number {
-  const polled = new Int32Array([fd, 0]);
-  poll(polled);
-  return polled[1] >> 16;
+  return orNegativeErrno(cold().connect(fd, address, address.length));
 }
 
 /** poll(2) that does not wait. @param polled `struct pollfd { int fd; short events, revents; }` */
-function poll(polled: Int32Array<ArrayBuffer>): void {
-  let result;
-  do result = orErrno(rare().poll(polled, BigInt(polled.length / 2), 0)); while (result === -EINTR);
-  unwrap("poll", result);
+export function poll(polled: Int32Array<ArrayBuffer>): number {
+  return orNegativeErrno(cold().poll(polled, BigInt(polled.length / 2), 0));
 }
 
 /** shutdown(2) of both directions. */
 export function shutdown(fd: number): number {
   const SHUT_RDWR = 2;
-  return orErrno(rare().shutdown(fd, SHUT_RDWR));
+  return orNegativeErrno(cold().shutdown(fd, SHUT_RDWR));
 }
 
-/** A message of an error queue, as recvmsg(2) hands it over. */
-export interface Message {
-  /** The address, `msg_name`. */
-  readonly name: Uint8Array;
-  /** The control messages, `msg_control`. */
-  readonly control: Uint8Array;
-  /** The data. */
-  readonly data: Uint8Array;
-  /** `MSG_CTRUNC` and others, `msg_flags`. */
-  readonly flags: number;
-}
-
-/** Takes a message off a socket's error queue, recvmsg(2). @returns `null` if there is none */
-export function readErrorQueue(fd: number): Message | null {
-  // A struct msghdr and what it points to, in one block: no part can be freed before the rest.
-  const IOVEC = 56, NAME = 72, CONTROL = 104, DATA = 616, SIZE = 1280;
-  const words = new BigUint64Array(SIZE / 8), block = new Uint8Array(words.buffer);
-  const start = Deno.UnsafePointer.value(Deno.UnsafePointer.of(block));
-  const pointerTo = (offset: number) => start + BigInt(offset);
-  words.set([
-    pointerTo(NAME), // msg_name
-    BigInt(CONTROL - NAME), // msg_namelen
-    pointerTo(IOVEC), // msg_iov
-    1n, // msg_iovlen
-    pointerTo(CONTROL), // msg_control
-    BigInt(DATA - CONTROL), // msg_controllen
-    0n, // msg_flags
-    pointerTo(DATA), // iov_base
-    BigInt(SIZE - DATA), // iov_len
-  ]);
-  const size = orErrno(rare().recvmsg(fd, block, MSG_ERRQUEUE | MSG_DONTWAIT));
-  if (size < 0) return null;
-  return {
-    name: block.subarray(NAME, NAME + Number(words[1])),
-    control: block.subarray(CONTROL, CONTROL + Number(words[5])),
-    data: block.subarray(DATA, DATA + size),
-    flags: Number(words[6]),
-  };
+/**
+ * recvmsg(2).
+ *
+ * @param message a `struct msghdr` at the start of a block that also holds what it points to
+ */
+export function recvmsg(fd: number, message: Bytes, flags: number): number {
+  return orNegativeErrno(cold().recvmsg(fd, message, flags));
 }
 
 /** The index of a network interface by its name, if_nametoindex(3); 0 if there is none. */
 export function if_nametoindex(name: string): number {
-  return rare().if_nametoindex(new TextEncoder().encode(`${name}\0`));
+  return cold().if_nametoindex(new TextEncoder().encode(`${name}\0`));
 }
 
 // ─── Descriptors ────────────────────────────────────────────────────────────────────────────────
 
 /** close(2). */
 export function close(fd: number): number {
-  return orErrno(core().close(fd));
+  return orNegativeErrno(hot().close(fd));
 }
 
-/** The lowest free descriptor, which a new one gets; the size of the table if none is free. */
-export function lowestFreeDescriptor(): number {
-  const fd = eventfd();
-  if (fd < 0) return rare().getdtablesize();
-  close(fd);
-  return fd;
+/** The size of the descriptor table, which no descriptor reaches, getdtablesize(3). */
+export function getdtablesize(): number {
+  return cold().getdtablesize();
 }
 
-/** The open descriptors from `from` up: poll(2) marks those that are not open. */
-export function* openDescriptors(from: number): Generator<number> {
-  const AT_ONCE = 65536, to = rare().getdtablesize();
-  for (let first = from; first < to; first += AT_ONCE) {
-    const count = Math.min(AT_ONCE, to - first);
-    const polled = new Int32Array(2 * count);
-    for (let i = 0; i < count; i++) polled[2 * i] = first + i;
-    poll(polled);
-    const shorts = new Int16Array(polled.buffer);
-    let isEmpty = true;
-    for (let i = 0; i < count; i++) {
-      if ((shorts[4 * i + 3] & POLLNVAL) !== 0) continue;
-      isEmpty = false;
-      yield first + i;
-    }
-    // The table may have room for a billion, but descriptors are handed out from the lowest up.
-    if (isEmpty) return;
-  }
-}
-
-/**
- * Makes writes to a descriptor wait for room instead of failing, fcntl(2).
- *
- * @throws {LibcError} the descriptor is not open
- */
-export function makeBlocking(fd: number): void {
-  const F_GETFL = 3, F_SETFL = 4, O_NONBLOCK = 0x800;
-  const flags = unwrap("fcntl(F_GETFL)", orErrno(rare().fcntl(fd, F_GETFL, 0)));
-  if ((flags & O_NONBLOCK) === 0) return;
-  unwrap("fcntl(F_SETFL)", orErrno(rare().fcntl(fd, F_SETFL, flags & ~O_NONBLOCK)));
-}
-
-/** Asks for 1 MiB of room in a pipe, fcntl(2), which takes a third off the time of 1 GiB. */
-export function widenPipe(fd: number): void {
-  const F_SETPIPE_SZ = 1031;
-  // What is no pipe, or has a limit, stays as it is.
-  rare().fcntl(fd, F_SETPIPE_SZ, 1 << 20);
+/** fcntl(2) of a command that takes an `int`. */
+export function fcntl(fd: number, command: number, argument: number): number {
+  return orNegativeErrno(cold().fcntl(fd, command, argument));
 }
 
 // ─── Waiting ────────────────────────────────────────────────────────────────────────────────────
@@ -498,49 +339,31 @@ export function widenPipe(fd: number): void {
 /** An epoll instance, closed on exec, epoll_create1(2). */
 export function epoll_create1(): number {
   const EPOLL_CLOEXEC = 0x80000;
-  return orErrno(rare().epoll_create1(EPOLL_CLOEXEC));
+  return orNegativeErrno(cold().epoll_create1(EPOLL_CLOEXEC));
 }
 
 /** epoll_ctl(2). */
 export function epoll_ctl(epoll: number, operation: number, fd: number, event: Bytes): number {
-  return orErrno(rare().epoll_ctl(epoll, operation, fd, event));
+  return orNegativeErrno(cold().epoll_ctl(epoll, operation, fd, event));
 }
 
 /**
  * epoll_wait(2) without a time limit, in another thread.
  *
  * @param events must stay referenced until the call returns: the thread writes to it
- * @returns how many events; 0 or less after an error, whose number stays in that thread
+ * @returns how many events; -1 after an error, whose number stays in that thread
  */
 export function epoll_wait(epoll: number, events: Bytes, most: number): Promise<number> {
-  return rare().epoll_wait(epoll, events, most, -1);
+  return cold().epoll_wait(epoll, events, most, -1);
 }
 
 /** A counter to wake an epoll instance with, closed on exec, eventfd(2). */
 export function eventfd(): number {
   const EFD_CLOEXEC = 0x80000, EFD_NONBLOCK = 0x800;
-  return orErrno(core().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  return orNegativeErrno(hot().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
 /** Adds 1 to an eventfd's counter, eventfd_write(3). */
 export function eventfd_write(fd: number): number {
-  return orErrno(rare().eventfd_write(fd, 1n));
-}
-
-/**
- * Waits, until `signal` aborts at the most. The first `setTimeout` of a process takes 5 to 12 ms, a
- * sixth of a plain run, and this 1 ms.
- */
-export function pause(milliseconds: number, signal?: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = AbortSignal.timeout(milliseconds);
-  const end = () => {
-    // Without a listener it does not keep the process alive.
-    timer.removeEventListener("abort", end);
-    signal?.removeEventListener("abort", end);
-    resolve();
-  };
-  timer.addEventListener("abort", end);
-  signal?.addEventListener("abort", end);
-  return promise;
+  return orNegativeErrno(cold().eventfd_write(fd, 1n));
 }

@@ -5,8 +5,9 @@
  */
 
 import { checkTos, hex } from "./dscp.ts";
-import { type Connection, type Listening, type Socket, socketOf } from "./fd.ts";
+import { type Connection, type Listening, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
+import { getOption, setOption } from "./option.ts";
 import { AF_INET6 } from "./sockaddr.ts";
 
 /** The kernel accepted the call, but not the mark: another byte reads back. */
@@ -49,12 +50,17 @@ export class MarkError extends Error {
  * @throws {MarkError} the kernel reads back another byte
  * @throws {DescriptorError} the connection is closed
  */
-export function setTos(socket: Connection | Listening | Socket, tos: number): number {
+export function setTos(socket: Connection | Listening, tos: number): number {
   checkTos(tos);
   const { fd, family } = socketOf(socket);
+  return setTosAt(fd, family, tos);
+}
+
+/** {@linkcode setTos} of a descriptor that the caller owns, of this address family. */
+export function setTosAt(fd: number, family: number, tos: number): number {
   for (const option of optionsOf(family)) {
-    libc.setOption(fd, option, tos);
-    const readBack = libc.getOption(fd, option);
+    setOption(fd, option, tos);
+    const readBack = getOption(fd, option);
     if (readBack !== tos) throw new MarkError(option.name, tos, readBack);
   }
   return tos;
@@ -67,7 +73,7 @@ export function setTos(socket: Connection | Listening | Socket, tos: number): nu
  */
 export function getTos(socket: Connection | Listening): number {
   const { fd, family } = socketOf(socket);
-  return libc.getOption(fd, optionsOf(family)[0]);
+  return getOption(fd, optionsOf(family)[0]);
 }
 
 // An AF_INET6 socket with an IPv4-mapped peer sends IPv4 packets and obeys IP_TOS alone: set both.

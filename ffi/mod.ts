@@ -20,18 +20,21 @@
  * @module
  */
 
+// Pure, no system calls: dscp.ts, sockaddr.ts, icmp.ts. What needs no libc but Deno's own APIs:
+// permission.ts, wait.ts. All others call libc, by way of libc.ts.
+
 import type { DialedConn, DialOptions } from "./dial.ts";
 
 export { type Arrived, keepArrivals, readArrived, watchArriving } from "./arrived.ts";
 export { type ConnectOptions, MarkedConn } from "./conn.ts";
 export type { DialedConn, DialOptions } from "./dial.ts";
 export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
-export { type ConnectedSocket, type Connection, DescriptorError, fdOf } from "./fd.ts";
-export type { Listening, Socket } from "./fd.ts";
-export { CannotRunError, LibcError } from "./libc.ts";
+export { LibcError } from "./errors.ts";
+export { type Connection, DescriptorError, fdOf, type Listening, type Socket } from "./fd.ts";
+export { CannotRunError } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
 export type { Hop } from "./path.ts";
-export type { DialedTlsConn, Trust } from "./secure.ts";
+export type { DialedTlsConn, Transport, Trust } from "./secure.ts";
 export { drainSent, type SentPacket, watchSent } from "./sent.ts";
 export { formatAddress } from "./sockaddr.ts";
 

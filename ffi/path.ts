@@ -10,21 +10,32 @@
  * @module
  */
 
-import type { ConnectOptions } from "./conn.ts";
-import { findControl, parseControl } from "./arrived.ts";
-import { checkPermission, destination, DialedConn, resolve } from "./dial.ts";
-import * as libc from "./libc.ts";
-import { setTos } from "./mark.ts";
-import { nextEvent, unwatch, watch } from "./poll.ts";
+import { checkPermission } from "./permission.ts";
+import { destination, DialedConn, resolve, startConnect } from "./dial.ts";
+import { denoError, orDenoError } from "./errors.ts";
+import { Socket } from "./fd.ts";
 import {
-  AF_INET,
-  AF_INET6,
-  decode,
-  formatAddress,
-  headerAddress,
-  sameBytes,
-  SOCKADDR_SIZE,
-} from "./sockaddr.ts";
+  type IcmpError,
+  icmpMeaning,
+  keptLowerBits,
+  parseIcmpError,
+  parseQuote,
+  TIME_EXCEEDED,
+} from "./icmp.ts";
+import * as libc from "./libc.ts";
+import { setTosAt } from "./mark.ts";
+import { getOption, setOption, setOptionInts } from "./option.ts";
+import {
+  type Ends,
+  handshakeTime,
+  openRaw,
+  probeEnds,
+  readErrorQueue,
+  setProbing,
+} from "./probe.ts";
+import { nextEvent, unwatch, watch } from "./poll.ts";
+import { AF_INET, AF_INET6, formatAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { pause } from "./wait.ts";
 
 /** What one hop answered to one mark. */
 export interface Hop {
@@ -37,12 +48,12 @@ export interface Hop {
   /** The byte with which packets reached it, 0 to 255; `null` if unknown. */
   readonly tos: number | null;
   /** The ToS byte of the ICMP message itself; `null` on IPv6, and if there was none. */
-  readonly outerTos: number | null;
+  readonly icmpTos: number | null;
   /**
    * What shows the mark: the header that a router quotes, or what the server reports, both of which
-   * give `tos`; or `outerTos`, which shows that the mark's lower three bits were kept.
+   * give `tos`; or `icmpTos`, which shows that the mark's lower three bits were kept.
    */
-  readonly evidence: "quote" | "server" | "outer" | null;
+  readonly evidence: "quote" | "server" | "icmp" | null;
   /** `time exceeded`, `connected`, `connection refused`, or what else it answered. */
   readonly answer: string | null;
 }
@@ -59,141 +70,16 @@ export interface ProbeResult {
   readonly started: number;
 }
 
-// ─── What the kernel hands over ─────────────────────────────────────────────────────────────────
-
-/** An ICMP error about a probe, as the socket's error queue has it. */
-export interface IcmpError {
-  /** 4 for ICMP, 6 for ICMPv6. */
-  readonly version: 4 | 6;
-  /** The type and code, RFC 792 and RFC 4443. */
-  readonly type: number;
-  /** See {@linkcode IcmpError.type}. */
-  readonly code: number;
-  /** The address of the router. */
-  readonly router: string;
-  /** The start of the quoted TCP header: ports and sequence number; perhaps less. */
-  readonly transport: Uint8Array;
-  /** The Traffic Class of the header that the router quotes; `null` on IPv4. */
-  readonly tos: number | null;
-  /** The ToS byte of the ICMP message itself; `null` on IPv6. */
-  readonly outerTos: number | null;
-  /** When it came in, in milliseconds since 1970; `null` if the kernel does not say. */
-  readonly received: number | null;
-}
-
-/**
- * Reads a message of an error queue: among the control messages `struct sock_extended_err` with the
- * router's address behind it, ip(7); in the name's `sin6_flowinfo` that of the quoted header.
- *
- * @returns `null` if it is no whole ICMP error: nothing is known then
- */
-export function parseIcmpError({ name, control, data, flags }: libc.Message): IcmpError | null {
-  if ((flags & libc.MSG_CTRUNC) !== 0) return null;
-  const SO_EE_ORIGIN_ICMP = 2, SO_EE_ORIGIN_ICMP6 = 3, SIZE = 16;
-  const error4 = findControl(control, libc.IP_RECVERR);
-  const error6 = findControl(control, libc.IPV6_RECVERR);
-  const error = error4 ?? error6, isIPv4 = error === error4;
-  if (error === null || error.length < SIZE + (isIPv4 ? 16 : SOCKADDR_SIZE)) return null;
-  const [, , , , origin, type, code] = error, router = error.subarray(SIZE);
-  if (origin !== (isIPv4 ? SO_EE_ORIGIN_ICMP : SO_EE_ORIGIN_ICMP6)) return null;
-  if (router[0] !== (isIPv4 ? AF_INET : AF_INET6) || router[1] !== 0) return null;
-  const hasFlow = !isIPv4 && name.length >= SOCKADDR_SIZE && name[0] === AF_INET6;
-  return {
-    version: isIPv4 ? 4 : 6,
-    type,
-    code,
-    router: decode(router).hostname,
-    transport: data.subarray(0, 8),
-    // sin6_flowinfo is in network order: 4 bits unused, the class, 20 bits of flow label
-    tos: hasFlow ? (name[4] & 0x0f) << 4 | name[5] >> 4 : null,
-    outerTos: isIPv4 ? parseControl(control, libc.IP_TOS) : null,
-    received: timeOf(findControl(control, libc.SO_TIMESTAMPNS)),
-  };
-}
-
-/** Milliseconds of a `struct timespec { time_t tv_sec; long tv_nsec; }`. */
-function timeOf(timespec: Uint8Array | null): number | null {
-  if (timespec === null || timespec.length < 16) return null;
-  const view = new DataView(timespec.buffer, timespec.byteOffset, timespec.length);
-  return Number(view.getBigInt64(0, true)) * 1000 + Number(view.getBigInt64(8, true)) / 1e6;
-}
-
-/**
- * Reads an IPv4 packet of a raw ICMP socket: the ToS bytes of the header that the router quotes and
- * of the ICMP message itself.
- *
- * @param error the same message from the error queue, by which the kernel found whose probe it is
- * @param remote where the probe was sent to, as a `sockaddr_in`
- * @returns `null` if the packet is another one
- */
-export function parseQuote(
-  packet: Uint8Array,
-  error: IcmpError,
-  remote: Uint8Array,
-): { readonly tos: number; readonly outerTos: number } | null {
-  // RFC 791 section 3.1: the length of a header is in its first byte, in words.
-  const headerAt = (at: number, protocol: number): number | null => {
-    const end = at + (packet[at] & 0x0f) * 4;
-    const isWhole = at + 20 <= packet.length && end >= at + 20 && end + 8 <= packet.length;
-    return isWhole && packet[at] >> 4 === 4 && packet[at + 9] === protocol ? end : null;
-  };
-  const icmp = headerAt(0, libc.IPPROTO_ICMP);
-  if (icmp === null || packet[icmp] !== error.type || packet[icmp + 1] !== error.code) return null;
-  if (packet.subarray(12, 16).join(".") !== error.router) return null;
-  const quote = icmp + 8, tcp = headerAt(quote, libc.IPPROTO_TCP);
-  if (tcp === null || !sameBytes(packet, quote + 16, remote, 4, 4)) return null;
-  const { transport } = error;
-  if (transport.length < 8 || !sameBytes(packet, tcp, transport, 0, 8)) return null;
-  return { tos: packet[quote + 1], outerTos: packet[1] };
-}
-
-/** The meaning of an ICMP error in words: RFC 792, RFC 1812 section 5.2.7.1, RFC 4443 section 3. */
-export function icmpMeaning({ version, type, code }: Pick<IcmpError, "version" | "type" | "code">) {
-  const [exceeded, unreachable, codes] = version === 4
-    ? [11, 3, UNREACHABLE_4] as const
-    : [3, 1, UNREACHABLE_6] as const;
-  if (type === exceeded && code === 0) return TIME_EXCEEDED;
-  const known = type === unreachable ? codes[code] : undefined;
-  return known ?? `ICMP${version === 6 ? "v6" : ""} type ${type} code ${code}`;
-}
-
-const TIME_EXCEEDED = "time exceeded";
-
-const UNREACHABLE_4: Record<number, string> = {
-  0: "network unreachable",
-  1: "host unreachable",
-  2: "protocol unreachable",
-  3: "port unreachable",
-  6: "network unknown",
-  7: "host unknown",
-  9: "network administratively prohibited",
-  10: "host administratively prohibited",
-  11: "network unreachable for this ToS",
-  12: "host unreachable for this ToS",
-  13: "administratively prohibited",
-};
-
-const UNREACHABLE_6: Record<number, string> = {
-  0: "no route",
-  1: "administratively prohibited",
-  2: "beyond scope of source address",
-  3: "address unreachable",
-  4: "port unreachable",
-  5: "source address failed policy",
-  6: "reject route",
-};
-
-/** Whether the ToS byte of an ICMP message shows that the lower bits of a mark were still there. */
-export function keptLowerBits(tos: number, outerTos: number): boolean {
-  // A Linux router answers with (arrived & 0x1E) | 0xC0: 0 says nothing, it may be its own.
-  const LOWER = 0x1c;
-  return (tos & LOWER) !== 0 && (tos & LOWER) === (outerTos & LOWER);
-}
-
 // ─── The climb ──────────────────────────────────────────────────────────────────────────────────
 
 /** Where a path leads. */
-export interface ClimbOptions extends Pick<ConnectOptions, "hostname" | "port" | "family"> {
+export interface ClimbOptions {
+  /** Host name or IP address, without brackets. */
+  readonly hostname: string;
+  /** 1 to 65535. */
+  readonly port: number;
+  /** 4 or 6 for one address family only. */
+  readonly family: 4 | 6 | null;
   /** Resets connections when they are closed, so that the next can have the same ports at once. */
   readonly many: boolean;
 }
@@ -214,13 +100,14 @@ interface HopStats {
   retryAfter: number;
 }
 
-/** A local port and one address of the target: all probes between them take the same path. */
-interface Ends {
-  readonly family: number;
-  /** This end, the port with any address. */
-  readonly local: Uint8Array<ArrayBuffer>;
-  readonly remote: Uint8Array<ArrayBuffer>;
-  readonly address: string;
+/** A SYN that was sent, and that waits for its answer. */
+interface Probe {
+  readonly fd: number;
+  /** `null` for the default, which reaches the target. */
+  readonly ttl: number | null;
+  readonly tos: number;
+  /** When it left, as `performance.now()` has it. */
+  readonly started: number;
 }
 
 /** Climbs a path, once for each mark; holds the local port and the raw socket meanwhile. */
@@ -265,7 +152,7 @@ export class Climb implements Disposable {
     }
     let silent = 0;
     for (let ttl = 1; ttl <= maxHops && silent < MOST_SILENT; ttl++) {
-      const reply = await this.#ask(ttl, tos, signal);
+      const reply = await this.#probeHop(ttl, tos, signal);
       if (reply.conn !== null) return reply;
       if (reply.error !== null && ttl === 1 && this.#openNext()) {
         ttl = 0;
@@ -286,7 +173,7 @@ export class Climb implements Disposable {
    * Asks again, once for each mark, the hops that have answered to some of several marks; a second
    * apart, as that is how often Linux routers answer. What they answer replaces their hop.
    */
-  async askAgain(paths: readonly { tos: number; path: Hop[] }[], signal: AbortSignal) {
+  async reprobe(paths: readonly { tos: number; path: Hop[] }[], signal: AbortSignal) {
     const waiting = new Map<number, { tos: number; path: Hop[] }[]>();
     for (const [ttl, { answers }] of this.#stats) {
       if (answers === 0 || ttl >= this.#distance) continue;
@@ -294,7 +181,7 @@ export class Climb implements Disposable {
       if (silent.length > 0) waiting.set(ttl, silent);
     }
     while (waiting.size > 0) {
-      await libc.pause(REST, signal);
+      await pause(REST, signal);
       signal.throwIfAborted();
       for (const [ttl, [{ tos, path }, ...rest]] of waiting) {
         const { hop } = await this.#probe(ttl, tos, this.#wait, signal);
@@ -306,7 +193,7 @@ export class Climb implements Disposable {
   }
 
   /** Probes a hop, and a new one, or the target, once more if it is silent. */
-  async #ask(ttl: number, tos: number, signal: AbortSignal): Promise<ProbeResult> {
+  async #probeHop(ttl: number, tos: number, signal: AbortSignal): Promise<ProbeResult> {
     const isFirst = !this.#stats.has(ttl);
     if (isFirst) this.#stats.set(ttl, { answers: 0, silences: 0, retryAfter: 0 });
     const stats = this.#stats.get(ttl)!;
@@ -335,7 +222,7 @@ export class Climb implements Disposable {
     return Math.min(MOST_WAIT, Math.max(LEAST_WAIT, TIMES * this.#slowest));
   }
 
-  /** Sends one SYN. @param ttl `null` for the default, which reaches the target */
+  /** Sends one SYN and waits for its answer. @param ttl `null` for the default */
   async #probe(
     ttl: number | null,
     tos: number,
@@ -343,65 +230,81 @@ export class Climb implements Disposable {
     signal: AbortSignal,
   ): Promise<ProbeResult> {
     signal.throwIfAborted();
-    const { family, local, remote, address } = this.#ends!;
-    const fd = libc.orSystemError(libc.socket(family));
-    const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
-    let conn: DialedConn | null = null;
+    const fd = orDenoError(libc.socket(this.#ends!.family));
+    let isKept = false;
     try {
-      libc.setOption(fd, libc.SO_REUSEADDR, 1);
-      libc.orSystemError(libc.bind(fd, local));
-      setProbing(fd, family, true, ttl ?? -1);
-      setTos({ fd, family }, tos);
-      for (const _old of this.#rawPackets()) { /* about earlier probes */ }
-      const started = performance.now();
-      const result = libc.connect(fd, remote);
+      const started = this.#prepare(fd, ttl ?? -1, tos);
+      const probe = { fd, ttl, tos, started };
+      const result = startConnect(fd, this.#ends!.remote);
       watch(fd);
-      const reply = (hop: Partial<Hop>, error: Error | null = null): ProbeResult => (
-        { hop: { ...SILENT, ...hop, hop: ttl }, conn, error, started }
-      );
-      if (result < 0 && result !== -libc.EINPROGRESS) return reply({}, libc.systemError(-result));
+      if (result !== -libc.EINPROGRESS) return resultOf(probe, {}, denoError(-result));
       for (;;) {
-        const peer = new Uint8Array(SOCKADDR_SIZE), own = new Uint8Array(SOCKADDR_SIZE);
-        if (libc.getpeername(fd, peer) === 0) {
-          libc.orSystemError(libc.getsockname(fd, own));
-          const milliseconds = this.#time(started, handshakeTime(fd));
-          setProbing(fd, family, false, -1);
-          // struct linger { int l_onoff; int l_linger; }, socket(7)
-          if (this.options.many) libc.setOptionInts(fd, libc.SO_LINGER, new Int32Array([1, 0]));
-          conn = new DialedConn({ fd, family, local: own, remote: peer });
-          return reply({ address, milliseconds, answer: "connected" });
+        const reply = this.#connected(probe) ?? this.#refused(probe);
+        if (reply !== null) {
+          isKept = reply.conn !== null;
+          return reply;
         }
-        for (let message; (message = libc.readErrorQueue(fd)) !== null;) {
-          const error = parseIcmpError(message);
-          if (error === null) continue;
-          const { router, received } = error, answer = icmpMeaning(error);
-          const sent = performance.timeOrigin + started;
-          const milliseconds = this.#time(started, received === null ? 0 : received - sent);
-          const hop = { address: router, milliseconds, answer, ...this.#evidence(error, tos) };
-          if (answer === TIME_EXCEEDED && ttl !== null) return reply(hop);
-          const loop = answer === TIME_EXCEEDED ? ", as in a routing loop" : "";
-          return reply(hop, new Error(`${router} answers: ${answer}${loop}`));
-        }
-        const errno = libc.getOption(fd, libc.SO_ERROR);
-        if (errno === libc.ECONNREFUSED) {
-          const milliseconds = this.#time(started);
-          const hop = { address, milliseconds, answer: "connection refused" };
-          return reply(hop, libc.systemError(errno));
-        }
-        // An error without its ICMP message shows nothing.
-        if (errno !== 0) return reply({}, ttl === null ? libc.systemError(errno) : null);
-        const left = wait - (performance.now() - started);
-        if (left <= 0) return reply({});
-        await Promise.race([nextEvent(fd), libc.pause(left, either)]);
+        const rest = wait - (performance.now() - started);
+        if (rest <= 0) return resultOf(probe, {});
+        await eventWithin(fd, rest, signal);
         signal.throwIfAborted();
       }
     } finally {
-      over.abort();
-      if (conn === null) {
+      if (!isKept) {
         unwatch(fd);
         libc.close(fd);
       }
     }
+  }
+
+  /** Makes a socket a probe that has not left yet. @returns `performance.now()` */
+  #prepare(fd: number, ttl: number, tos: number): number {
+    const { family, local } = this.#ends!;
+    setOption(fd, libc.SO_REUSEADDR, 1);
+    orDenoError(libc.bind(fd, local));
+    setProbing(fd, family, true, ttl);
+    setTosAt(fd, family, tos);
+    for (const _old of this.#rawPackets()) { /* about earlier probes */ }
+    return performance.now();
+  }
+
+  /** The connection, if the probe came through; else `null`. */
+  #connected(probe: Probe): ProbeResult | null {
+    const { family, address } = this.#ends!, { fd, started } = probe;
+    const remote = new Uint8Array(SOCKADDR_SIZE), local = new Uint8Array(SOCKADDR_SIZE);
+    if (libc.getpeername(fd, remote) < 0) return null;
+    orDenoError(libc.getsockname(fd, local));
+    const milliseconds = this.#time(started, handshakeTime(fd));
+    setProbing(fd, family, false, -1);
+    // struct linger { int l_onoff; int l_linger; }, socket(7)
+    if (this.options.many) setOptionInts(fd, libc.SO_LINGER, new Int32Array([1, 0]));
+    const conn = new DialedConn(new Socket(fd, family, local, remote));
+    return { ...resultOf(probe, { address, milliseconds, answer: "connected" }), conn };
+  }
+
+  /** What a router or the target answered instead of connecting; `null` if nothing has come yet. */
+  #refused(probe: Probe): ProbeResult | null {
+    const { fd, ttl, tos, started } = probe;
+    for (let message; (message = readErrorQueue(fd)) !== null;) {
+      const error = parseIcmpError(message);
+      if (error === null) continue;
+      const { router, received } = error, answer = icmpMeaning(error);
+      const sent = performance.timeOrigin + started;
+      const milliseconds = this.#time(started, received === null ? 0 : received - sent);
+      const hop = { address: router, milliseconds, answer, ...this.#evidence(error, tos) };
+      if (answer === TIME_EXCEEDED && ttl !== null) return resultOf(probe, hop);
+      const loop = answer === TIME_EXCEEDED ? ", as in a routing loop" : "";
+      return resultOf(probe, hop, new Error(`${router} answers: ${answer}${loop}`));
+    }
+    const errno = getOption(fd, libc.SO_ERROR);
+    if (errno === 0) return null;
+    if (errno === libc.ECONNREFUSED) {
+      const { address } = this.#ends!, milliseconds = this.#time(started);
+      const hop = { address, milliseconds, answer: "connection refused" };
+      return resultOf(probe, hop, denoError(errno));
+    }
+    // An error without its ICMP message shows nothing.
+    return resultOf(probe, {}, ttl === null ? denoError(errno) : null);
   }
 
   /** Milliseconds from a probe to its answer: the kernel's, if known; ours include compiling. */
@@ -413,16 +316,16 @@ export class Climb implements Disposable {
   }
 
   /** What an ICMP error shows of the mark. */
-  #evidence(error: IcmpError, tos: number): Pick<Hop, "tos" | "outerTos" | "evidence"> {
-    if (error.tos !== null) return { tos: error.tos, outerTos: null, evidence: "quote" };
+  #evidence(error: IcmpError, tos: number): Pick<Hop, "tos" | "icmpTos" | "evidence"> {
+    if (error.tos !== null) return { tos: error.tos, icmpTos: null, evidence: "quote" };
     // The kernel gives the packet to raw sockets before it queues the error.
     for (const packet of this.#rawPackets()) {
       const quote = parseQuote(packet, error, this.#ends!.remote);
       if (quote !== null) return { ...quote, evidence: "quote" };
     }
-    const { outerTos } = error;
-    const isKept = outerTos !== null && keptLowerBits(tos, outerTos);
-    return { tos: null, outerTos, evidence: isKept ? "outer" : null };
+    const { icmpTos } = error;
+    const isKept = icmpTos !== null && keptLowerBits(tos, icmpTos);
+    return { tos: null, icmpTos, evidence: isKept ? "icmp" : null };
   }
 
   /** What has arrived on the raw socket; each packet is valid until the next. */
@@ -442,10 +345,10 @@ export class Climb implements Disposable {
     this[Symbol.dispose]();
     this.#stats.clear();
     [this.#slowest, this.#distance] = [0, Infinity];
-    this.#anchor = libc.orSystemError(libc.socket(ends.family));
-    libc.setOption(this.#anchor, libc.SO_REUSEADDR, 1);
-    libc.orSystemError(libc.bind(this.#anchor, ends.local));
-    libc.orSystemError(libc.getsockname(this.#anchor, ends.local));
+    this.#anchor = orDenoError(libc.socket(ends.family));
+    setOption(this.#anchor, libc.SO_REUSEADDR, 1);
+    orDenoError(libc.bind(this.#anchor, ends.local));
+    orDenoError(libc.getsockname(this.#anchor, ends.local));
     this.#ends = ends;
     if (ends.family === AF_INET) this.#raw = openRaw();
     return true;
@@ -463,52 +366,22 @@ const SILENT: Hop = {
   address: null,
   milliseconds: null,
   tos: null,
-  outerTos: null,
+  icmpTos: null,
   evidence: null,
   answer: null,
 };
 
-/** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */
-function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
-  const { at, size } = headerAddress(sockaddr);
-  const remote = size === 16 ? sockaddr : new Uint8Array(16);
-  if (size === 4) {
-    remote.set([AF_INET, 0, sockaddr[2], sockaddr[3], ...sockaddr.subarray(at, at + 4)]);
-  }
-  const local = new Uint8Array(remote.length);
-  local[0] = remote[0];
-  return { family: remote[0], local, remote, address: decode(remote).hostname };
+function resultOf(
+  { ttl, started }: Probe,
+  hop: Partial<Hop>,
+  error: Error | null = null,
+): ProbeResult {
+  return { hop: { ...SILENT, ...hop, hop: ttl }, conn: null, error, started };
 }
 
-/** A raw socket for ICMP errors; `null` without CAP_NET_RAW. */
-function openRaw(): number | null {
-  const fd = libc.socket(AF_INET, libc.SOCK_RAW, libc.IPPROTO_ICMP);
-  if (fd < 0) return null;
-  const UNREACHABLE = 3, EXCEEDED = 11, PARAMETER = 12;
-  // Bits of the types that it does not receive, raw(7).
-  libc.setOption(fd, libc.ICMP_FILTER, ~(1 << UNREACHABLE | 1 << EXCEEDED | 1 << PARAMETER));
-  return fd;
-}
-
-/**
- * Has the kernel queue ICMP errors with what they show and limits how far the SYN goes, or makes an
- * ordinary connection of a probe that came through.
- *
- * @param ttl -1 for the default
- */
-function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): void {
-  const isIPv4 = family === AF_INET, on = isProbe ? 1 : 0;
-  libc.setOption(fd, isIPv4 ? libc.IP_RECVERR : libc.IPV6_RECVERR, on);
-  libc.setOption(fd, isIPv4 ? libc.IP_RECVTOS : libc.IPV6_FLOWINFO_SEND, on);
-  libc.setOption(fd, libc.SO_TIMESTAMPNS, on);
-  libc.setOption(fd, isIPv4 ? libc.IP_TTL : libc.IPV6_UNICAST_HOPS, ttl);
-  // Routers that balance load may go by the flow label (RFC 6438), which differs with each socket.
-  if (!isIPv4) libc.setOption(fd, libc.IPV6_AUTOFLOWLABEL, 0);
-}
-
-/** Milliseconds from a connection's SYN to its SYN-ACK; 0 if the SYN was sent again. */
-function handshakeTime(fd: number): number {
-  // struct tcp_info: tcpi_rtt in microseconds, include/uapi/linux/tcp.h
-  const { buffer } = libc.getOptionBytes(fd, libc.TCP_INFO, 72);
-  return new DataView(buffer).getUint32(68, true) / 1000;
+/** Waits for an event of a descriptor, at most so many milliseconds, or until `signal` aborts. */
+async function eventWithin(fd: number, milliseconds: number, signal: AbortSignal): Promise<void> {
+  const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
+  await Promise.race([nextEvent(fd), pause(milliseconds, either)]);
+  over.abort();
 }

@@ -7,6 +7,7 @@
  * @module
  */
 
+import { orDenoError } from "./errors.ts";
 import * as libc from "./libc.ts";
 
 const EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2;
@@ -25,16 +26,16 @@ const events = new Uint8Array(EVENT_SIZE * MOST_EVENTS);
 /** Begins to watch a descriptor. @throws {Error} the kernel refuses, or no descriptor is free */
 export function watch(fd: number): void {
   if (epoll < 0) {
-    waker = libc.orSystemError(libc.eventfd());
+    waker = orDenoError(libc.eventfd());
     epoll = libc.epoll_create1();
     if (epoll < 0) libc.close(waker);
-    libc.orSystemError(epoll);
+    orDenoError(epoll);
     watch(waker);
   }
   const event = new Uint8Array(EVENT_SIZE), view = new DataView(event.buffer);
   view.setUint32(0, EPOLLIN | EPOLLOUT | EPOLLET, true);
   view.setInt32(DATA_AT, fd, true);
-  libc.orSystemError(libc.epoll_ctl(epoll, EPOLL_CTL_ADD, fd, event));
+  orDenoError(libc.epoll_ctl(epoll, EPOLL_CTL_ADD, fd, event));
 }
 
 /** Ends it, before the descriptor is closed or handed on; a wait for it ends as well. */

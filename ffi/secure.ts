@@ -6,8 +6,9 @@
 
 import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
-import type { DialedConn } from "./dial.ts";
-import * as libc from "./libc.ts";
+import { fdOf } from "./fd.ts";
+import { TCP_MAXSEG } from "./libc.ts";
+import { getOption } from "./option.ts";
 import { familyOf } from "./sockaddr.ts";
 
 /** Which certificates a TLS connection trusts. */
@@ -18,13 +19,16 @@ export interface Trust {
   readonly insecure: boolean;
 }
 
+/** The connection below, as `DialedConn` is one: each write is a packet of its own. */
+export type Transport = Pick<Deno.Conn, "localAddr" | "remoteAddr" | "read" | "write" | "close">;
+
 /** A TLS connection over one of libc; reads and writes as `Deno.TlsConn` does. */
 export class DialedTlsConn {
   /** This end. */
   readonly localAddr: Deno.Addr;
   /** The other end. */
   readonly remoteAddr: Deno.Addr;
-  readonly #dialed: DialedConn;
+  readonly #below: Transport;
   readonly #socket: TLSSocket;
   /** Decrypted and not read yet. */
   readonly #chunks: Uint8Array[] = [];
@@ -35,10 +39,10 @@ export class DialedTlsConn {
   #wakeTransport: () => void = () => {};
 
   /** For `DialedConn.startTls`; begins the handshake. */
-  constructor(dialed: DialedConn, hostname: string, trust: Trust | null) {
-    this.#dialed = dialed;
-    this.localAddr = dialed.localAddr;
-    this.remoteAddr = dialed.remoteAddr;
+  constructor(below: Transport, hostname: string, trust: Trust | null) {
+    this.#below = below;
+    this.localAddr = below.localAddr;
+    this.remoteAddr = below.remoteAddr;
     const servername = familyOf(hostname) === null ? { servername: hostname } : {};
     const ca = trust === null || trust.caCerts.length === 0 ? {} : { ca: [...trust.caCerts] };
     const rejectUnauthorized = !trust?.insecure;
@@ -56,7 +60,7 @@ export class DialedTlsConn {
   }
 
   #transport(): Duplex {
-    const pieces = splitRecords(this.#dialed);
+    const pieces = splitRecords(this.#below);
     const receive = async () => {
       while (this.#chunks.length > 0) {
         await new Promise<void>((resolve) => this.#wakeTransport = resolve);
@@ -65,9 +69,9 @@ export class DialedTlsConn {
     };
     // Each segment by itself: the kernel copies one packet for each write.
     const send = async (bytes: Uint8Array) => {
-      const segment = libc.getOption(this.#dialed.socket.fd, libc.TCP_MAXSEG);
+      const segment = getOption(fdOf(this.#below), TCP_MAXSEG);
       while (bytes.length > 0) {
-        bytes = bytes.subarray(await this.#dialed.write(bytes.subarray(0, segment)));
+        bytes = bytes.subarray(await this.#below.write(bytes.subarray(0, segment)));
       }
     };
     return new Duplex({
@@ -134,7 +138,7 @@ export class DialedTlsConn {
     if (this.#isClosed) return;
     this.#isClosed = true;
     this.#socket.destroy();
-    this.#dialed.close();
+    this.#below.close();
     this.#wakeReader();
   }
 }
@@ -143,11 +147,11 @@ export class DialedTlsConn {
  * What arrives, split at the ends of TLS records (RFC 8446 section 5.1): Deno 2.9 loses what it has
  * decrypted from a piece if a record in it is bad.
  */
-async function* splitRecords(dialed: DialedConn): AsyncGenerator<Uint8Array, null> {
+async function* splitRecords(below: Transport): AsyncGenerator<Uint8Array, null> {
   const buffer = new Uint8Array(64 * 1024);
   const header = new Uint8Array(5); // type, version, length
   let known = 0, missing = 0; // bytes of the header, and of the content
-  for (let size; (size = await dialed.read(buffer)) !== null;) {
+  for (let size; (size = await below.read(buffer)) !== null;) {
     for (let from = 0, to = 0; from < size; from = to) {
       while (known < header.length && to < size) {
         header[known++] = buffer[to++];

@@ -9,8 +9,9 @@
  * @module
  */
 
-import { type ConnectedSocket, type Connection, connectionOf, fdOf, type Socket } from "./fd.ts";
+import { type Connection, fdOf, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
+import { getOptionBytes, setOption } from "./option.ts";
 import { headerAddress, sameBytes } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header shows. */
@@ -40,10 +41,10 @@ export interface SentPacket {
  * @throws {LibcError} the kernel refuses
  * @throws {DescriptorError} the connection is closed
  */
-export function watchSent(connection: Connection | Socket): void {
+export function watchSent(connection: Connection): void {
   const SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1, SOF_TIMESTAMPING_SOFTWARE = 1 << 4;
   const flags = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
-  libc.setOption(fdOf(connection), libc.SO_TIMESTAMPING, flags);
+  setOption(fdOf(connection), libc.SO_TIMESTAMPING, flags);
 }
 
 /**
@@ -54,13 +55,13 @@ export function watchSent(connection: Connection | Socket): void {
  *
  * @throws {DescriptorError} the connection is closed
  */
-export function drainSent(connection: Connection | ConnectedSocket): SentPacket[] {
-  const { fd, local, remote } = connectionOf(connection);
+export function drainSent(connection: Connection): SentPacket[] {
+  const { fd, local, remote } = socketOf(connection);
   const packets: SentPacket[] = [];
   for (;;) {
     const size = libc.recv(fd, copy, libc.MSG_ERRQUEUE | libc.MSG_DONTWAIT);
     if (size < 0) return packets;
-    const packet = parseLooped(copy.subarray(0, size), local, remote);
+    const packet = parseLooped(copy.subarray(0, size), local, remote!);
     if (packet !== null) packets.push(packet);
   }
 }
@@ -73,10 +74,14 @@ const copy = new Uint8Array(256);
  * Linux 4.19.
  */
 export function dataSent(fd: number): number | null {
-  // struct tcp_info: tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; linux/tcp.h
-  const info = libc.getOptionBytes(fd, libc.TCP_INFO, 216);
+  return parseDataSent(getOptionBytes(fd, libc.TCP_INFO, 216));
+}
+
+/** {@linkcode dataSent} as a `struct tcp_info` has it; `null` if that is cut short. */
+export function parseDataSent(info: Uint8Array): number | null {
+  // tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; include/uapi/linux/tcp.h
   if (info.length < 216) return null;
-  const view = new DataView(info.buffer), waiting = view.getUint32(144, true);
+  const view = new DataView(info.buffer, info.byteOffset), waiting = view.getUint32(144, true);
   return waiting + Number(view.getBigUint64(200, true) - view.getBigUint64(208, true));
 }
 

@@ -2,16 +2,9 @@ import assert from "node:assert/strict";
 import { dial, fdOf } from "../ffi/mod.ts";
 import { parseLooped } from "../ffi/sent.ts";
 import { encode, sameEnd } from "../ffi/sockaddr.ts";
-import {
-  CannotRunError,
-  EAGAIN,
-  LibcError,
-  MSG_DONTWAIT,
-  MSG_ERRQUEUE,
-  open,
-  recv,
-  setOption,
-} from "../ffi/libc.ts";
+import { LibcError } from "../ffi/errors.ts";
+import { CannotRunError, EAGAIN, MSG_DONTWAIT, MSG_ERRQUEUE, open, recv } from "../ffi/libc.ts";
+import { setOption } from "../ffi/option.ts";
 import { fromHex } from "./support/packets.ts";
 import { Random } from "./support/random.ts";
 

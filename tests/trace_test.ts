@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { icmpMeaning, keptLowerBits, parseIcmpError, parseQuote } from "../ffi/path.ts";
+import { icmpMeaning, keptLowerBits, parseIcmpError, parseQuote } from "../ffi/icmp.ts";
 import { encode } from "../ffi/sockaddr.ts";
 import type { Hop } from "../ffi/mod.ts";
 import { trace } from "../main.ts";
@@ -170,10 +170,10 @@ testWith(
         for (const [router, ...rule] of rules) await rewrite(routers[router - 1], ...rule);
         const { path } = jsonOf((await run("--json")).stdout);
         const isKept = marks.map((tos) => (tos & 0x1c) === (EF & 0x1c));
-        for (const [at, { tos, outerTos, evidence }] of path.slice(0, 3).entries()) {
+        for (const [at, { tos, icmpTos, evidence }] of path.slice(0, 3).entries()) {
           assert.equal(tos, null, name);
-          assert.equal(outerTos, marks[at] & 0x1e | 0xc0, name);
-          assert.equal(evidence, isKept[at] ? "outer" : null, name);
+          assert.equal(icmpTos, marks[at] & 0x1e | 0xc0, name);
+          assert.equal(evidence, isKept[at] ? "icmp" : null, name);
         }
       }
       await clear();
@@ -235,7 +235,7 @@ testWith(NEEDS, "a silent router is named between the two that show a change", a
       address: null,
       milliseconds: null,
       tos: null,
-      outerTos: null,
+      icmpTos: null,
       evidence: null,
       answer: null,
     });
@@ -807,15 +807,15 @@ const PACKET = fromHex(
 Deno.test("the parsers read what the kernel hands over", () => {
   const four = parseIcmpError(message4)!;
   assert.deepEqual(
-    [four.version, four.type, four.code, four.router, four.tos, four.outerTos],
+    [four.version, four.type, four.code, four.router, four.tos, four.icmpTos],
     [4, 11, 0, "10.78.2.2", null, 0xd8],
   );
   const six = parseIcmpError(message6)!;
   assert.deepEqual(
-    [six.version, six.type, six.code, six.router, six.tos, six.outerTos],
+    [six.version, six.type, six.code, six.router, six.tos, six.icmpTos],
     [6, 3, 0, "2001:db8:2::2", 0xb8, null],
   );
-  assert.deepEqual(parseQuote(PACKET, four, REMOTE), { tos: 0x20, outerTos: 0xd8 });
+  assert.deepEqual(parseQuote(PACKET, four, REMOTE), { tos: 0x20, icmpTos: 0xd8 });
   assert.equal(icmpMeaning(four), "time exceeded");
   assert.equal(icmpMeaning({ version: 4, type: 3, code: 13 }), "administratively prohibited");
   assert.equal(icmpMeaning({ version: 6, type: 1, code: 0 }), "no route");
