@@ -17,6 +17,7 @@
 
 import { type ConnectOptions, MarkedConn, needsOwnSocket } from "./ffi/conn.ts";
 import { type Mark, parseDscp } from "./ffi/mod.ts";
+import { isOtherEnd } from "./ffi/sockaddr.ts";
 import { completions } from "./src/completions.ts";
 import type {
   Arrival,
@@ -143,7 +144,8 @@ async function request(
   }
   // The proof: copies of our own packets, and what the far end reports
   if (exchange.connection !== null) {
-    exchange.sent = assessSent(exchange.connection, mark);
+    const isOther = isOtherEnd(to, exchange.connection.remoteAddr);
+    exchange.sent = assessSent(exchange.connection, mark, isOther);
     exchange.arrived = assessArrival(exchange, exchange.connection.localAddr);
   }
   exchange.failure = requestFailure(exchange, options);

@@ -148,6 +148,10 @@ const cold = table({
   poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
   // int getdtablesize(void);
   getdtablesize: { parameters: [], result: "i32" },
+  // int getifaddrs(struct ifaddrs **ifap);
+  getifaddrs: { parameters: ["buffer"], result: "i32" },
+  // void freeifaddrs(struct ifaddrs *ifa);
+  freeifaddrs: { parameters: ["pointer"], result: "void" },
   // unsigned int if_nametoindex(const char *ifname);
   if_nametoindex: { parameters: ["buffer"], result: "u32" },
   // char *strerror(int errnum);
@@ -315,6 +319,16 @@ export function recvmsg(fd: number, message: Bytes, flags: number): number {
 /** The index of a network interface by its name, if_nametoindex(3); 0 if there is none. */
 export function if_nametoindex(name: string): number {
   return cold().if_nametoindex(new TextEncoder().encode(`${name}\0`));
+}
+
+/** getifaddrs(3). @param list gets the address of the first entry, for {@linkcode freeifaddrs} */
+export function getifaddrs(list: BigUint64Array<ArrayBuffer>): number {
+  return orNegativeErrno(cold().getifaddrs(list));
+}
+
+/** freeifaddrs(3). */
+export function freeifaddrs(list: Deno.PointerValue): void {
+  cold().freeifaddrs(list);
 }
 
 // ─── Descriptors ────────────────────────────────────────────────────────────────────────────────

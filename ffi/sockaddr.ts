@@ -12,10 +12,15 @@ export const AF_INET6 = 10;
 /** Bytes of the larger of the two structures, `sockaddr_in6`. */
 export const SOCKADDR_SIZE = 28;
 
-/** 4 or 6 for a literal address without brackets, `null` for a name. */
+/**
+ * 4 or 6 for a literal address without brackets, `null` for a name. Octets are 0 to 255 without
+ * leading zeros, which some read as octal (RFC 6943 section 3.1.1): those are for the resolver.
+ */
 export function familyOf(hostname: string): 4 | 6 | null {
   if (hostname.includes(":")) return 6;
-  return /^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}$/.test(hostname) ? 4 : null;
+  const octets = hostname.split(".");
+  const isOctet = (text: string) => /^(0|[1-9]\d{0,2})$/.test(text) && Number(text) <= 255;
+  return octets.length === 4 && octets.every(isOctet) ? 4 : null;
 }
 
 /**
@@ -76,6 +81,20 @@ export function sameEnd(a: Uint8Array, b: Uint8Array): boolean {
   const atA = addressAt(a), atB = addressAt(b);
   const size = atA === 8 ? 16 : 4;
   return atA > 0 && atB > 0 && (atB === 8) === (atA === 8) && sameBytes(a, atA, b, atB, size);
+}
+
+/**
+ * Whether a peer is not the literal address that was asked for: a BPF program at `cgroup/connect4`
+ * may have chosen another, and NAT does not show here. Of a name nothing is known.
+ */
+export function isOtherEnd(
+  { hostname, port }: Pick<Deno.NetAddr, "hostname" | "port">,
+  peer: Deno.NetAddr,
+): boolean {
+  if (familyOf(hostname) === null) return false;
+  const asked = encode({ transport: "tcp", hostname, port });
+  // 0.0.0.0 and :: are this host, connect(2).
+  return asked.some((byte, at) => at > 3 && byte !== 0) && !sameEnd(asked, encode(peer));
 }
 
 /** Whether two runs of `size` bytes are the same. */

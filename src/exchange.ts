@@ -98,7 +98,12 @@ export interface Sent {
   /** The outer ToS byte of tunnelled packets: the first that differs from the mark, else the first. */
   readonly outerTos: number | null;
   /** What took them instead of the network: what then leaves this host is not observed. */
-  readonly takenBy: "a tunnel device" | "a program on this host" | null;
+  readonly takenBy:
+    | "a tunnel device"
+    | "a tunnel"
+    | "another address than the URL's"
+    | "a program on this host"
+    | null;
 }
 
 /** What the far end reports, and what follows from it, by `verdict.ts`. */

@@ -29,10 +29,15 @@ export const NOT_OBSERVED: Sent = {
   takenBy: null,
 };
 
-/** Did the mark leave? All bytes of data must have been seen, in packets with the mark. */
+/**
+ * Did the mark leave? All bytes of data must have been seen, in packets with the mark.
+ *
+ * @param isOther whether the peer is not the URL's address
+ */
 export function assessSent(
   { sent: packets, dataSent: sent }: Pick<MarkedConn, "sent" | "dataSent">,
   mark: Mark,
+  isOther = false,
 ): Sent {
   const isWrong = (tos: number) => !sameDscp(tos, mark.tos);
   const wrong = packets.map(({ tos }) => tos).find(isWrong) ?? null;
@@ -40,6 +45,10 @@ export function assessSent(
   const outerTos = outer.find(isWrong) ?? outer[0] ?? null;
   const takenBy = packets.some(({ linkHeader }) => linkHeader === 0)
     ? "a tunnel device"
+    : packets.some(({ isWrapped, outerTos }) => isWrapped && outerTos === null)
+    ? "a tunnel"
+    : isOther
+    ? "another address than the URL's"
     : packets.some(({ isRedirected }) => isRedirected)
     ? "a program on this host"
     : null;
