@@ -140,6 +140,8 @@ async function request(
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
+    // TLS has a last word, which counts as well.
+    if (exchange.failure === null) await conn?.finish();
     conn?.close();
   }
   // The proof: copies of our own packets, and what the far end reports

@@ -43,7 +43,7 @@ export interface SocketOption {
 }
 
 /** Protocol numbers, which are also the levels of their options; protocols(5). */
-export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41;
+export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41, IPPROTO_MPTCP = 262;
 const IPPROTO_IP = 0;
 
 const SOL_SOCKET = 1, SOL_RAW = 255;
@@ -77,7 +77,8 @@ export const IP_TOS = at(IPPROTO_IP, 1, "IP_TOS"),
   ICMP_FILTER = at(SOL_RAW, 1, "ICMP_FILTER");
 
 /** Options of TCP sockets: tcp(7), include/uapi/linux/tcp.h in the kernel's sources. */
-export const TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
+export const TCP_NODELAY = at(IPPROTO_TCP, 1, "TCP_NODELAY"),
+  TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
   TCP_INFO = at(IPPROTO_TCP, 11, "TCP_INFO"),
   TCP_SAVE_SYN = at(IPPROTO_TCP, 27, "TCP_SAVE_SYN"),
   TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");

@@ -12,7 +12,7 @@
 import { type Connection, fdOf, socketOf } from "./fd.ts";
 import { isHostAddress } from "./interfaces.ts";
 import * as libc from "./libc.ts";
-import { getOptionBytes, setOption } from "./option.ts";
+import { getOption, getOptionBytes, setOption } from "./option.ts";
 import { headerAddress, sameBytes } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header shows. */
@@ -71,6 +71,11 @@ export function drainSent(connection: Connection): SentPacket[] {
 
 // Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
 const copy = new Uint8Array(256);
+
+/** Bytes of data that one packet of a TCP connection can carry now, so that a copy shows all of it. */
+export function segmentSize(fd: number): number {
+  return getOption(fd, libc.TCP_MAXSEG);
+}
 
 /**
  * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null` before
