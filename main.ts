@@ -30,7 +30,14 @@ import type {
   Sent,
   Sink,
 } from "./src/exchange.ts";
-import { Exit, Failure, failureOf, missingPermission, type Stage } from "./src/failure.ts";
+import {
+  Exit,
+  Failure,
+  failureOf,
+  isUnknownHost,
+  missingPermission,
+  type Stage,
+} from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
 import {
@@ -183,7 +190,12 @@ async function begin(
 async function connect(to: ConnectOptions, mark: Mark, signal: AbortSignal): Promise<MarkedConn> {
   const { hostname, port, family, markSyn } = to;
   if (!needsOwnSocket(to)) {
-    return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }));
+    try {
+      return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }));
+    } catch (error) {
+      // Not every resolver knows localhost; dial does, as RFC 6761 section 6.3 asks.
+      if (!/^localhost\.?$/.test(hostname) || !isUnknownHost(error)) throw error;
+    }
   }
   const { dial } = await import("./ffi/dial.ts");
   const tos = markSyn ? mark.tos : null;

@@ -7,7 +7,7 @@
 
 import { latestClass, watchArriving } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
-import { LibcError } from "./errors.ts";
+import { denoError, LibcError } from "./errors.ts";
 import { fdOf, remember, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTos } from "./mark.ts";
@@ -157,8 +157,15 @@ export class MarkedConn implements Disposable {
   }
 
   /** Reads available bytes into `buffer`. @returns how many, or `null` at the end */
-  read(buffer: Uint8Array): Promise<number | null> {
-    return this.#stream.read(buffer);
+  async read(buffer: Uint8Array): Promise<number | null> {
+    try {
+      return await this.#stream.read(buffer);
+    } catch (error) {
+      // An end without close_notify, which many servers leave out; curl takes it as well.
+      if (error instanceof Deno.errors.UnexpectedEof) return null;
+      // Deno's TLS has other words for it.
+      throw error instanceof Deno.errors.ConnectionReset ? denoError(libc.ECONNRESET) : error;
+    }
   }
 
   /** Writes all of `bytes`, each segment by itself: the kernel copies one packet for each write. */

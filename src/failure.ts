@@ -101,9 +101,8 @@ function connectFailure(
   { hostname, port, family = null, isHttps }: Destination,
 ): Failure {
   const where = formatAddress({ hostname, port });
-  const isUnknown = error.message.startsWith("failed to lookup address information");
   // A zone that does not exist is 7, as curl has it.
-  if ((isUnknown && !hostname.includes("%")) || error instanceof URIError) {
+  if ((isUnknownHost(error) && !hostname.includes("%")) || error instanceof URIError) {
     const why = family === null ? "not found" : `has no IPv${family} address`;
     // As with curl, an address of the other family is a host that was found.
     const isAddress = /^[\d.]+$|:/.test(hostname);
@@ -122,6 +121,12 @@ function connectFailure(
     ? `to start a server there: this script with ${ways}`
     : undefined;
   return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${errorText(error)}`, hint);
+}
+
+/** Whether a name has no address. */
+export function isUnknownHost(error: unknown): boolean {
+  const said = "failed to lookup address information";
+  return error instanceof Error && error.message.startsWith(said);
 }
 
 /** Words for the certificate errors of Deno's two TLS libraries; a time in them becomes a date. */
