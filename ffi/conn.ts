@@ -76,6 +76,8 @@ export class MarkedConn implements Disposable {
   #isShakingHands = false;
   #isFinished = false;
   #isClosed = false;
+  /** A reset that a write was told of: the kernel reports it once, and then reads see an end. */
+  #reset: Error | null = null;
 
   private constructor(stream: Deno.TcpConn | DialedConn) {
     this.#stream = stream;
@@ -159,7 +161,9 @@ export class MarkedConn implements Disposable {
   /** Reads available bytes into `buffer`. @returns how many, or `null` at the end */
   async read(buffer: Uint8Array): Promise<number | null> {
     try {
-      return await this.#stream.read(buffer);
+      const size = await this.#stream.read(buffer);
+      if (size === null && this.#reset !== null) throw this.#reset;
+      return size;
     } catch (error) {
       // An end without close_notify, which many servers leave out; curl takes it as well.
       if (error instanceof Deno.errors.UnexpectedEof) return null;
@@ -176,13 +180,22 @@ export class MarkedConn implements Disposable {
     for (let at = 0; at < bytes.length;) {
       // The path's MTU may have been learned since the last write.
       const atOnce = isSplit ? segmentSize(this.fd) : bytes.length;
-      const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
+      const size = await this.#writeSome(bytes.subarray(at, at + atOnce));
       this.#dataSent = (this.#dataSent ?? 0) + size;
       at += size;
       // The kernel drops copies that do not fit the receive buffer.
       if (at < bytes.length) this.#drain();
     }
     this.#isWriting = false;
+  }
+
+  async #writeSome(bytes: Uint8Array): Promise<number> {
+    try {
+      return await this.#stream.write(bytes);
+    } catch (error) {
+      if (error instanceof Deno.errors.ConnectionReset) this.#reset = error;
+      throw error;
+    }
   }
 
   /**
