@@ -68,7 +68,13 @@ import {
   type Target,
 } from "./src/target.ts";
 import { Trace, type TraceOptions, traceOptionsOf, traces } from "./src/trace.ts";
-import { assessArrival, assessSent, NOT_OBSERVED, requestFailure } from "./src/verdict.ts";
+import {
+  assessArrival,
+  assessReturn,
+  assessSent,
+  NOT_OBSERVED,
+  requestFailure,
+} from "./src/verdict.ts";
 import { VERSION } from "./src/version.ts";
 
 export { Exit, Failure, Trace };
@@ -103,7 +109,7 @@ async function request(
   const { limits = new Limits(options), onMarked } = context;
   const get = encodeRequest(target, options.headers);
   const to = { ...options, hostname: target.host, port: target.port, requestSize: get.length };
-  const exchange = await begin(target, mark, to, context.started);
+  const exchange = await begin(target, mark, options, to, context.started);
   const { milliseconds } = exchange, signal = limits.begin(target);
   let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
@@ -143,8 +149,9 @@ async function request(
   }
   // The proof: copies of our own packets, and what the far end reports
   if (exchange.connection !== null) {
-    exchange.sent = assessSent(exchange.connection, mark);
+    exchange.sent = assessSent(exchange.connection, exchange);
     exchange.arrived = assessArrival(exchange, exchange.connection.localAddr);
+    exchange.returned = assessReturn(exchange.reply, exchange.arrived);
   }
   exchange.failure = requestFailure(exchange, options);
   return exchange;
@@ -154,6 +161,7 @@ async function request(
 async function begin(
   target: Target,
   mark: Mark,
+  options: RequestOptions,
   to: ConnectOptions,
   started?: number,
 ): Promise<Exchange> {
@@ -164,13 +172,15 @@ async function begin(
   return {
     target,
     mark,
-    markSyn: to.markSyn,
+    markSyn: options.markSyn,
+    expect: options.expect,
     started: started ?? performance.now(),
     connection: null,
     reply: null,
     milliseconds: { connect: null, firstByte: null, total: null },
     sent: NOT_OBSERVED,
     arrived: null,
+    returned: { sent: null, arrived: null, kept: null },
     failure: null,
   };
 }
@@ -317,7 +327,7 @@ async function single(server: Server, options: Options): Promise<Failure | null>
   const failure = limits.stopped ?? exchange.failure;
   if (limits.stopped === null) server.checkPresent(exchange);
   if (options.json) await toStandardOutput(json(exchange, failure, server));
-  else if (failure?.code !== Exit.cannotRun) report(outcomeReport(exchange, server.isBuiltIn));
+  else if (failure?.code !== Exit.cannotRun) report(outcomeReport(exchange));
   return failure;
 }
 

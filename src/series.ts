@@ -49,7 +49,7 @@ export class Row {
     for (const { tos } of sent.packets) this.sent.add(tos);
     if (sent.outerTos !== null) this.sent.add(sent.outerTos);
     for (const tos of arrived?.marked ?? []) this.arrived.add(tos);
-    const { packet, arrived: tos } = arrived?.changed ?? {};
+    const { packet, arrived: tos } = arrived?.changes[0] ?? {};
     if (tos !== undefined && packet !== "data" && !markSyn) {
       this.changed.add(`${packet} ${hex(tos)}`);
     }

@@ -207,7 +207,7 @@ function pathOutcome({ path, changes, exchange }: Trace): { sort: string; text: 
   const seen = path.findLast(({ tos }) => tos !== null);
   const isWhole = seen?.evidence === "server";
   const far = isWhole ? "all the way" : seen && `as far as ${hopName(seen.hop, path)}`;
-  const { sent = NOT_OBSERVED, arrived = null } = exchange ?? {}, later = arrived?.changed;
+  const { sent = NOT_OBSERVED, arrived = null } = exchange ?? {}, later = arrived?.changes[0];
   const other = sent.wrong !== null
     ? `the request left this host as ${describe(markOf(sent.wrong))}`
     : isWhole && later
@@ -327,14 +327,14 @@ export async function traces(
     if (Deno.stderr.isTerminal()) toStandardError("\n");
     const current = all[begun - 1]?.exchange;
     if (current?.connection && current.sent === NOT_OBSERVED) {
-      current.sent = assessSent(current.connection, current.mark);
+      current.sent = assessSent(current.connection, current);
     }
     // Standard output may have a reader that has stopped.
     const printing = toStandardOutput(result(new Failure(code, "interrupted"))).catch(() => {});
     await Promise.race([printing, pause(200)]);
     if (current?.connection && !isQuiet && !isMany) {
       toStandardError(
-        markedReport(current, server.isBuiltIn) + outcomeReport(current, server.isBuiltIn),
+        markedReport(current, server.isBuiltIn) + outcomeReport(current),
       );
     }
     toStandardError("dscp-get: interrupted\n");
@@ -354,7 +354,7 @@ export async function traces(
   await toStandardOutput(result());
   if (!isQuiet && !isMany) {
     const exchange = all[0].exchange!, { isBuiltIn } = server;
-    toStandardError(markedReport(exchange, isBuiltIn) + outcomeReport(exchange, isBuiltIn));
+    toStandardError(markedReport(exchange, isBuiltIn) + outcomeReport(exchange));
   }
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
   if (!isQuiet && isHidden) {
