@@ -8,7 +8,7 @@
 import assert from "node:assert/strict";
 import { Exit, Row, verdict } from "../main.ts";
 import { markOf } from "../ffi/mod.ts";
-import { SCENES } from "./lab.ts";
+import { SCENES } from "./lab/lab.ts";
 import { Chain, Namespace, Network, SERVER } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import { Background, dscpGet, execute, succeed, testWith } from "./support/processes.ts";

@@ -7,8 +7,8 @@
 
 import { type Exchange, Failure, get, Row } from "../../main.ts";
 import type { Mark } from "../../ffi/mod.ts";
-import type { Namespace } from "./namespaces.ts";
-import { Background, execute } from "./processes.ts";
+import type { Namespace } from "../support/namespaces.ts";
+import { Background, execute } from "../support/processes.ts";
 
 const say = (text: string) => Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 

@@ -6,7 +6,7 @@
  */
 
 import { quantile, table } from "../../main.ts";
-import { Network, SERVER } from "./namespaces.ts";
+import { Network, SERVER } from "../support/namespaces.ts";
 import { duration, type Series } from "./plot.ts";
 import {
   apply,

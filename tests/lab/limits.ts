@@ -5,7 +5,7 @@
  */
 
 import { quantile, type Row, table } from "../../main.ts";
-import { Network, SERVER } from "./namespaces.ts";
+import { Network, SERVER } from "../support/namespaces.ts";
 import { type Course, duration, type Series, type Style } from "./plot.ts";
 import {
   apply,

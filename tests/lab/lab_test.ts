@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
-import { markOf, parseDscp } from "../ffi/mod.ts";
-import { quantile, Row } from "../main.ts";
+import { markOf, parseDscp } from "../../ffi/mod.ts";
+import { quantile, Row } from "../../main.ts";
 import { page, SCENES } from "./lab.ts";
 import {
   measurePolicing,
@@ -8,7 +8,7 @@ import {
   type Passage,
   showPolicing,
   showShaping,
-} from "./support/limits.ts";
+} from "./limits.ts";
 import {
   CLEARED,
   measurePath,
@@ -16,11 +16,11 @@ import {
   showPath,
   showRewrite,
   type Trace,
-} from "./support/marks.ts";
-import { Chain, Network } from "./support/namespaces.ts";
-import { Capture, type Seen } from "./support/packets.ts";
-import { drawSvg, drawTopology, duration, logScale } from "./support/plot.ts";
-import { Background, execute, testWith } from "./support/processes.ts";
+} from "./marks.ts";
+import { Chain, Network } from "../support/namespaces.ts";
+import { Capture, type Seen } from "../support/packets.ts";
+import { drawSvg, drawTopology, duration, logScale } from "./plot.ts";
+import { Background, execute, testWith } from "../support/processes.ts";
 import {
   type Call,
   measureCall,
@@ -30,8 +30,8 @@ import {
   showCall,
   showPriority,
   showTos,
-} from "./support/queuing.ts";
-import type { Measured, Shown } from "./support/scene.ts";
+} from "./queuing.ts";
+import type { Measured, Shown } from "./scene.ts";
 
 const NEEDS = ["root", "ip", "tc", "nft", "sysctl"];
 const LAB = [Deno.execPath(), "run", "--allow-all", new URL("lab.ts", import.meta.url).pathname];
