@@ -161,6 +161,7 @@ async function curlOf(urls: readonly string[], folder: string): Promise<Verdict[
       Number(line.split(" ")[1])
     );
     if (codes.length < left.length && codes.at(-1) !== code) codes.push(code);
+    assert.ok(codes.length > 0, `curl: exit ${code}`);
     for (const [at, code] of codes.entries()) {
       const file = `${folder}/${at}`;
       // An empty body leaves no file.

@@ -14,6 +14,7 @@ import {
 } from "../ffi/libc.ts";
 import { fromHex } from "./support/packets.ts";
 import { Random } from "./support/random.ts";
+import "./support/waiting.ts";
 
 const at = (hostname: string, port: number): Uint8Array =>
   encode({ transport: "tcp", hostname, port });

@@ -23,6 +23,7 @@ import {
   startNginx,
   startPython,
 } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 const CLIENT = "192.0.2.2";
 
@@ -364,10 +365,10 @@ async function leaveUnread(
   server.child.kill("SIGSTOP");
   const large = ["-H", `X: ${"x".repeat(12_000)}`];
   await using client = new Background(command([...args, ...large, url], namespace));
-  while (!client.hasEnded && await queued() < 12_000);
+  await until(async () => client.hasEnded || await queued() >= 12_000, "a request in the queues");
   client.child.kill("SIGSTOP");
   server.child.kill("SIGCONT");
-  while (await queued() > 0);
+  await until(async () => await queued() === 0, "empty queues");
   client.child.kill("SIGCONT");
   const { code } = await client.end();
   assert.equal(code, expected, client.said);

@@ -22,6 +22,7 @@ import {
   reset,
   send,
 } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 Deno.test("marks take turns, round after round, and JSON has a line a request", async () => {
   await using server = replying(OK);
@@ -379,7 +380,7 @@ Deno.test("Ctrl-C ends a series also while nobody reads what it prints: 130", as
   await using server = replying(OK);
   const [program, ...args] = command(["--json", "-n", "100000", server.url]);
   const child = new Deno.Command(program, { args, stdout: "piped", stderr: "null" }).spawn();
-  while (!waitsForReader(child.pid)) await new Promise((resolve) => setTimeout(resolve, 20));
+  await until(() => waitsForReader(child.pid), "a full pipe", 30);
   child.kill("SIGINT");
   assert.equal((await child.status).code, 130);
   await child.stdout.cancel();

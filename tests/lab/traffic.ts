@@ -9,6 +9,7 @@ import { type Exchange, Failure, get, Row } from "../../main.ts";
 import type { Mark } from "../../ffi/mod.ts";
 import type { Namespace } from "../support/namespaces.ts";
 import { Background, execute } from "../support/processes.ts";
+import { until } from "../support/waiting.ts";
 
 const say = (text: string) => Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 
@@ -88,7 +89,7 @@ export class Asking implements AsyncDisposable {
 
   /** Waits for the last one. @throws if the process ends before */
   async answers(): Promise<Answer[]> {
-    await this.process.until((said) => said.includes("done\n"));
+    await this.process.until((said) => said.includes("done\n"), 300);
     return this.process.said.split("\n").filter((line) => line.startsWith("{")).map((line) => {
       const { row, ...rest } = JSON.parse(line);
       return { ...rest, row: { ...row, left: new Set(row.left), arrived: new Set(row.arrived) } };
@@ -246,7 +247,14 @@ export async function fillQueue(
   packets: number,
   signal?: AbortSignal,
 ): Promise<void> {
-  while ((await readQueue(host, device)).qlen < packets) await sleep(50, signal);
+  await until(
+    async () => {
+      signal?.throwIfAborted();
+      return (await readQueue(host, device)).qlen >= packets;
+    },
+    `${packets} packets in the queue of ${device}`,
+    60,
+  );
 }
 
 /** Bytes that a device has received, in the namespace of a process. */

@@ -6,6 +6,7 @@
  */
 
 import { execute, type Outcome, succeed } from "./processes.ts";
+import { until } from "./waiting.ts";
 
 let namespaces = 0;
 
@@ -245,8 +246,9 @@ export class Chain implements AsyncDisposable {
       // The kernel may take a second to see that a link is up; only then IPv6 uses it.
       for (const [at, host] of hosts.entries()) {
         for (const device of [...at > 0 ? ["near"] : [], ...at <= routers ? ["far"] : []]) {
-          const ready = `ip -6 -oneline address show dev ${device} scope link | grep -q fe80`;
-          await host.script(`until ${ready}; do sleep 0.01; done`);
+          const addresses = `ip -6 -oneline address show dev ${device} scope link`.split(" ");
+          const isUp = async () => (await host.run(...addresses)).stdout.includes("fe80");
+          await until(isUp, `an address of ${device}`);
         }
       }
       const [client, ...rest] = hosts;

@@ -5,6 +5,8 @@
  * @module
  */
 
+import { within } from "./waiting.ts";
+
 const decoder = new TextDecoder();
 
 /** The path of the script under test. */
@@ -191,8 +193,18 @@ export class Background implements AsyncDisposable {
     return this.#hasEnded;
   }
 
-  /** Waits until `passes` accepts what was printed so far. @throws if the program ends before */
-  async until(passes: (said: string) => boolean): Promise<string> {
+  /**
+   * Waits until `passes` accepts what was printed so far.
+   *
+   * @throws if the program ends before, or does not print it within so many seconds
+   */
+  async until(passes: (said: string) => boolean, seconds = 60): Promise<string> {
+    const waiting = this.#until(passes);
+    const expected = () => `what ${passes} accepts, of ${JSON.stringify(this.#said)}`;
+    return await within(waiting, expected, seconds);
+  }
+
+  async #until(passes: (said: string) => boolean): Promise<string> {
     while (!passes(this.#said)) {
       if (this.#hasEnded) {
         throw new Error(`ended before it printed the expected output: ${this.#said}`);
