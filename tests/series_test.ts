@@ -311,7 +311,7 @@ Deno.test("a difference takes both: times that are unlikely to be alike, and 5 %
   );
   assert.match(
     verdict([rowOf(0xb8, 1), rowOf(0x88, 1.5), rowOf(0x28, 1, 7), rowOf(0, 1)], Infinity),
-    /: no difference seen for EF \(p = \S+\), AF41 is .*|: AF41 is 1\.50 times slower \(p = \S+\), no difference seen for EF \(p = \S+\), too few replies, under 8, for AF11\.$/m,
+    /^Against DF, median total time: AF41 is 1\.50 times slower \(p = \S+\), no difference seen for EF \(p = \S+\), too few replies, under 8, for AF11\.$/m,
   );
 });
 

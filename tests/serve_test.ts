@@ -312,7 +312,7 @@ Deno.test("400 connections that are reset before they are accepted hold up nobod
 
 Deno.test("a second signal ends --serve at once, without a stack trace", async () => {
   await using server = await FarEnd.start();
-  using idle = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  using _idle = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
   await exchange(server.port, "GET / HTTP/1.1\r\n\r\n"); // it has accepted both by now
   const { child } = server.process;
   child.kill("SIGINT");
@@ -321,7 +321,6 @@ Deno.test("a second signal ends --serve at once, without a stack trace", async (
   // Whichever it heard first.
   assert.ok(code === 143 || code === 130, String(code));
   assert.doesNotMatch(server.process.said, /^ +at /m);
-  assert.ok(idle.remoteAddr);
 });
 
 Deno.test("--serve that is stopped does not give idle clients the time that others have for a head", async () => {
