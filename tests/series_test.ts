@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { markOf } from "../ffi/mod.ts";
 import { compare, mannWhitney, quantile, Row, table, verdict } from "../main.ts";
-import { Namespace, rewriteLeaving } from "./support/namespaces.ts";
+import { Namespace, rewrite } from "./support/namespaces.ts";
 import {
   Background,
   command,
@@ -199,7 +199,7 @@ testWith(
   "a mark that is rewritten on this host shows in its row only, and is 101",
   async () => {
     await using namespace = await Namespace.create();
-    await rewriteLeaving(namespace, "ip dscp af41 ip dscp set cs1");
+    await rewrite(namespace, "output", "af41", "cs1");
     const { code, stdout, stderr } = await dscpGet(["-d", "EF,AF41", "-n", "2"], namespace);
     assert.equal(code, 101);
     assert.match(stdout, /^EF +0xB8 +- +2 +0 +0 /m);

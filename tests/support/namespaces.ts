@@ -88,10 +88,25 @@ export async function silent(port: number): Promise<Namespace> {
   return namespace;
 }
 
-/** Rewrites packets as they leave, by a rule such as `ip dscp ef ip dscp set cs1`. Needs nft. */
-export async function rewriteLeaving(namespace: Namespace, rule: string): Promise<void> {
-  const chain = "add chain ip t out { type route hook output priority mangle; }";
-  await namespace.run("nft", `add table ip t; ${chain}; add rule ip t out ${rule}`);
+/**
+ * Makes a host change one DSCP to another, on IPv4 and IPv6, until `nft flush ruleset`. Needs nft.
+ *
+ * @param hook where: `output`, `forward` or `prerouting`
+ * @param device only in packets that come by this one; by any unless given
+ */
+export async function rewrite(
+  host: Namespace,
+  hook: string,
+  from: string,
+  to: string,
+  device?: string,
+): Promise<void> {
+  const chain = `add chain inet t ${hook} { type filter hook ${hook} priority mangle; }`;
+  const which = device === undefined ? "" : `iifname ${device} `;
+  const rules = ["ip", "ip6"].map((ip) =>
+    `add rule inet t ${hook} ${which}${ip} dscp ${from} ${ip} dscp set ${to}`
+  );
+  await host.run("nft", ["add table inet t", chain, ...rules].join("; "));
 }
 
 /** Returns the connections that wait for an answer to their SYN, one line of ss(8) each. */

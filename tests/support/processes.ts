@@ -91,6 +91,12 @@ export async function dscpGet(
   return await execute(command(args, options), options.env);
 }
 
+/** Returns the options that the script's help lists: `--name`, and `-n` or `null`. */
+export function optionsOf(help: string): { short: string | null; long: string }[] {
+  return [...help.matchAll(/^ +(?:(-\w), )?(--[\w-]+)/gm)]
+    .map(([, short = null, long]) => ({ short, long }));
+}
+
 /** Runs a program to its end. */
 export async function execute(
   words: readonly string[],
