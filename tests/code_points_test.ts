@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, hex, markOf, nameOf, parseDscp, parseTos, sameDscp } from "../ffi/mod.ts";
+import "./support/waiting.ts";
 
 // Assigned by hand from the IANA registry "Differentiated Services Field Codepoints", as bits.
 const REGISTRY: Record<string, number> = {

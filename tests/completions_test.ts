@@ -1,23 +1,20 @@
 import assert from "node:assert/strict";
-import { dscpGet, execute, testWith } from "./support/processes.ts";
+import { Folder } from "./support/folder.ts";
+import { dscpGet, optionsOf, testWith } from "./support/processes.ts";
 
 /** Runs a shell with a completion script in a file, in a home folder of its own. */
 async function withScript(
   shell: string,
   words: (file: string) => readonly string[],
 ): Promise<string> {
-  const home = await Deno.makeTempDir({ prefix: "dscp-get-" });
-  try {
-    const script = await dscpGet(["--completions", shell]);
-    assert.deepEqual([script.code, script.stderr], [0, ""]);
-    await Deno.writeTextFile(`${home}/script`, script.stdout);
-    const env = { HOME: home, XDG_CONFIG_HOME: home, XDG_DATA_HOME: home };
-    const { code, stdout, stderr } = await execute([shell, ...words(`${home}/script`)], env);
-    assert.deepEqual([code, stderr], [0, ""]);
-    return stdout;
-  } finally {
-    await Deno.remove(home, { recursive: true });
-  }
+  await using home = await Folder.create();
+  const script = await dscpGet(["--completions", shell]);
+  assert.deepEqual([script.code, script.stderr], [0, ""]);
+  const file = `${home.path}/script`;
+  await Deno.writeTextFile(file, script.stdout);
+  const { stdout, stderr } = await home.run(shell, ...words(file));
+  assert.equal(stderr, "");
+  return stdout;
 }
 
 for (const shell of ["bash", "zsh", "fish"]) {
@@ -28,10 +25,13 @@ for (const shell of ["bash", "zsh", "fish"]) {
       await withScript(shell, (file) => ["-n", file]);
       const { stdout: script } = await dscpGet(["--completions", shell], { flags: [] });
       const { stdout: help } = await dscpGet(["--help"]);
-      const options = [...help.matchAll(/^ +(?:-(\w), )?--([\w-]+)/gm)];
+      const options = optionsOf(help);
       assert.ok(options.length > 15, "the help lists the options");
-      for (const [, short, long] of options) {
-        const flags = [...short ? [short] : [], long].map((name) =>
+      for (const { short, long } of options) {
+        const names = [...short === null ? [] : [short], long].map((name) =>
+          name.replace(/^-+/, "")
+        );
+        const flags = names.map((name) =>
           shell !== "fish" ? new RegExp(`[ '*]-{1,2}${name}\\b`) : new RegExp(` -[sl] ${name} `)
         );
         for (const flag of flags) assert.match(script, flag);

@@ -3,7 +3,7 @@ import { icmpMeaning, keptLowerBits, parseIcmpError, parseQuote } from "../ffi/i
 import { encode } from "../ffi/sockaddr.ts";
 import type { Hop } from "../ffi/mod.ts";
 import { trace } from "../main.ts";
-import { Chain, CHAIN_SERVER, type Namespace } from "./support/namespaces.ts";
+import { Chain, CHAIN_SERVER, type Namespace, rewrite } from "./support/namespaces.ts";
 import { Capture, fromHex } from "./support/packets.ts";
 import {
   Background,
@@ -44,16 +44,6 @@ interface Line {
 
 const jsonOf = (stdout: string): Line => JSON.parse(stdout);
 const marksOf = ({ path }: Line) => path.map(({ tos }) => tos);
-
-/** Makes a router change one DSCP to another in a hook. */
-async function rewrite(router: Namespace, hook: string, from: string, to: string): Promise<void> {
-  await router.script(
-    "nft add table inet q",
-    `nft 'add chain inet q ${hook} { type filter hook ${hook} priority mangle; }'`,
-    `nft add rule inet q ${hook} ip dscp ${from} ip dscp set ${to}`,
-    `nft add rule inet q ${hook} ip6 dscp ${from} ip6 dscp set ${to}`,
-  );
-}
 
 /** Adds a rule of its own table to a host. */
 async function filter(host: Namespace, hook: string, rule: string): Promise<void> {
