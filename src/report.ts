@@ -143,7 +143,7 @@ function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival
     : `the mark survived${part}`;
   const isSynAsSent = !markSyn && syn !== null && sameDscp(syn, 0) && data !== null;
   const [shown, rest] = isSynAsSent
-    ? [reported.slice(0, 1), `; SYN ${hex(syn)}, as it was sent (--mark-syn marks it too)`]
+    ? [reported.slice(0, 1), `; SYN ${hex(syn)}, as it was sent\n(--mark-syn marks it too)`]
     : [reported, ""];
   const verdict = changes.length === 0 ? survived : "NOT the mark that was sent";
   return `${shown.join(", ")}: ${verdict}${rest}${bits}${through}`;
