@@ -113,6 +113,28 @@ Deno.test("every byte of a large request is seen to leave, though the kernel kee
   }
 });
 
+Deno.test("a closed connection reports nothing of the one that has its descriptor now", async () => {
+  using listener = Deno.listen({ hostname: "::1", port: 0 });
+  const { hostname, port } = listener.addr;
+  const open = async () => {
+    const dialing = dial({ hostname, port, tos: 0xb8 });
+    const [stream, server] = await Promise.all([dialing, listener.accept()]);
+    const conn = MarkedConn.adopt(stream, OPTIONS);
+    await conn.write(new Uint8Array(1));
+    await server.write(new Uint8Array(1));
+    await conn.read(new Uint8Array(1));
+    return { conn, server };
+  };
+  const first = await open();
+  assert.equal(first.conn.arrivedTos, 0);
+  first.conn.close();
+  const second = await open();
+  assert.equal(second.conn.fd, first.conn.fd, "the kernel hands the same number out again");
+  assert.deepEqual([second.conn.arrivedTos, first.conn.arrivedTos], [0, null]);
+  assert.deepEqual([first.conn.sent.length, second.conn.sent.length], [1, 1]);
+  for (const each of [first.server, second.conn, second.server]) each.close();
+});
+
 Deno.test("Deno's own TLS is refused roots that it cannot be given", async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { hostname, port } = listener.addr;
