@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { completions } from "../src/completions.ts";
+import { SHELLS } from "../src/options.ts";
 import { Folder } from "./support/folder.ts";
 import { dscpGet, optionsOf, testWith } from "./support/processes.ts";
 
@@ -99,4 +101,51 @@ Deno.test("--completions: another shell is bad usage", async () => {
   const { code, stderr } = await dscpGet(["--completions", "tcsh"]);
   assert.equal(code, 2);
   assert.match(stderr, /^dscp-get: --completions takes bash, zsh or fish, not 'tcsh'\n/);
+});
+
+const MARKS = "EF DF LE CS1 AF11 AF12 AF13 CS2 AF21 AF22 AF23 CS3 AF31 AF32 AF33 CS4 AF41 AF42 " +
+  "AF43 CS5 VA CS6 CS7 all";
+
+for (
+  const [shell, lines] of [
+    ["bash", [
+      `    -d|--dscp) COMPREPLY=($(compgen -P "\${cur%"$last"}" -W '${MARKS}' -- "$last")) ;;`,
+      `    --cacert) compopt -o default ;;`,
+      `    -n|--count)  ;;`,
+      `complete -F _dscp_get dscp-get`,
+    ]],
+    ["zsh", [
+      `#compdef dscp-get`,
+      `  '*-S[accepted as in curl\\: errors are always shown]' \\`,
+      `  '*-n+[N rounds of requests, one after the other, and a table of their times]:N:' \\`,
+      `  '*--cacert=[trust only FILE'\\''s certificates (PEM; --allow-read)]:FILE:_files' \\`,
+      `  '*--completions=[completion script for bash, zsh or fish, for an installed dscp-get]` +
+      `:SHELL:(bash zsh fish)' \\`,
+    ]],
+    ["fish", [
+      `complete -c dscp-get -f`,
+      `complete -c dscp-get -s 4 -l ipv4  -d 'IPv4 addresses only'`,
+      `complete -c dscp-get -l json  -d 'one JSON object instead of body and report'`,
+      `complete -c dscp-get -l cacert -r -F -d 'trust only FILE'\\''s certificates (PEM; --allow-read)'`,
+      `complete -c dscp-get -l interval -x -a '' -d 'seconds between requests (default 0)'`,
+      `complete -c dscp-get -l completions -x -a 'bash zsh fish' -d 'completion script for bash, ` +
+      `zsh or fish, for an installed dscp-get'`,
+    ]],
+  ] as const
+) {
+  Deno.test(`--completions: the lines for ${shell}`, () => {
+    const script = completions(shell).split("\n");
+    for (const line of lines) assert.ok(script.includes(line), line);
+    assert.equal(script.at(-1), "");
+  });
+}
+
+Deno.test("--completions: each script offers each mark once, by its first name, in a list", () => {
+  const lists = {
+    bash: `-W '${MARKS}'`,
+    zsh: `:_sequence compadd - ${MARKS}'`,
+    fish: `-x -a '(__fish_append , ${MARKS})'`,
+  };
+  assert.deepEqual(Object.keys(lists), SHELLS);
+  for (const shell of SHELLS) assert.ok(completions(shell).includes(lists[shell]), shell);
 });

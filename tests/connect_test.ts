@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
 import { connectToFirst } from "../ffi/dial.ts";
+import { LibcError } from "../ffi/errors.ts";
+import { MarkError } from "../ffi/mod.ts";
+import { pause } from "../ffi/wait.ts";
 import { Exit, Failure } from "../main.ts";
 import { parseTarget } from "../src/target.ts";
 import { attempts, Namespace, TwinLinks } from "./support/namespaces.ts";
@@ -295,4 +298,33 @@ Deno.test("a signal gives up all attempts", async () => {
     return new Promise<Fake>((_, reject) => signal.onabort = () => reject(signal.reason));
   }, abort.signal);
   await assert.rejects(connecting, /^Error: no$/);
+});
+
+Deno.test("the next address has its turn within the bounds of RFC 8305: 100 ms to 2 s", async () => {
+  const order: string[] = [];
+  const note = async (milliseconds: number) => {
+    await pause(milliseconds);
+    order.push(String(milliseconds));
+  };
+  // Timers of one process end in the order in which they are due, however busy it is.
+  const late = note(2000), early = note(100);
+  const winner = await connectToFirst(["a", "b"], (address) => {
+    order.push(address);
+    return address === "a" ? new Promise<Fake>(() => {}) : Promise.resolve(new Fake(address));
+  });
+  assert.equal(winner.address, "b");
+  await Promise.all([early, late]);
+  assert.deepEqual(order, ["a", "100", "b", "2000"]);
+});
+
+Deno.test("a failure that every address would have ends the attempts", async () => {
+  for (const error of [new LibcError("setsockopt(IP_TOS)", 1), new MarkError("IP_TOS", 0xb8, 0)]) {
+    const tried: string[] = [];
+    const connecting = connectToFirst(["a", "b"], (address) => {
+      tried.push(address);
+      return Promise.reject(error);
+    });
+    await assert.rejects(connecting, error);
+    assert.deepEqual(tried, ["a"]);
+  }
 });
