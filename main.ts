@@ -67,7 +67,7 @@ import {
   parseTarget,
   type Target,
 } from "./src/target.ts";
-import { Trace, type TraceOptions, traceOptionsOf, traces } from "./src/trace.ts";
+import { runTrace, Trace, type TraceOptions, traceOptionsOf } from "./src/trace.ts";
 import { assessArrival, assessSent, NOT_OBSERVED, requestFailure } from "./src/verdict.ts";
 import { VERSION } from "./src/version.ts";
 
@@ -292,7 +292,7 @@ async function run(options: Options): Promise<Failure | null> {
   const missing = Deno.stdin.isTerminal() ? missingPermission(place) : null;
   if (missing !== null) throw missing;
   if (serve !== null) return await serveUntilSignal(serve, options.silent), null;
-  const make = options.trace ? traces : isSeries(options) ? series : single;
+  const make = options.trace ? runTrace : isSeries(options) ? series : single;
   await using server = url === null ? defaultServer(target) : remoteServer(target);
   try {
     return await make(server, options, request);
