@@ -29,7 +29,7 @@ import type {
   Sent,
   Sink,
 } from "./src/exchange.ts";
-import { Exit, Failure, failureOf, missingPermission, type Stage } from "./src/failure.ts";
+import { Exit, Failure, failureOf, missingPermission } from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
 import {
@@ -105,7 +105,7 @@ async function request(
   const to = { ...options, hostname: target.host, port: target.port, requestSize: get.length };
   const exchange = await begin(target, mark, to, context.started);
   const { milliseconds } = exchange, signal = limits.begin(target);
-  let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
+  let conn: MarkedConn | null = null, writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
     // Deno.connect, and the descriptor behind it: conn.fd
@@ -116,10 +116,9 @@ async function request(
     milliseconds.connect = performance.now() - exchange.started;
     exchange.connection = conn;
     onMarked?.(exchange);
-    stage = "securing";
+    limits.stage = "securing";
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""), options.trust);
-    stage = "connected";
-    limits.connected();
+    limits.stage = "connected";
     // The GET. A server may reply before it has read all of a large one, and what it has sent can
     // still be read after our write has failed.
     conn.write(get).catch((error) => {
@@ -135,7 +134,7 @@ async function request(
     const cause = error instanceof Failure ? error : writeError ?? error;
     exchange.failure = signal.aborted
       ? signal.reason
-      : failureOf(cause, stage, { ...to, isHttps: target.isHttps });
+      : failureOf(cause, limits.stage, { ...to, isHttps: target.isHttps });
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
