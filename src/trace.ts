@@ -346,7 +346,7 @@ export async function traces(
     for await (const _hop of trace) {
       if (!isMany && !options.json) await toStandardOutput(hopRow(trace, width));
     }
-    if (done === 0) server.checkPresent(trace.exchange!);
+    if (done === 0) server.checkPresent(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
