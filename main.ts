@@ -53,7 +53,6 @@ import { readReply, SinkError } from "./src/reply.ts";
 import { json, markedReport, outcomeReport, sinkFor } from "./src/report.ts";
 import { series } from "./src/series.ts";
 import {
-  builtInServer,
   defaultServer,
   remoteServer,
   type Server,
@@ -131,7 +130,9 @@ async function request(
     signal.throwIfAborted();
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
-    const cause = error instanceof Failure ? error : writeError ?? error;
+    // The write may have taken the error of a reset, after which a read finds the end.
+    const isReplyBad = error instanceof Failure && (exchange.reply !== null || writeError === null);
+    const cause = isReplyBad ? error : writeError ?? error;
     exchange.failure = signal.aborted
       ? signal.reason
       : failureOf(cause, limits.stage, { ...to, isHttps: target.isHttps });
@@ -292,13 +293,16 @@ async function run(options: Options): Promise<Failure | null> {
   if (missing !== null) throw missing;
   if (serve !== null) return await serveUntilSignal(serve, options.silent), null;
   const make = options.trace ? runTrace : isSeries(options) ? series : single;
-  await using server = url === null ? defaultServer(target) : remoteServer(target);
-  try {
-    return await make(server, options, request);
-  } catch (error) {
-    if (!(error instanceof ServerGone)) throw error;
-    await using own = builtInServer(target.host, 0)!;
-    return await make(own, options, request);
+  return await onServer(url === null ? defaultServer(target) : remoteServer(target));
+
+  async function onServer(server: Server): Promise<Failure | null> {
+    try {
+      await using open = server;
+      return await make(open, options, request);
+    } catch (error) {
+      if (error instanceof ServerGone) return await onServer(error.replacement);
+      throw error;
+    }
   }
 }
 

@@ -155,7 +155,7 @@ export async function runTrace(
       if (!isMany && !options.json) await print(hopRow(trace, width));
     }
     if (limits.stopped !== null) break;
-    if (done === 0) server.checkPresent(trace.exchange!);
+    if (done === 0) server.checkPresent(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
