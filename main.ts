@@ -130,9 +130,9 @@ async function request(
     signal.throwIfAborted();
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
-    // The write may have taken the error of a reset, after which a read finds the end.
-    const isReplyBad = error instanceof Failure && (exchange.reply !== null || writeError === null);
-    const cause = isReplyBad ? error : writeError ?? error;
+    // A write may have taken the error of a reset, after which a read finds the end.
+    const isEnd = error instanceof Failure && error.code === Exit.emptyReply;
+    const cause = error instanceof Failure && !isEnd ? error : writeError ?? error;
     exchange.failure = signal.aborted
       ? signal.reason
       : failureOf(cause, limits.stage, { ...to, isHttps: target.isHttps });
