@@ -3,14 +3,14 @@
  * Sends one HTTP GET whose packets carry a DSCP mark, and proves it.
  *
  * ```sh
- * deno run --allow-net --allow-ffi main.ts                 # EF, to 127.0.0.1:8086 or the built-in server
+ * deno run --allow-net --allow-ffi main.ts   # EF, to 127.0.0.1:8086 or the built-in server
  * deno run --allow-net --allow-ffi main.ts -d AF41 http://[::1]:8086/
  * deno run --allow-net --allow-ffi main.ts --json http://127.0.0.1:8086/
  * ```
  *
- * {@linkcode request} is the heart: connect, descriptor, setsockopt, GET, reply, proof. Below it stand
- * what other programs call, the run with one request, and `main`. What touches the kernel is in
- * `ffi/`; what speaks HTTP or talks to a person is in `src/`.
+ * `request` is the heart: connect, descriptor, setsockopt, GET, reply, proof. Below it stand what
+ * other programs call, `main`, and the run with one request. What touches the kernel is in `ffi/`;
+ * what speaks HTTP or talks to a person is in `src/`.
  *
  * @module
  */
@@ -157,7 +157,7 @@ async function request(
   return exchange;
 }
 
-/** An exchange of which nothing is known yet; its clock starts when all code that it needs is loaded. */
+/** An exchange of which nothing is known yet. Its clock starts when its code is loaded. */
 async function begin(
   target: Target,
   mark: Mark,
