@@ -29,7 +29,7 @@ import type {
   Sent,
   Sink,
 } from "./src/exchange.ts";
-import { Exit, Failure, failureOf, missingPermission } from "./src/failure.ts";
+import { Exit, Failure, failureOf, isPeerGone, missingPermission } from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
 import {
@@ -194,12 +194,6 @@ async function connect(to: ConnectOptions, mark: Mark, signal: AbortSignal): Pro
   const { dial } = await import("./ffi/dial.ts");
   const tos = markSyn ? mark.tos : null;
   return MarkedConn.adopt(await dial({ hostname, port, tos, family, signal }));
-}
-
-/** Whether the other end has gone: what it has sent can still be read. */
-function isPeerGone(error: unknown): boolean {
-  const { BrokenPipe, ConnectionReset, ConnectionAborted } = Deno.errors;
-  return [BrokenPipe, ConnectionReset, ConnectionAborted].some((gone) => error instanceof gone);
 }
 
 // ─── For other programs ─────────────────────────────────────────────────────────────────────────

@@ -211,7 +211,7 @@ Deno.test("the line of what arrived says what the server knows, and of whom", ()
 });
 
 Deno.test("the handshake has a line if the server says nothing", () => {
-  assert.match(lines({ arrived: null }).handshake, /^unmarked: .*--mark-syn marks them$/);
+  assert.match(lines({ arrived: null }).handshake, /^unmarked, .*--mark-syn marks it too$/);
   assert.match(
     lines({ arrived: null, markSyn: true }).handshake,
     /^set before the SYN; not proved/,
