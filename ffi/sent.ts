@@ -78,8 +78,8 @@ export function segmentSize(fd: number): number {
 }
 
 /**
- * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null` before
- * Linux 4.19.
+ * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null`
+ * before Linux 4.19.
  */
 export function dataSent(fd: number): number | null {
   return parseDataSent(getOptionBytes(fd, libc.TCP_INFO, 216));

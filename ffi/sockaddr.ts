@@ -83,20 +83,6 @@ export function sameEnd(a: Uint8Array, b: Uint8Array): boolean {
   return atA > 0 && atB > 0 && (atB === 8) === (atA === 8) && sameBytes(a, atA, b, atB, size);
 }
 
-/**
- * Whether a peer is not the literal address that was asked for: a BPF program at `cgroup/connect4`
- * may have chosen another, and NAT does not show here. Of a name nothing is known.
- */
-export function isOtherEnd(
-  { hostname, port }: Pick<Deno.NetAddr, "hostname" | "port">,
-  peer: Deno.NetAddr,
-): boolean {
-  if (familyOf(hostname) === null) return false;
-  const asked = encode({ transport: "tcp", hostname, port });
-  // 0.0.0.0 and :: are this host, connect(2).
-  return asked.some((byte, at) => at > 3 && byte !== 0) && !sameEnd(asked, encode(peer));
-}
-
 /** Whether two runs of `size` bytes are the same. */
 export function sameBytes(
   a: Uint8Array,

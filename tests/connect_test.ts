@@ -16,6 +16,7 @@ import {
   replyingOn,
   startNginx,
 } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 Deno.test("with a URL there is no built-in server: refused is 7, with the hint how to start one", async () => {
   for (const host of ["127.0.0.1", "[::1]", "localhost"]) {
@@ -233,7 +234,7 @@ testWith(
       ..."nc -lkn 192.0.2.1 8080".split(" "),
     ]);
     const listening = async () => (await namespace.run("ss", "-Hltn")).stdout;
-    while (!(await listening()).includes(":8080"));
+    await until(async () => (await listening()).includes(":8080"), "nc to listen");
     const connected = async () => {
       const { stdout } = await namespace.run(..."ss -Htn state established".split(" "));
       return stdout.includes(":8080");
@@ -246,10 +247,9 @@ testWith(
       ]
     ) {
       await using run = new Background(command([...args], namespace));
-      let isOver = false;
-      run.child.status.then(() => isOver = true);
-      while (!isOver && !await connected());
-      while (!isOver && (await attempts(namespace)).length > 0);
+      await until(async () => run.hasEnded || await connected(), "a connection");
+      const waiting = () => attempts(namespace);
+      await until(async () => run.hasEnded || (await waiting()).length === 0, "the others to end");
       assert.ok(await connected(), run.said);
     }
   },

@@ -10,7 +10,8 @@ import {
   setTos,
 } from "../ffi/mod.ts";
 import { socketOf } from "../ffi/fd.ts";
-import { AF_INET6 } from "../ffi/sockaddr.ts";
+import * as libc from "../ffi/libc.ts";
+import { AF_INET, AF_INET6, encode } from "../ffi/sockaddr.ts";
 import { TwinLinks } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import { execute, openDescriptors, testWith } from "./support/processes.ts";
@@ -131,6 +132,23 @@ Deno.test("a UDP socket is never taken for a TCP one", () => {
   assert.throws(() => fdOf({ addr: server.addr }), TypeError);
   assert.ok(fdOf(listener) > 0);
   server.close();
+});
+
+Deno.test("a connected UDP socket with both ends of a connection is not taken for it", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using pair = await Pair.open(listener);
+  const SOCK_DGRAM = 2, IPPROTO_UDP = 17;
+  const udp = libc.socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP);
+  try {
+    assert.equal(libc.bind(udp, encode(pair.client.localAddr as Deno.NetAddr)), 0);
+    assert.equal(libc.connect(udp, encode(pair.client.remoteAddr as Deno.NetAddr)), 0);
+    assert.equal(
+      inodeOf(fdOf(pair.client)),
+      inodeByPorts(portOf(pair.client.localAddr), portOf(pair.client.remoteAddr)),
+    );
+  } finally {
+    libc.close(udp);
+  }
 });
 
 Deno.test("two listeners on one address are an error, not a guess", () => {

@@ -313,10 +313,16 @@ Deno.test("a process ends once its last dialed connection is closed, also while 
     const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const { port } = listener.addr;
     const conn = await dial({ hostname: "127.0.0.1", port, tos: 0xb8 });
-    const reading = conn.read(new Uint8Array(1)).catch(({ name }) => name);
-    // By then the thread waits.
-    await new Promise((resolve) => setImmediate(resolve));
+    const server = await listener.accept(), byte = new Uint8Array(1);
+    // The thread's first waits end at once, as every new descriptor can be written to.
+    for (let times = 0; times < 3; times++) {
+      const reading = conn.read(byte);
+      await server.write(byte);
+      await reading;
+    }
+    const reading = conn.read(byte).catch(({ name }) => name);
     conn.close();
+    server.close();
     listener.close();
     console.log(await reading);`;
   const words = ["timeout", "20", Deno.execPath(), "eval", script];

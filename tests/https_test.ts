@@ -2,10 +2,11 @@ import assert from "node:assert/strict";
 import { TCP_NODELAY } from "../ffi/libc.ts";
 import { dial, getTos, MarkedConn } from "../ffi/mod.ts";
 import { getOption } from "../ffi/option.ts";
-import { Namespace, rewriteLeaving } from "./support/namespaces.ts";
+import { Namespace } from "./support/namespaces.ts";
 import { Capture, type Seen } from "./support/packets.ts";
 import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
 import { Certificates, closedPort, latin1, RawServer, reset, send } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 const NEEDS = ["openssl"];
 const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
@@ -142,7 +143,9 @@ for (const path of [[], ["--mark-syn"], ["-k"]]) {
         false,
         true,
       ]);
-      await rewriteLeaving(namespace, "ip length 76 ip dscp ef ip dscp set cs1");
+      const chain = "add chain ip t o { type filter hook output priority mangle; }";
+      const rule = "add rule ip t o ip length 76 ip dscp ef ip dscp set cs1";
+      await namespace.run("nft", `add table ip t; ${chain}; ${rule}`);
       const rewritten = await run();
       const marks = (packets: { tos: number }[]) => packets.map(({ tos }) => tos);
       assert.deepEqual([rewritten.code, rewritten.proved], [101, false]);
@@ -284,7 +287,7 @@ testWith(
     assert.ok(sent < size / 2, `${sent} bytes`);
     let received = 0;
     const buffer = new Uint8Array(256 * 1024);
-    while (received < size) received += (await secured.read(buffer))!;
+    while (received < size) received += await secured.read(buffer) ?? assert.fail("it has ended");
     await sending;
     assert.equal(received, size);
     close();
@@ -357,8 +360,10 @@ testWith(
       ..."openssl s_server -accept 127.0.0.1:8443 -quiet -naccept 1".split(" "),
       ...files,
     ]);
-    let outcome;
-    do outcome = await dscpGet(["http://127.0.0.1:8443/"], namespace); while (outcome.code === 7);
+    const outcome = await until(async () => {
+      const outcome = await dscpGet(["http://127.0.0.1:8443/"], namespace);
+      return outcome.code === 7 ? null : outcome;
+    }, "openssl to listen");
     assert.ok([52, 56].includes(outcome.code), outcome.stderr + server.said);
     assert.match(outcome.stderr, /^hint: the server may speak TLS: is it https:\/\/\?$/m);
   },

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { dial, fdOf } from "../ffi/mod.ts";
 import { connectResult } from "../ffi/dial.ts";
 import { parseDataSent, parseLooped } from "../ffi/sent.ts";
-import { encode, familyOf, isOtherEnd, sameEnd } from "../ffi/sockaddr.ts";
+import { encode, familyOf, sameEnd } from "../ffi/sockaddr.ts";
 import { interfaceWith, isHostAddress } from "../ffi/interfaces.ts";
 import { denoError, LibcError, lossError } from "../ffi/errors.ts";
 import { CannotRunError, EAGAIN, MSG_DONTWAIT, MSG_ERRQUEUE, open, recv } from "../ffi/libc.ts";
@@ -10,6 +10,7 @@ import { setOption } from "../ffi/option.ts";
 import { fromHex } from "./support/packets.ts";
 import { execute } from "./support/processes.ts";
 import { Random } from "./support/random.ts";
+import "./support/waiting.ts";
 
 const at = (hostname: string, port: number): Uint8Array =>
   encode({ transport: "tcp", hostname, port });
@@ -158,29 +159,6 @@ Deno.test("addresses of this host are known, whatever their port, and no others"
   assert.equal(interfaceWith(at("192.0.2.1", 80)), null);
 });
 
-Deno.test("a peer is another than the literal address that was asked for, however that is written", () => {
-  const peer = (hostname: string, port = 80): Deno.NetAddr => ({
-    transport: "tcp",
-    hostname,
-    port,
-  });
-  for (
-    const [hostname, port, other, isOther] of [
-      ["192.0.2.1", 80, peer("192.0.2.1"), false],
-      ["192.0.2.1", 80, peer("::ffff:192.0.2.1"), false],
-      ["2001:DB8:0::1", 80, peer("2001:db8::1"), false],
-      ["fe80::1%lo", 80, peer("fe80::1"), false],
-      ["0.0.0.0", 80, peer("127.0.0.1"), false],
-      ["::", 80, peer("::1"), false],
-      ["server.example", 80, peer("127.0.0.1", 3128), false],
-      ["192.0.2.1", 80, peer("127.0.0.1"), true],
-      ["192.0.2.1", 80, peer("192.0.2.1", 3128), true],
-      ["0.0.0.1", 80, peer("127.0.0.1"), true],
-      ["::1", 80, peer("::2"), true],
-    ] as const
-  ) assert.equal(isOtherEnd({ hostname, port }, other), isOther, `${hostname} ${other.hostname}`);
-});
-
 Deno.test("a MAC address that looks like an IP header is none", () => {
   const vxlan = "45b8 005e 0000 4000 4011 0000 0a000001 0a000002" + "00".repeat(16 + 14);
   // Its second byte is an IPv4 header's first, and its fifth the length of the rest.
@@ -226,14 +204,54 @@ Deno.test("an IPv6 packet's Traffic Class is read across its two bytes", () => {
   assert.deepEqual([tos, length], [0xb8, 60]);
 });
 
-Deno.test("random and mutilated bytes never become a mark", () => {
-  const random = new Random(1);
-  const byte = () => random.below(256);
-  for (let round = 0; round < 20_000; round++) {
-    const packet = Uint8Array.from({ length: byte() % 129 }, byte);
-    assert.equal(parseLooped(packet, LOCAL, REMOTE), null, `round ${round}`);
-  }
-});
+for (
+  const [version, packet, local, remote, header] of [
+    ["IPv4", ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]]), LOCAL, REMOTE, {
+      kind: [0, 9],
+      source: [12, 13, 14, 15, 20, 21],
+      destination: [16, 17, 18, 19, 22, 23],
+      others: [4, 5, 6, 7, 8, 10, 11, 24, 43],
+    }],
+    [
+      "IPv6",
+      fromHex(
+        "00".repeat(14) + "6b80 0000 0014 06 40" + "20".repeat(16) + "30".repeat(16) +
+          "1234 0050" + "00".repeat(16),
+      ),
+      at("2020:2020:2020:2020:2020:2020:2020:2020", 0x1234),
+      at("3030:3030:3030:3030:3030:3030:3030:3030", 80),
+      {
+        kind: [6],
+        source: [8, 15, 23, 40, 41],
+        destination: [24, 31, 39, 42, 43],
+        others: [2, 3, 7, 44, 59],
+      },
+    ],
+  ] as const
+) {
+  Deno.test(`a byte of an ${version} packet that is not ours makes it none of ours, or no other mark`, () => {
+    const random = new Random(1);
+    /** The mark that is read if another value stands in each of these bytes of the IP packet. */
+    const changed = (...where: number[]) => {
+      const bytes = packet.slice();
+      for (const offset of where) bytes[14 + offset] ^= 1 + random.below(255);
+      return parseLooped(bytes, local, remote)?.tos;
+    };
+    const { kind, source, destination, others } = header;
+    for (let round = 0; round < 50; round++) {
+      for (const offset of kind) assert.equal(changed(offset), undefined, `${offset}`);
+      for (const offset of [...source, ...destination, ...others]) {
+        // One end is enough: NAT on this host may have changed the other.
+        assert.equal(changed(offset), 0xb8, `${offset}`);
+      }
+      for (const one of source) {
+        for (const other of destination) {
+          assert.equal(changed(one, other), undefined, `${one}, ${other}`);
+        }
+      }
+    }
+  });
+}
 
 Deno.test("addresses are compared as the kernel does, however they are written", () => {
   const same = (a: string, b: string, portA = 80, portB = 80) =>
