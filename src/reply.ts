@@ -54,7 +54,7 @@ class Reader {
     if (this.from === this.to || this.to === this.buffer.length) this.#makeRoom();
     const size = await this.source.read(this.buffer.subarray(this.to));
     this.to += size ?? 0;
-    return size !== null && size > 0;
+    return size !== null;
   }
 
   #makeRoom(): void {
