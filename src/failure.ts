@@ -42,9 +42,6 @@ export const Exit = {
 
 /** What ends a run. */
 export class Failure extends Error {
-  /** The name of its class in a stack trace. */
-  override name = "Failure";
-
   /**
    * Describes a failure.
    *
@@ -54,6 +51,7 @@ export class Failure extends Error {
    */
   constructor(readonly code: number, message: string, readonly hint?: string) {
     super(message);
+    this.name = "Failure";
   }
 }
 
