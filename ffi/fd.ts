@@ -40,7 +40,7 @@ export class DescriptorError extends Error {
   }
 }
 
-/** A TCP socket of this process: its descriptor, its ends, and whether they still belong together. */
+/** A TCP socket of this process: its descriptor, its ends, and whether it still is open. */
 export class Socket {
   /** The byte of the SYN that the kernel kept, which it hands out once; for `arrived.ts`. */
   syn: number | null | undefined = undefined;

@@ -10,7 +10,7 @@
 
 import { makeBlocking, widenPipe } from "../ffi/pipe.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
-import { errorText, wrap } from "./text.ts";
+import { errorText, plural, wrap } from "./text.ts";
 
 /** How many columns may be used: a terminal's if it has fewer than 80. */
 export function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
@@ -82,6 +82,39 @@ export function toStandardError(text: string): void {
 export function lineToStandardError(line: string): void {
   const isTerminal = Deno.stderr.isTerminal();
   toStandardError(isTerminal ? wrap(line, widthOf(Deno.stderr)) : `${line}\n`);
+}
+
+/** Writes lines to standard error without waiting for its reader; what does not fit is counted. */
+export class Log {
+  /** Resolves when all lines so far are written, or nobody is there to read them. */
+  written: Promise<void> = Promise.resolve();
+  #waiting = "";
+  #dropped = 0;
+  #isWriting = false;
+
+  /** Adds a line, without its end. */
+  add(line: string): void {
+    const MOST_WAITING = 64 * 1024;
+    if (this.#waiting.length > MOST_WAITING) this.#dropped++;
+    else this.#waiting += `${line}\n`;
+    if (!this.#isWriting) this.written = this.#write();
+  }
+
+  async #write(): Promise<void> {
+    this.#isWriting = true;
+    try {
+      // A parent may have made it non-blocking, where Deno does not say how much it has written.
+      makeBlocking(2);
+      while (this.#waiting !== "") {
+        const dropped = this.#dropped > 0 ? `… ${plural(this.#dropped, "line")} dropped\n` : "";
+        let bytes: Uint8Array = new TextEncoder().encode(this.#waiting + dropped);
+        this.#waiting = "";
+        this.#dropped = 0;
+        while (bytes.length > 0) bytes = bytes.subarray(await Deno.stderr.write(bytes));
+      }
+    } catch { /* standard error is closed */ }
+    this.#isWriting = false;
+  }
 }
 
 /** Lines on a terminal's standard error that are replaced by newer ones. */
