@@ -319,6 +319,11 @@ async function single(server: Server, options: Options): Promise<Failure | null>
     limits.stop(new Failure(code, "interrupted"));
   });
   const onMarked = (exchange: Exchange) => report(markedReport(exchange, server.isBuiltIn));
+  if (Deno.stderr.isTerminal()) {
+    AbortSignal.timeout(1000).addEventListener("abort", () => {
+      if (limits.waitsFor !== null) report(`${limits.waitsFor} …\n`);
+    });
+  }
   const context = { limits, onMarked }, sink = sinkFor(options);
   const exchange = await request(server.target, options.marks[0], requestOptions, sink, context);
   const failure = limits.stopped ?? exchange.failure;

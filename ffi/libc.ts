@@ -150,6 +150,8 @@ const cold = table({
   getdtablesize: { parameters: [], result: "i32" },
   // unsigned int if_nametoindex(const char *ifname);
   if_nametoindex: { parameters: ["buffer"], result: "u32" },
+  // char *getenv(const char *name);
+  getenv: { parameters: ["buffer"], result: "pointer" },
   // char *strerror(int errnum);
   strerror: { parameters: ["i32"], result: "pointer" },
 });
@@ -220,6 +222,12 @@ export function open<T extends Table>(
  */
 function orNegativeErrno(result: number | bigint): number {
   return result >= 0 ? Number(result) : -errno!.getInt32();
+}
+
+/** The value of a variable of the environment, getenv(3); `null` if it is not set. */
+export function getenv(name: string): string | null {
+  const value = cold().getenv(new TextEncoder().encode(`${name}\0`));
+  return value === null ? null : new Deno.UnsafePointerView(value).getCString();
 }
 
 /** The words for an error number, strerror(3). */

@@ -52,6 +52,11 @@ export class Failure extends Error {
   constructor(readonly code: number, message: string, readonly hint?: string) {
     super(message);
     this.name = "Failure";
+    if (hint === undefined) return;
+    // What Deno prints of an error that nobody catches, unless its own stack has been read.
+    const frames = new Error().stack!.split("\n").slice(2).join("\n");
+    const value = `Failure: ${message}\nhint: ${hint}\n${frames}`;
+    Object.defineProperty(this, "stack", { value });
   }
 }
 

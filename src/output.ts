@@ -8,6 +8,7 @@
  * @module
  */
 
+import { getenv } from "../ffi/libc.ts";
 import { makeBlocking, widenPipe } from "../ffi/pipe.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { errorText, plural, wrap } from "./text.ts";
@@ -15,6 +16,17 @@ import { errorText, plural, wrap } from "./text.ts";
 /** How many columns may be used: a terminal's if it has fewer than 80. */
 export function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
   return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
+}
+
+/** Whether an output is a terminal that knows escape sequences. */
+function takesEscapes(output: typeof Deno.stdout | typeof Deno.stderr): boolean {
+  // Deno itself would ask for --allow-env.
+  return output.isTerminal() && getenv("TERM") !== "dumb";
+}
+
+/** Whether an output gets colours: https://no-color.org/ */
+export function isColored(output: typeof Deno.stdout | typeof Deno.stderr): boolean {
+  return !Deno.noColor && takesEscapes(output);
 }
 
 /** The exit code of a second signal, which ends the process at once, whatever is under way. */
@@ -131,7 +143,7 @@ export class LiveText implements Disposable {
   #drawnAt = -Infinity;
 
   constructor(isWanted: boolean) {
-    this.#isLive = isWanted && Deno.stderr.isTerminal();
+    this.#isLive = isWanted && takesEscapes(Deno.stderr);
   }
 
   /** Draws ten times a second at most. @param text gets the number of columns */

@@ -9,6 +9,8 @@ import {
   type Stage,
 } from "../src/failure.ts";
 import { errorText } from "../src/text.ts";
+import { execute, MAIN } from "./support/processes.ts";
+import { closedPort } from "./support/servers.ts";
 
 const { ConnectionRefused, ConnectionReset, NotCapable, TimedOut } = Deno.errors;
 
@@ -191,9 +193,10 @@ for (
   ] as const
 ) {
   const permissions = { net: typeof net === "boolean" ? net : [...net], ffi };
-  Deno.test(
-    { name: `the missing permission is named, with its flag: ${name}`, permissions },
-    () => {
+  Deno.test({
+    name: `the missing permission is named, with its flag: ${name}`,
+    permissions,
+    fn() {
       const missing = missingPermission(WHERE),
         denied = failureOf(new NotCapable("x"), null, WHERE);
       const failures: Record<string, [number, string, string]> = {
@@ -218,7 +221,7 @@ for (
       const { hint } = failureOf(new CannotRunError("libc cannot be opened"));
       assert.equal(hint, ffi ? undefined : "run with --allow-ffi, not --allow-ffi=FILE");
     },
-  );
+  });
 }
 
 Deno.test("error texts lose what Deno adds, and are safe to print", () => {
@@ -232,4 +235,16 @@ Deno.test("error texts lose what Deno adds, and are safe to print", () => {
     ["See https://a/ for more", "see https://a/ for more"],
   ];
   for (const [text, expected] of rows) assert.equal(errorText(new Error(text)), expected);
+});
+
+Deno.test("a failure that nobody catches is printed with its hint, and where it was thrown", async () => {
+  const program = `import { get } from ${JSON.stringify(MAIN)};
+    await get("http://127.0.0.1:${closedPort()}/");`;
+  const { code, stderr } = await execute([Deno.execPath(), "eval", program], { NO_COLOR: "1" });
+  assert.equal(code, 1);
+  const hint = /cannot connect to .*: connection refused\nhint: to start a server there: .*\n +at /;
+  assert.match(stderr, hint);
+  const plain = new Failure(1, "message"), hinted = new Failure(1, "message", "do this");
+  assert.deepEqual([plain.message, hinted.message], ["message", "message"]);
+  assert.match(hinted.stack!, /^Failure: message\nhint: do this\n +at .*failure_test\.ts/);
 });

@@ -228,6 +228,7 @@ Deno.test("the framing of a body follows from status and headers, or is refused"
     ["chunks", 200, [coding("chunked")], chunks, "ok"],
     ["any case", 200, [coding("ChunKed")], chunks, "ok"],
     ["identity too", 200, [coding("identity"), coding(", chunked")], chunks, "ok"],
+    ["chunks, twice", 200, [coding("chunked, Chunked"), coding("chunked")], chunks, "ok"],
     ["chunks and a length", 200, [length("x"), coding("chunked")], chunks, "ok"],
     ["identity alone", 200, [coding("identity")], chunks, chunks],
     ["identity and a length", 200, [coding("identity"), length("1")], chunks, chunks],
