@@ -346,11 +346,17 @@ function checkHeader(name: string, value: string, text = `${name}: ${value}`): v
   }
 }
 
-/** How the command line wants its requests made. @throws {Failure} 77 or 103, about `--cacert` */
+/** What is to arrive of the mark at a place in `options.marks`; `null` for what is sent. */
+export function expectedOf({ expect }: Options, at: number): Mark | null {
+  return expect[expect.length > 1 ? at : 0] ?? null;
+}
+
+/** How the first mark's requests are to be made. @throws {Failure} 77 or 103, about `--cacert` */
 export async function requestOptionsOf(options: Options): Promise<RequestOptions> {
   const { cacert, insecure } = options;
   const caCerts = cacert === null ? [] : await readCertificates(cacert);
-  return { ...options, trust: cacert !== null || insecure ? { caCerts, insecure } : null };
+  const trust = cacert !== null || insecure ? { caCerts, insecure } : null;
+  return { ...options, trust, expect: expectedOf(options, 0) };
 }
 
 /** @throws {Failure} the file cannot be read (77), or may not (103) */

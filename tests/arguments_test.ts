@@ -4,6 +4,7 @@ import { failureOf } from "../src/failure.ts";
 import { usage } from "../src/help.ts";
 import {
   DEFAULTS,
+  expectedOf,
   MAX_HOPS,
   optionRows,
   OPTIONS,
@@ -573,6 +574,20 @@ Deno.test("a program's options: defaults for what is left out, and the same chec
     assert.throws(() => withDefaults(defaults, { headers: [header] }), { code: 2 });
   }
   assert.deepEqual(withDefaults(defaults, { headers: [["A", null]] }).headers, [["A", null]]);
+});
+
+Deno.test("what is to arrive is one mark for all, one for each, or what is sent", async () => {
+  for (
+    const [args, names] of [
+      ["-d EF,DF", [undefined, undefined]],
+      ["-d EF,DF --expect LE", ["LE", "LE"]],
+      ["-d EF,DF --expect LE,CS1", ["LE", "CS1"]],
+    ] as const
+  ) {
+    const options = parseArguments(args.split(" "));
+    assert.deepEqual([0, 1].map((at) => expectedOf(options, at)?.name), names);
+    assert.equal((await requestOptionsOf(options)).expect?.name, names[0]);
+  }
 });
 
 // ─── Hints ───────────────────────────────────────────────────────────────────────────────────────
