@@ -39,9 +39,9 @@ export function dscpHint(text: string): string | undefined {
  * @throws {Failure} one of `urls` is a mark, as in `-d EF AF41`
  */
 export function refuseMarks(urls: readonly string[], isListed: boolean): void {
-  const name = urls.find((url) =>
-    (isListed || /^[a-z]/i.test(url)) && tryParse(parseDscp, url) !== undefined
-  );
+  // Most URLs are no word: throwing and catching an error costs about 0.2 ms.
+  const word = isListed ? /^[\w-]+$/ : /^[a-z][\w-]*$/i;
+  const name = urls.find((url) => word.test(url) && tryParse(parseDscp, url) !== undefined);
   if (name === undefined) return;
   const message = `'${name}' is a mark, not a URL; a host of that name is http://${name}/`;
   throw usageError(message, isListed ? LIST_HINT : `did you mean -d ${name}?`);
