@@ -17,7 +17,7 @@ import {
 import { unknownOption } from "../src/suggest.ts";
 import { Namespace } from "./support/namespaces.ts";
 import { dscpGet, execute, Nobody, testWith } from "./support/processes.ts";
-import { Certificates } from "./support/servers.ts";
+import { Certificates, FarEnd } from "./support/servers.ts";
 
 async function refused(args: string[], code: number, message: RegExp): Promise<void> {
   const { code: exit, stdout, stderr } = await dscpGet(args);
@@ -725,6 +725,22 @@ Deno.test("an option of Deno gets the hint that it belongs before main.ts", () =
   for (const name of ["--a", "--no", "-allow-net", "--x-allow-net"]) {
     assert.equal(unknownOption(name, ["--silent"]).hint, "--help lists the options", name);
   }
+});
+
+Deno.test("--serve :PORT and '*:PORT' listen on all addresses", async () => {
+  for (const where of [":0", "*:0"]) {
+    await using far = await FarEnd.start(where);
+    for (const host of ["127.0.0.1", "127.0.0.2", "[::1]"]) {
+      const { code, stderr } = await dscpGet(["-s", `http://${host}:${far.port}/`]);
+      assert.deepEqual([code, stderr], [0, ""], `${where} ${host}`);
+    }
+  }
+});
+
+Deno.test("a header that is refused is told what its name may have", () => {
+  const message = "'A b: c' is not a header: its name must be letters, digits or " +
+    "!#$%&'*+-.^_`|~, as in 'Name: value'";
+  assert.throws(() => parseArguments(["-H", "A b: c"]), { message });
 });
 
 Deno.test("a port below 1024 that a user may not have gets the hint that it is one of those", () => {
