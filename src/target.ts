@@ -55,7 +55,9 @@ export function parseTarget(text: string): Target {
   const bad = (why: string, hint?: string) =>
     new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`, hint);
   const form = "it should look like http://host:port/path, IPv6 in brackets";
-  if (/[\0-\x1f\x7f]/.test(text)) throw bad("control characters are not allowed");
+  if ([...text].some((c) => c < " " || c === "\x7f")) {
+    throw bad("control characters are not allowed");
+  }
   if (!text.isWellFormed()) throw bad("it holds half a surrogate pair");
   const [, typed, rest] = /^(?:([a-z][a-z0-9+.-]*):\/\/)?([^]*)$/i.exec(text)!;
   const scheme = typed?.toLowerCase() ?? "http", isHttps = scheme === "https";
