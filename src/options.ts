@@ -92,7 +92,7 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
       "as in curl: the whole byte, or a name of -d, LOWDELAY, THROUGHPUT or RELIABILITY",
       (o, v) => o.marks = [asUsageError(() => parseIpTos(v))],
     ],
-    "    --expect NAME[,NAME…]": [
+    "    --expect NAME[,…]": [
       "what is to arrive, if the path is meant to change the mark: one for all of -d, or one for " +
       "each; anything else is 102",
       (o, v) => o.expect = [...o.expect, ...parseMarks(v)],

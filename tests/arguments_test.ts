@@ -442,6 +442,7 @@ for (
 /** A value that each option takes. */
 const VALUES: Record<string, string> = {
   "NAME[,NAME…]": "EF",
+  "NAME[,…]": "EF",
   BYTE: "8",
   LINE: "A: b",
   S: "1",
@@ -698,6 +699,9 @@ Deno.test("an unknown option gets the nearest name, if that is near", () => {
       ["--conect-timeot", "did you mean --connect-timeout?"],
       ["--conect-tineot", "did you mean --connect-timeout?"],
       ["--conect-tineoh", "--help lists the options"],
+      ["--connect-timeoutxyz", "did you mean --connect-timeout?"],
+      ["--connect-time", "did you mean --connect-timeout?"],
+      ["--ect-timeout", "--help lists the options"],
       ["--require-prof", "did you mean --require-proof?"],
       ["--jsno", "did you mean --json?"],
       ["--interwal", "did you mean --interval?"],
