@@ -83,7 +83,7 @@ export function parseDscp(text: string): Mark {
 
 /** Reads a ToS byte or Traffic Class, decimal or hex. @throws {RangeError} as `checkTos` */
 export function parseTos(text: string): Mark {
-  const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d{0,2})$/i.test(text) ? Number(text) : NaN;
+  const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d*)$/i.test(text) ? Number(text) : NaN;
   checkTos(tos, quote(text));
   return markOf(tos);
 }

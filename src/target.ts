@@ -72,7 +72,6 @@ export function parseTarget(text: string): Target {
     );
   }
   const [, ipv6, zone, name, digits] = AUTHORITY.exec(where) ?? [];
-  if (name === undefined && ipv6 === undefined) throw bad(form);
   const port = digits ? Number(digits) : isHttps ? 443 : 80;
   if (port === 0 || port > 65535) throw bad(`port ${digits} is not from 1 to 65535`);
   const known = URL.parse(`http://${name ?? `[${ipv6}]`}/`)?.hostname;

@@ -103,7 +103,7 @@ Deno.test("a whole byte is decimal or hex, and its ECN bits are refused because 
     parseTos(text).tos
   );
   assert.deepEqual(bytes, [184, 184, 0, 4, 0, 252, 252]);
-  for (const text of " |256|1000|-1|1.5|0x|0x1ff|0x100|b8|0b1|00|010| 8|8 |EF|".split("|")) {
+  for (const text of " |256|1000|-1|1.5|0x|0x1ff|0x100|0x0b8|b8|0b1|00|010| 8|8 |EF|".split("|")) {
     assert.throws(() => parseTos(text), /allowed is a number from 0 to 255/);
   }
   for (const text of ["1", "0xb9", "186", "255"]) {

@@ -116,6 +116,10 @@ for (
     ]],
     ["zsh", [
       `#compdef dscp-get`,
+      `if [[ $funcstack[1] == _dscp-get ]]; then _dscp-get "$@"; else compdef _dscp-get dscp-get; fi`,
+      `  '*-m+[time limit for each request in seconds, and for the path of --trace (default 30; ` +
+      `0\\: none)]:S:' \\`,
+      `  '*--interval=[seconds between requests (default 0)]:S:' \\`,
       `  '*-S[accepted as in curl\\: errors are always shown]' \\`,
       `  '*--max-hops=[the most hops to try, 1 to 64 (default 30)]:N:' \\`,
       `  '*-k[accept any certificate]' \\`,

@@ -105,6 +105,7 @@ for (
     // Zone
     ["http://[fe80::1%25eth0]:81/", "http fe80::1%eth0 81 [fe80::1]:81 /"],
     ["http://[fe80::1%eth0]/x", "http fe80::1%eth0 80 [fe80::1] /x"],
+    ["[fe80::1%2]", "http fe80::1%2 80 [fe80::1] /"],
     ["[fe80::1%lo]", "http fe80::1%lo 80 [fe80::1] /"],
     ["https://[fe80::1%25a.b_c~d-e]/", "https fe80::1%a.b_c~d-e 443 [fe80::1] /"],
     ["http://[fe80::1%25]/", "http fe80::1%25 80 [fe80::1] /"],
@@ -158,6 +159,7 @@ for (
     ["http:///x", "it should look like"],
     ["http://?x", "it should look like"],
     ["http://#x", "it should look like"],
+    ["HTTP:/h", "it should look like"],
     ["http:/h", "it should look like"],
     ["https:h", "it should look like"],
     ["HTTPS:h", "it should look like"],
@@ -187,6 +189,7 @@ for (
     ["ftp://h/", "the scheme must be http or https, not ftp"],
     ["FTP://h/", "the scheme must be http or https, not ftp"],
     ["httpx://h/", "not httpx"],
+    ["a9://h/", "not a9"],
     ["a+b-c.1://h/", "not a+b-c.1"],
     ["http://a&b/", "'a&b' is no host name"],
     ["http://a'b/", "'a'b' is no host name"],
