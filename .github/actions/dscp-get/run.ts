@@ -15,6 +15,7 @@ import { printable } from "../../../src/text.ts";
 /** One line of `main.ts --json`, as far as it is used here; parts are `null` if they are unknown. */
 interface Result {
   mark: Mark & { handshake: boolean };
+  expect?: Mark;
   sent: { proved: boolean | null; packets: { tos: number }[] };
   arrived: Record<string, number | null> | null;
   reply: { status: number; reason: string; bodyBytes: number } | null;
@@ -91,13 +92,14 @@ function provedOf(results: readonly Result[]): string {
 }
 
 /** A row of the table: set, sent, arrived, reply, time. */
-function rowOf({ mark, sent, arrived, reply, milliseconds: { total } }: Result): string[] {
+function rowOf({ mark, expect, sent, arrived, reply, milliseconds: { total } }: Result): string[] {
   const seen = [...new Set(sent.packets.map(({ tos }) => hex(tos)))].join(" and ");
   const verdict = { true: "proved", false: "NOT the mark", null: "not proved" }[`${sent.proved}`];
   const reported = ["syn", "ack", "data"].map((what) => [what, arrived?.[what] ?? null] as const)
     .filter(([, tos]) => tos !== null);
   return [
-    `${describe(mark)}${mark.handshake ? ", from the SYN on" : ""}`,
+    describe(mark) + (mark.handshake ? ", from the SYN on" : "") +
+    (expect === undefined ? "" : `, to arrive as ${describe(expect)}`),
     seen === "" ? "not observed" : `${seen}: ${verdict}`,
     reported.map(([what, tos]) => `${what} ${hex(tos!)}`).join(", ") || "not reported",
     reply === null
