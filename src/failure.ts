@@ -84,7 +84,9 @@ export function failureOf(error: unknown, stage: Stage | null = null, to?: Desti
   }
   if (stage === "listening") {
     const message = `cannot listen on ${printable(formatAddress(to!))}: ${errorText(error)}`;
-    return new Failure(Exit.cannotConnect, message);
+    const isLow = error instanceof Deno.errors.PermissionDenied && to!.port < 1024;
+    const hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE: take 8086, or another above";
+    return new Failure(Exit.cannotConnect, message, isLow ? hint : undefined);
   }
   if (stage === "connecting") return connectFailure(error, to!);
   if (stage === "securing") return tlsFailure(error);
