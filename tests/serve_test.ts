@@ -7,6 +7,7 @@ import {
   execute,
   openDescriptors,
   testWith,
+  waitsForReader,
 } from "./support/processes.ts";
 import { FarEnd, reset, send } from "./support/servers.ts";
 import { until, within } from "./support/waiting.ts";
@@ -308,6 +309,37 @@ Deno.test("400 connections that are reset before they are accepted hold up nobod
   }
   child.kill("SIGCONT");
   assert.equal((await dscpGet(["-s", "-m", "5", server.url])).code, 0);
+});
+
+Deno.test("a client that keeps its connection after the reply is closed", async () => {
+  await using server = await FarEnd.start();
+  const { pid } = server.process.child, before = openDescriptors(pid);
+  using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await send(conn, "GET / HTTP/1.1\r\n\r\n");
+  assert.match(await firstLine(conn), /^HTTP\/1\.1 200 /);
+  await until(() => openDescriptors(pid) <= before, "the connection to be closed");
+});
+
+Deno.test("a log that is read late is whole: the server waits for its last lines to be written", async () => {
+  const [program, ...args] = command(["--serve", "0"]);
+  const output = { stdin: "null", stdout: "null", stderr: "piped" } as const;
+  const child = new Deno.Command(program, { args, ...output }).spawn();
+  const log = child.stderr.pipeThrough(new TextDecoderStream()).getReader();
+  let said = (await log.read()).value!;
+  const port = Number(/:(\d+);/.exec(said)![1]), count = 500, path = "x".repeat(190);
+  for (let at = 0; at < count; at++) await exchange(port, `GET /${path} HTTP/1.1\r\n\r\n`);
+  await until(() => waitsForReader(child.pid), "the pipe to be full");
+  child.kill("SIGTERM");
+  const isRefused = () =>
+    Deno.connect({ hostname: "127.0.0.1", port }).then((conn) => (conn.close(), false), () => true);
+  await until(isRefused, "the listener to close");
+  for (;;) {
+    const { value, done } = await within(log.read(), "the end of the log");
+    if (done) break;
+    said += value;
+  }
+  assert.equal(said.split(path).length - 1, count);
+  assert.equal((await child.status).code, 0);
 });
 
 Deno.test("a second signal ends --serve at once, without a stack trace", async () => {
