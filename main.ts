@@ -29,7 +29,7 @@ import type {
   Sent,
   Sink,
 } from "./src/exchange.ts";
-import { Exit, Failure, failureOf, missingPermission, type Stage } from "./src/failure.ts";
+import { Exit, Failure, failureOf, missingPermission } from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
 import {
@@ -66,7 +66,7 @@ import {
   parseTarget,
   type Target,
 } from "./src/target.ts";
-import { Trace, type TraceOptions, traceOptionsOf, traces } from "./src/trace.ts";
+import { runTrace, Trace, type TraceOptions, traceOptionsOf } from "./src/trace.ts";
 import { assessArrival, assessSent, NOT_OBSERVED, requestFailure } from "./src/verdict.ts";
 import { VERSION } from "./src/version.ts";
 
@@ -104,7 +104,7 @@ async function request(
   const to = { ...options, hostname: target.host, port: target.port, requestSize: get.length };
   const exchange = await begin(target, mark, to, context.started);
   const { milliseconds } = exchange, signal = limits.begin(target);
-  let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
+  let conn: MarkedConn | null = null, writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
     // Deno.connect, and the descriptor behind it: conn.fd
@@ -115,10 +115,9 @@ async function request(
     milliseconds.connect = performance.now() - exchange.started;
     exchange.connection = conn;
     onMarked?.(exchange);
-    stage = "securing";
+    limits.stage = "securing";
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""), options.trust);
-    stage = "connected";
-    limits.connected();
+    limits.stage = "connected";
     // The GET. A server may reply before it has read all of a large one, and what it has sent can
     // still be read after our write has failed.
     conn.write(get).catch((error) => {
@@ -131,12 +130,12 @@ async function request(
     signal.throwIfAborted();
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
-    // The write may have taken the error of a reset, after which a read finds the end.
-    const isReplyBad = error instanceof Failure && (exchange.reply !== null || writeError === null);
-    const cause = isReplyBad ? error : writeError ?? error;
+    // A write may have taken the error of a reset, after which a read finds the end.
+    const isEnd = error instanceof Failure && error.code === Exit.emptyReply;
+    const cause = error instanceof Failure && !isEnd ? error : writeError ?? error;
     exchange.failure = signal.aborted
       ? signal.reason
-      : failureOf(cause, stage, { ...to, isHttps: target.isHttps });
+      : failureOf(cause, limits.stage, { ...to, isHttps: target.isHttps });
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
@@ -293,7 +292,7 @@ async function run(options: Options): Promise<Failure | null> {
   const missing = Deno.stdin.isTerminal() ? missingPermission(place) : null;
   if (missing !== null) throw missing;
   if (serve !== null) return await serveUntilSignal(serve, options.silent), null;
-  const make = options.trace ? traces : isSeries(options) ? series : single;
+  const make = options.trace ? runTrace : isSeries(options) ? series : single;
   return await onServer(url === null ? defaultServer(target) : remoteServer(target));
 
   async function onServer(server: Server): Promise<Failure | null> {

@@ -6,7 +6,7 @@
  */
 
 import type { Arrived, Hop, Mark, MarkedConn, SentPacket, Trust } from "../ffi/mod.ts";
-import type { Failure } from "./failure.ts";
+import type { Failure, Stage } from "./failure.ts";
 import type { Header, Target } from "./target.ts";
 
 /** How requests are made. */
@@ -151,10 +151,10 @@ export interface RequestContext {
 
 /** The time limits of requests, one after the other, by `limits.ts`. */
 export interface TimeLimits {
+  /** How far the current request has come; the limit on connecting ends with "connected". */
+  stage: Stage;
   /** Begins a request. @returns aborts, with a {@linkcode Failure}, when its time is over */
   begin(target: Target): AbortSignal;
-  /** Lifts the limit on connecting. */
-  connected(): void;
   /** Lifts both limits. */
   end(): void;
 }

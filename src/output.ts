@@ -37,35 +37,29 @@ export function onInterrupt(stop: (code: number) => void): Disposable {
   };
 }
 
-/** Whether standard output is made ready for large bodies. */
 let isPrepared = false;
 
 /** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
 export async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
   if (typeof bytes === "string") bytes = new TextEncoder().encode(bytes);
   isLineOpen = bytes.at(-1) !== 0x0a && Deno.stdout.isTerminal();
-  // What a pipe takes whole or not at all, pipe(7): it can be written again if it did not fit.
-  const PIPE_BUF = 4096;
   try {
-    if (bytes.length > PIPE_BUF && !isPrepared) prepareStandardOutput();
+    if (!isPrepared) prepareStandardOutput();
     // Time limits and signals go on while another thread waits for a slow reader.
     while (bytes.length > 0) bytes = bytes.subarray(await Deno.stdout.write(bytes));
   } catch (error) {
-    // A parent may have made it non-blocking.
-    if (error instanceof Deno.errors.WouldBlock && !isPrepared) {
-      prepareStandardOutput();
-      return await toStandardOutput(bytes);
-    }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
     const message = `cannot write to standard output: ${errorText(error as Error)}`;
     throw new Failure(Exit.cannotWrite, message);
   }
 }
 
+/** Before the first write: of one that fails for want of room, Deno does not say what was taken. */
 function prepareStandardOutput(): void {
   isPrepared = true;
   // The help must not need a permission.
   if (!isGranted({ name: "ffi" })) return;
+  // A parent may have made it non-blocking.
   makeBlocking(1);
   widenPipe(1);
 }
