@@ -179,3 +179,9 @@ function notCapable(message: string): Failure {
 export function isGranted(permission: Deno.PermissionDescriptor): boolean {
   return Deno.permissions.querySync(permission).state === "granted";
 }
+
+/** Whether the other end of a connection has gone: what it has sent can still be read. */
+export function isPeerGone(error: unknown): boolean {
+  const { BrokenPipe, ConnectionReset, ConnectionAborted } = Deno.errors;
+  return [BrokenPipe, ConnectionReset, ConnectionAborted].some((gone) => error instanceof gone);
+}

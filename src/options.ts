@@ -22,6 +22,7 @@ export const REQUEST_DEFAULTS: RequestOptions = {
   markSyn: false,
   family: null,
   trust: null,
+  expect: null,
   connectTimeout: 10,
   maxTime: 30,
   requireProof: false,

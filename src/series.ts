@@ -43,7 +43,7 @@ export class Row {
     for (const { tos } of sent.packets) this.sent.add(tos);
     if (sent.outerTos !== null) this.sent.add(sent.outerTos);
     for (const tos of arrived?.marked ?? []) this.arrived.add(tos);
-    const { packet = "data", arrived: tos = 0 } = arrived?.changed ?? {};
+    const { packet = "data", arrived: tos = 0 } = arrived?.changes[0] ?? {};
     if (packet !== "data" && !markSyn) this.changed.add(`${packet} ${hex(tos)}`);
     if (!reply?.complete) return;
     this.connect.push(milliseconds.connect!);

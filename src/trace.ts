@@ -167,7 +167,7 @@ export async function runTrace(
   await print(options.json ? lines.join("") : pathReport(known, isMany, width));
   if (!isQuiet && !isMany) {
     const { exchange } = all[0], { isBuiltIn } = server;
-    toStandardError(markedReport(exchange!, isBuiltIn) + outcomeReport(exchange!, isBuiltIn));
+    toStandardError(markedReport(exchange!, isBuiltIn) + outcomeReport(exchange!));
   }
   if (limits.stopped !== null) return limits.stopped;
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");

@@ -403,6 +403,8 @@ function exchangeOf(mark: Mark, rest: Partial<Exchange> = {}): Exchange {
     target: SERVER.target,
     mark,
     markSyn: false,
+    expect: null,
+    returned: { sent: null, arrived: null, kept: null },
     started: 0,
     connection: null,
     reply: {
@@ -526,10 +528,10 @@ Deno.test("a row counts what became of its requests", () => {
   const arrival = (
     kept: boolean | null,
     marked: number[],
-    changed: Arrival["changed"] = null,
-  ): Partial<Arrival> => ({ kept, marked, changed });
-  const syn = { packet: "SYN", sent: 0, arrived: 0x20 } as const;
-  const data = { packet: "data", sent: 0xb8, arrived: 0x20 } as const;
+    ...changes: Arrival["changes"]
+  ): Partial<Arrival> => ({ kept, marked, changes });
+  const syn = { packet: "SYN", sent: 0, wanted: 0, arrived: 0x20 } as const;
+  const data = { packet: "data", sent: 0xb8, wanted: 0xb8, arrived: 0x20 } as const;
   const timeout = { failure: new Failure(Exit.timeout, "") };
   const isOver = { milliseconds: { connect: 4, firstByte: 5, total: 6 } };
   const half = { reply: { ...exchangeOf(markOf(0)).reply!, complete: false } };
