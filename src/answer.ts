@@ -20,11 +20,16 @@ export interface ParsedRequest {
   readonly path?: string;
 }
 
-/** What the server saw of a client. */
+/** What the server saw of a client, and the mark of the reply. */
 export interface Seen {
   readonly peer: Deno.NetAddr;
   readonly arrived: Arrived;
+  /** The ToS byte that the reply is given; `null` if it cannot be set. */
+  readonly replyTos: number | null;
 }
+
+/** What arrived if nothing is known. */
+export const UNKNOWN: Arrived = { syn: null, ack: null, data: null, sequence: null };
 
 /** Reads the head of a request; `null` if the client sends nothing. */
 export async function readRequest(conn: Deno.TcpConn): Promise<ParsedRequest | null> {
@@ -52,14 +57,14 @@ export function parseRequest(text: string, isWhole: boolean): ParsedRequest | nu
 }
 
 /** The byte that says most about the request. */
-export function strongest({ data, syn, ack }: Arrived): number | null {
+export function strongest({ data, syn, ack }: Omit<Arrived, "sequence">): number | null {
   return data ?? syn ?? ack;
 }
 
 /** Encodes the answer; that of the built-in server is a page for people. */
 export function encodeReply(
   { status, method }: ParsedRequest,
-  { peer, arrived }: Seen,
+  { peer, arrived, replyTos }: Seen,
   isBuiltIn: boolean,
 ): Uint8Array {
   const isJson = status === "200 OK" && !isBuiltIn;
@@ -79,6 +84,8 @@ export function encodeReply(
     ["Arrived-ACK", byteText(arrived.ack)],
     ["Arrived-Data", byteText(arrived.data)],
     ["Arrived-Peer", formatAddress(peer)],
+    ["Arrived-Sequence", arrived.sequence === null ? null : String(arrived.sequence)],
+    ["Reply-ToS", byteText(replyTos)],
     ["Connection", "close"],
   ];
   const lines = headers.map(([name, value]) => value === null ? "" : `${name}: ${value}\r\n`);
@@ -97,6 +104,15 @@ export function isFromBuiltIn(reply: Reply | null): boolean {
   const isName = ([name, value]: readonly [string, string]) =>
     name === "server" && /^dscp-get\/\S+ \(built-in\)$/.test(value);
   return reply !== null && reply.headers.some(isName);
+}
+
+/** The first lines of the log: where the server listens, and for whom. */
+export function listeningLines(addr: Deno.NetAddr): string[] {
+  const isLoopback = /^(127\.|::1$)/.test(addr.hostname);
+  return [
+    `listening on ${formatAddress(addr)}; Ctrl-C ends it`,
+    ...isLoopback ? [`only this host can reach it; for all: --serve '[::]:${addr.port}'`] : [],
+  ];
 }
 
 /** A line of the log, without its end, safe to print. */

@@ -4,16 +4,19 @@
  * @module
  */
 
-import { type Arrived, keepArrivals, readArrived } from "../ffi/arrived.ts";
-import { DescriptorError, formatAddress, markOf, setTos } from "../ffi/mod.ts";
+import { keepArrivals, readArrived } from "../ffi/arrived.ts";
+import { DescriptorError, markOf, setTos } from "../ffi/mod.ts";
 import { pause } from "../ffi/wait.ts";
 import {
   encodeReply,
   isFromBuiltIn,
+  listeningLines,
   logLine,
   type ParsedRequest,
   readRequest,
+  type Seen,
   strongest,
+  UNKNOWN,
 } from "./answer.ts";
 import type { Exchange } from "./exchange.ts";
 import { Exit, failureOf, isGranted } from "./failure.ts";
@@ -34,15 +37,19 @@ class Client {
   constructor(readonly conn: Deno.TcpConn) {}
 }
 
+/** How a server answers. */
+interface Service {
+  readonly isBuiltIn?: boolean;
+  /** The ToS byte of all replies; `null` for that of the request. */
+  readonly replyTos?: number | null;
+  readonly log?: Log | null;
+}
+
 /** Answers what connects to a listener: clients, oldest first, with the end of each. */
 class ReportingServer {
   readonly #clients = new Map<Client, Promise<void>>();
 
-  constructor(
-    readonly listener: Deno.TcpListener,
-    readonly isBuiltIn: boolean,
-    readonly log?: Log,
-  ) {}
+  constructor(readonly listener: Deno.TcpListener, readonly service: Service) {}
 
   /** Accepts clients until the listener is closed, and answers the last of them. */
   async serve(): Promise<void> {
@@ -62,17 +69,17 @@ class ReportingServer {
   }
 
   async #answer(client: Client): Promise<void> {
-    const { conn, timeout } = client;
+    const { conn, timeout } = client, { isBuiltIn, replyTos, log } = this.service;
     try {
       const reading = readRequest(conn);
       const request = await Promise.race([reading, timeout.promise]);
       if (request === null) return;
-      const seen = { peer: unmapIPv4(conn.remoteAddr), arrived: mirrorMark(conn) };
-      let reply = encodeReply(request, seen, this.isBuiltIn);
+      const seen = { peer: unmapIPv4(conn.remoteAddr), ...markReply(conn, replyTos ?? null) };
+      let reply = encodeReply(request, seen, isBuiltIn === true);
       while (reply.length > 0) reply = reply.subarray(await conn.write(reply));
       client.isAnswered = true;
       client.deadline = performance.now() + CLOSE_TIME;
-      this.log?.add(logLine(request, seen));
+      log?.add(logLine(request, seen));
       // Closing with unread data sends an RST, which can discard the reply.
       await conn.closeWrite();
       await reading; // only after a timeout it goes on
@@ -101,15 +108,15 @@ class ReportingServer {
   }
 }
 
-/** Marks what is sent from now on as the client's packets were marked. */
-function mirrorMark(conn: Deno.TcpConn): Arrived {
+/** Reads what arrived, and gives the reply its mark: a fixed one, or that of the request. */
+function markReply(conn: Deno.TcpConn, fixed: number | null): Pick<Seen, "arrived" | "replyTos"> {
   try {
-    const arrived = readArrived(conn);
-    setTos(conn, markOf(strongest(arrived) ?? 0).tos); // 0 too: all marks take the same time
-    return arrived;
+    const arrived = readArrived(conn), { tos } = markOf(strongest(arrived) ?? 0);
+    // A mark that the socket has already is set too: all requests take the same time.
+    return { arrived, replyTos: setTos(conn, fixed ?? tos) };
   } catch (error) {
     // Another connection has the same ends, on another interface.
-    if (error instanceof DescriptorError) return { syn: null, ack: null, data: null };
+    if (error instanceof DescriptorError) return { arrived: UNKNOWN, replyTos: null };
     throw error;
   }
 }
@@ -126,17 +133,24 @@ function listenIfFree(where: { hostname: string; port: number }): Deno.TcpListen
   }
 }
 
-/** `--serve`, until SIGINT or SIGTERM. @throws {Failure} it cannot listen there */
+/**
+ * `--serve`, until SIGINT or SIGTERM.
+ *
+ * @param replyTos the ToS byte of all replies and SYN-ACKs; `null` for replies with the request's
+ * @throws {Failure} it cannot listen there
+ */
 export async function serveUntilSignal(
   where: { hostname: string; port: number },
   isSilent: boolean,
+  replyTos: number | null = null,
 ): Promise<void> {
-  const log = isSilent ? undefined : new Log(), listener = listenIfFree(where);
+  const log = isSilent ? null : new Log(), listener = listenIfFree(where);
   if (listener === null) throw failureOf(new Error("address already in use"), "listening", where);
-  const server = new ReportingServer(listener, false, log);
+  if (replyTos !== null) setTos(listener, replyTos);
+  const server = new ReportingServer(listener, { replyTos, log });
   using _signals = onInterrupt(() => server.stop());
   const sweeping = setInterval(() => server.sweep(), 200);
-  log?.add(`listening on ${formatAddress(listener.addr)}; Ctrl-C ends it`);
+  for (const line of listeningLines(listener.addr)) log?.add(line);
   await server.serve();
   clearInterval(sweeping);
   // Its reader may have stopped.
@@ -187,7 +201,7 @@ export function defaultServer(target: Target, asksLeft = 10): Server {
 export function builtInServer(hostname: string, port: number): Server | null {
   const listener = listenIfFree({ hostname, port });
   if (listener === null) return null;
-  const serving = new ReportingServer(listener, true).serve();
+  const serving = new ReportingServer(listener, { isBuiltIn: true }).serve();
   return {
     ...remoteServer(localTarget(listener.addr.hostname, listener.addr.port)),
     isBuiltIn: true,
