@@ -61,7 +61,9 @@ class Reader {
     const unused = this.buffer.subarray(this.from, this.to);
     if (unused.length === HEAD_LIMIT) throw badReply("a line is longer than 256 KiB");
     const size = this.buffer.length;
-    if (this.to === size) this.buffer = new Uint8Array(Math.min(16 * size, HEAD_LIMIT));
+    if (this.to === size && size < HEAD_LIMIT) {
+      this.buffer = new Uint8Array(Math.min(16 * size, HEAD_LIMIT));
+    }
     this.buffer.set(unused);
     this.#searched = Math.max(0, this.#searched - this.from);
     this.from = 0;
