@@ -29,7 +29,14 @@ import type {
   Sent,
   Sink,
 } from "./src/exchange.ts";
-import { Exit, Failure, failureOf, isPeerGone, missingPermission } from "./src/failure.ts";
+import {
+  Exit,
+  Failure,
+  failureOf,
+  isPeerGone,
+  isUnknownHost,
+  missingPermission,
+} from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
 import {
@@ -145,6 +152,8 @@ async function request(
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
+    // TLS has a last word, which counts as well.
+    if (exchange.failure === null) await conn?.finish();
     conn?.close();
   }
   // The proof: copies of our own packets, and what the far end reports
@@ -189,7 +198,12 @@ async function begin(
 async function connect(to: ConnectOptions, mark: Mark, signal: AbortSignal): Promise<MarkedConn> {
   const { hostname, port, family, markSyn } = to;
   if (!needsOwnSocket(to)) {
-    return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }));
+    try {
+      return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }));
+    } catch (error) {
+      // Not every resolver knows localhost; dial does, as RFC 6761 section 6.3 asks.
+      if (!/^localhost\.?$/.test(hostname) || !isUnknownHost(error)) throw error;
+    }
   }
   const { dial } = await import("./ffi/dial.ts");
   const tos = markSyn ? mark.tos : null;

@@ -69,6 +69,8 @@ export function assessSent(
     ? "a program on this host"
     : packets.some(({ linkHeader }) => linkHeader === 0)
     ? "a tunnel device"
+    : packets.some(({ isWrapped, outerTos }) => isWrapped && outerTos === null)
+    ? "a tunnel"
     : null;
   const { seen, repeats } = bytesCovered(packets);
   const isWhole = packets.length > 0 && sent !== null && seen >= sent && takenBy === null;

@@ -13,6 +13,7 @@ const PACKET = {
   length: 152,
   payload: 100,
   sequence: 1001,
+  isWrapped: false,
   outerTos: null,
   linkHeader: 14,
   isRedirected: false,
@@ -99,7 +100,7 @@ reply      200 OK, 154 bytes in 4.0 ms
 });
 
 Deno.test("the line of what was sent says how much is known", () => {
-  const tunnelled = { ...PACKET, outerTos: 0 };
+  const tunnelled = { ...PACKET, isWrapped: true, outerTos: 0 };
   const cases: [what: string, sent: Partial<Sent>, line: RegExp][] = [
     ["nothing", NOT_OBSERVED, /^not observed: .*WireGuard.*tstamp_allow_data=0/],
     [

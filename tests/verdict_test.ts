@@ -26,6 +26,7 @@ function packet(more: Partial<SentPacket> = {}): SentPacket {
     length: 152,
     payload: 100,
     sequence: 1001,
+    isWrapped: more.outerTos !== undefined,
     outerTos: null,
     linkHeader: 14,
     isRedirected: false,
@@ -116,6 +117,10 @@ Deno.test("the mark is proved if all bytes were seen with it, and only then", ()
       200,
       { proved: false, outerTos: 0x28 },
     ],
+    ["a tunnel that hides its mark", [packet({ outerTos: null })], 100, {
+      proved: null,
+      takenBy: "a tunnel",
+    }],
     ["a tunnel device", [packet({ linkHeader: 0 })], 100, {
       proved: null,
       takenBy: "a tunnel device",
