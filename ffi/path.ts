@@ -54,6 +54,8 @@ export class Climb implements Disposable {
   #addresses: string[] = [];
   #prober: Prober | null = null;
   #distance = Infinity;
+  /** Whether the target has answered the port of the path. */
+  #isReached = false;
   readonly #stats = new Map<number, HopStats>();
 
   /** Prepares a climb; nothing is opened before the first one. */
@@ -160,7 +162,11 @@ export class Climb implements Disposable {
       LONGEST_WAIT,
       signal,
     );
-    for (const [ttl, { answer }] of late) if (answer === null) waiting.delete(ttl);
+    for (const [ttl, hop] of late) {
+      if (hop.answer !== null) continue;
+      for (const { path } of waiting.get(ttl)!) path[ttl - 1] = hop;
+      waiting.delete(ttl);
+    }
     const all = [...waiting.values()].reduce((sum, { length }) => sum + length, 0);
     for (let done = 0; waiting.size > 0;) {
       await pause(REST, signal);
@@ -188,7 +194,7 @@ export class Climb implements Disposable {
       reply = await this.#prober!.probe(ttl, tos, wait, signal);
       if (reply.hop.answer !== null || reply.error !== null) {
         stats.answers++;
-        if (reply.conn !== null) this.#distance = ttl;
+        if (reply.conn !== null) [this.#distance, this.#isReached] = [ttl, true];
         return reply;
       }
       stats.retryAfter = performance.now() + REST;
@@ -250,7 +256,7 @@ export class Climb implements Disposable {
   /** Probes the target, and from a fresh port if it is silent: a firewall may pass one SYN a port. */
   async #probeTarget(tos: number, signal: AbortSignal): Promise<ProbeResult> {
     const reply = await this.#prober!.probe(null, tos, TARGET_WAIT, signal);
-    if (reply.hop.answer !== null || reply.error !== null) return reply;
+    if (reply.hop.answer !== null || reply.error !== null || this.#isReached) return reply;
     const fresh = await this.#prober!.probe(
       null,
       tos,
@@ -297,7 +303,7 @@ export class Climb implements Disposable {
     if (hostname === undefined) return false;
     this[Symbol.dispose]();
     this.#stats.clear();
-    this.#distance = Infinity;
+    [this.#distance, this.#isReached] = [Infinity, false];
     this.#prober = new Prober(probeEnds(destination(hostname, this.options.port)));
     return true;
   }

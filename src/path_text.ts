@@ -40,7 +40,7 @@ function isDisagreeing({ mark, path }: Pick<Path, "mark" | "path">): boolean {
 
 /** The silent hops whose answer could change what is said of the mark. */
 export function openHops({ mark, path }: Pick<Path, "mark" | "path">): number[] {
-  const last = path.findLastIndex(({ answer }) => answer !== null);
+  const last = path.findLastIndex(hasAnswered);
   return path.flatMap(({ hop, answer }, at) => {
     // Behind the last answer, others can only follow if the next hop answers.
     if (hop === null || answer !== null || at > last + 1) return [];
@@ -231,14 +231,19 @@ export function pathReport(all: readonly TracedPath[], isMany: boolean, width: n
   );
 }
 
-/** Which hops did not answer, and how long they were given. */
+/** Which hops nearer than the target did not answer, and how long they were given. */
 function silenceLines(all: readonly TracedPath[]): string[] {
-  const hops = Map.groupBy(all.flatMap(({ path }) => path), ({ hop }) => hop);
-  const silent = [...hops].filter(([hop, same]) =>
-    hop !== null && same.every(({ answer }) => answer === null)
-  ).map(([hop, same]) => ({ hop, waited: Math.max(...same.map(({ waited }) => waited ?? 0)) }));
-  return [...Map.groupBy(silent, ({ waited }) => shortSeconds(waited))].map(([waited, same]) =>
-    `No answer within ${waited} from ${hopList(same.map(({ hop }) => hop))}.`
+  const targets = all.flatMap(({ path }) =>
+    path.filter(isTarget).map(({ hop }) => hop ?? Infinity)
+  );
+  const end = Math.min(...targets);
+  const silent = hopsOf(all).flatMap(([number, same]) => {
+    const isSilent = number !== null && number < end && !same.some(({ hop }) => hasAnswered(hop));
+    const waited = Math.max(...same.map(({ hop }) => hop.waited ?? 0));
+    return isSilent ? [{ number, waited: shortSeconds(waited) }] : [];
+  });
+  return [...Map.groupBy(silent, ({ waited }) => waited)].map(([waited, same]) =>
+    `No answer within ${waited} from ${hopList(same.map(({ number }) => number))}.`
   );
 }
 
@@ -294,7 +299,7 @@ function labels(all: readonly TracedPath[]): string {
 /** Marks that vanish where others pass. */
 function dropsOf(all: readonly TracedPath[]): { marks: TracedPath[]; text: string }[] {
   const drops = all.filter(isLost).flatMap((traced) => {
-    const after = traced.path.findLast(({ answer }) => answer !== null)?.hop ?? 0;
+    const after = traced.path.findLast(hasAnswered)?.hop ?? 0;
     const beyond = ({ path }: TracedPath) =>
       path.find(({ hop, answer }) => answer !== null && (hop ?? Infinity) > after);
     const passing = all.filter((other) => other !== traced && beyond(other) !== undefined);
@@ -337,8 +342,8 @@ function changeLines(all: readonly TracedPath[]): string[] {
 function partlySilentLines(all: readonly TracedPath[]): string[] {
   return hopsOf(all).flatMap(([hop, same]) => {
     const probed = same.filter(({ of: { path }, hop }) =>
-      (hop.waited !== null && path.indexOf(hop) < path.findLastIndex(hasAnswered)) ||
-      hasAnswered(hop)
+      hasAnswered(hop) ||
+      (hop.waited !== null && path.indexOf(hop) < path.findLastIndex(hasAnswered))
     );
     const answered = probed.filter(({ hop }) => hasAnswered(hop)).length;
     if (hop === null || answered === 0 || answered === probed.length) return [];
