@@ -40,8 +40,8 @@ const ONE_PACKET = 1280 - 40 - 32 - 29;
 /**
  * Whether the connection needs a socket of libc rather than Deno's: to mark the SYN, to trust other
  * roots, to choose among addresses, for a name that Deno may not resolve, and for a request of more
- * than one packet. Only libc's can keep writes in packets of their own; and copies of packets on the
- * error queue make Deno take the write side for closed, so that a write that waits would spin.
+ * than one packet. Only libc's can keep writes in packets of their own; and copies of packets on
+ * the error queue make Deno take the write side for closed, so that a write that waits would spin.
  */
 export function needsOwnSocket(options: ConnectOptions): boolean {
   const { hostname, markSyn, trust, family, requestSize } = options;
@@ -85,8 +85,8 @@ export class MarkedConn implements Disposable {
   }
 
   /**
-   * Takes over a connection that was opened just now and finds its descriptor; closes the connection
-   * if that fails. The connection is not marked yet.
+   * Takes over a connection that was opened just now and finds its descriptor; closes the
+   * connection if that fails. The connection is not marked yet.
    *
    * @throws {DescriptorError} the connection was reset, or its descriptor cannot be found
    * @throws {CannotRunError | Deno.errors.NotCapable} libc cannot be called
@@ -129,11 +129,11 @@ export class MarkedConn implements Disposable {
       this.#stream = await this.#stream.startTls(hostname, trust);
       return;
     }
+    this.#isShakingHands = true;
     const tls = await Deno.startTls(this.#stream as Deno.TcpConn, { hostname });
     this.#stream = tls;
     // A close that came meanwhile has closed what was not TLS yet.
     if (this.#isClosed) tls.close();
-    this.#isShakingHands = true;
     await tls.handshake();
     this.#isShakingHands = false;
   }

@@ -288,8 +288,8 @@ export class DialedConn {
   }
 
   /**
-   * Continues in TLS over the same descriptor, whose mark stays. Then only the TLS connection may be
-   * read and written. Closing it closes this one too; once this one is closed, it fails.
+   * Continues in TLS over the same descriptor, whose mark stays. Then only the TLS connection may
+   * be read and written. Closing it closes this one too; once this one is closed, it fails.
    *
    * @param hostname the name on the certificate; sent as SNI unless it is an address
    * @param trust `null` for the usual roots

@@ -59,37 +59,29 @@ export function markOf(tos: number): Mark {
  * @throws {RangeError} the text is neither; the message lists what is allowed
  */
 export function parseDscp(text: string): Mark {
-  const named = NAMES.get(text.toUpperCase());
-  if (named !== undefined) return markOf(named << 2);
-  const dscp = /^(0|[1-9]\d?)$/.test(text) ? Number(text) : NaN;
+  const dscp = NAMES.get(text.toUpperCase()) ??
+    (/^(0|[1-9]\d?)$/.test(text) ? Number(text) : NaN);
   if (!(dscp <= 63)) {
     throw new RangeError(`${quote(text)} is not a DSCP; allowed are ${DSCP_ALLOWED}`);
   }
   return markOf(dscp << 2);
 }
 
-/**
- * Reads a whole ToS byte or Traffic Class: decimal or 0x hex, 0 to 255, ECN bits zero.
- *
- * @throws {RangeError} the text is no such number, or sets ECN bits, which on TCP are the kernel's
- */
+/** Reads a ToS byte or Traffic Class, decimal or hex. @throws {RangeError} as `checkTos` */
 export function parseTos(text: string): Mark {
   const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d{0,2})$/i.test(text) ? Number(text) : NaN;
-  if (!(tos <= 255)) {
-    throw new RangeError(`${quote(text)} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
-  }
-  checkTos(tos);
+  checkTos(tos, quote(text));
   return markOf(tos);
 }
 
 /**
- * Checks that `tos` is a byte a TCP socket can be given.
+ * Checks that a TCP socket can be given the byte `tos`, which messages call `shown`.
  *
  * @throws {RangeError} not an integer from 0 to 255, or one with ECN bits
  */
-export function checkTos(tos: number): void {
+export function checkTos(tos: number, shown = `${tos}`): void {
   if (!Number.isInteger(tos) || tos < 0 || tos > 255) {
-    throw new RangeError(`${tos} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
+    throw new RangeError(`${shown} is not a ToS byte; allowed is ${TOS_ALLOWED}`);
   }
   const ecn = tos & 0b11;
   if (ecn !== 0) {

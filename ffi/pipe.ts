@@ -20,8 +20,8 @@ export function makeBlocking(fd: number): void {
 }
 
 /**
- * Asks for 1 MiB of room in a pipe, fcntl(2), which takes a third off the time of 1 GiB. A descriptor
- * that is no pipe, or has a limit, stays as it is.
+ * Asks for 1 MiB of room in a pipe, fcntl(2), which takes a third off the time of 1 GiB. A
+ * descriptor that is no pipe, or has a limit, stays as it is.
  */
 export function widenPipe(fd: number): void {
   const F_SETPIPE_SZ = 1031;

@@ -43,7 +43,7 @@ export function unwatch(fd: number): void {
   libc.epoll_ctl(epoll, EPOLL_CTL_DEL, fd, new Uint8Array(EVENT_SIZE));
   wake(fd);
   // Wake the thread when nothing is waited for; it would keep the process alive.
-  if (waiting.size === 0 && isRunning) libc.eventfd_write(waker);
+  if (waiting.size === 0) libc.eventfd_write(waker);
 }
 
 /** Waits for the next event of a descriptor: try the call first, and again after this. */

@@ -70,8 +70,8 @@ export function drainSent(connection: Connection): SentPacket[] {
 const copy = new Uint8Array(256);
 
 /**
- * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null` before
- * Linux 4.19.
+ * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null`
+ * before Linux 4.19.
  */
 export function dataSent(fd: number): number | null {
   return parseDataSent(getOptionBytes(fd, libc.TCP_INFO, 216));

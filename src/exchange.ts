@@ -6,7 +6,7 @@
  */
 
 import type { Arrived, Hop, Mark, MarkedConn, SentPacket, Trust } from "../ffi/mod.ts";
-import type { Failure } from "./failure.ts";
+import type { Failure, Stage } from "./failure.ts";
 import type { Header, Target } from "./target.ts";
 
 /** How requests are made. */
@@ -23,6 +23,8 @@ export interface RequestOptions {
   readonly connectTimeout: number;
   /** Seconds for the whole request (30); 0 is no limit. */
   readonly maxTime: number;
+  /** What is to arrive; `null` for the mark itself. */
+  readonly expect: Mark | null;
   /** Whether to fail with 104 unless the whole request was seen leaving, and a far end reports. */
   readonly requireProof: boolean;
 }
@@ -35,6 +37,8 @@ export interface Exchange {
   readonly mark: Mark;
   /** Whether it was set before the SYN. */
   readonly markSyn: boolean;
+  /** What is to arrive; `null` for the mark itself. */
+  readonly expect: Mark | null;
   /** When it began, on the clock of `performance.now()`. */
   started: number;
   /** The connection, once it is marked; `null` if that did not come about. */
@@ -47,6 +51,8 @@ export interface Exchange {
   sent: Sent;
   /** What the far end reports; `null` if it reports nothing. */
   arrived: Arrival | null;
+  /** The mark of the reply. */
+  returned: Returned;
   /** What went wrong; `null` if nothing did. */
   failure: Failure | null;
 }
@@ -65,8 +71,8 @@ export interface Reply {
   /** The fields behind the last chunk, likewise. */
   trailers: Field[];
   /**
-   * The Traffic Class of the latest packet when its first bytes were read; `null` on IPv4, where the
-   * kernel reports none.
+   * The ToS byte or Traffic Class of the latest packet when its first bytes were read; `null` if it
+   * is unknown, as on IPv4 without CAP_NET_RAW.
    */
   tos: number | null;
   /** Bytes of the body that were read, without the framing of chunks. */
@@ -81,38 +87,66 @@ export interface Sink {
   head?(line: string): void | Promise<void>;
   /** Gets the reply so far, before its body; may throw to stop. */
   begin?(reply: Reply): void;
-  /** Gets a piece of the body, which is reused once the call has returned or its promise has settled. */
+  /** Gets a piece of the body; it is reused once the call has returned or its promise settles. */
   body?(piece: Uint8Array): void | Promise<void>;
 }
 
 /** What is known of the packets that left, by `verdict.ts`. */
 export interface Sent {
-  /** Whether the packets with data left with the mark; `null` if they were not all observed. */
+  /** Whether the packets with data left as they should; `null` if they were not all observed. */
   readonly proved: boolean | null;
   /** The packets seen, oldest first. */
   readonly packets: readonly SentPacket[];
+  /** How many of them were sent again, whole. */
+  readonly repeats: number;
   /** Bytes of data that they carried, and that were sent in all; TLS's own are among them. */
   readonly bytes: { readonly seen: number; readonly sent: number | null };
-  /** The first byte seen that is not the mark's. */
+  /** The first byte seen that is neither the mark's nor the expected one. */
   readonly wrong: number | null;
-  /** The outer ToS byte of tunnelled packets: the first that differs from the mark, else the first. */
+  /** The outer ToS byte of tunnelled packets: the first that is wrong, else the first. */
   readonly outerTos: number | null;
   /** What took them instead of the network: what then leaves this host is not observed. */
-  readonly takenBy: "a tunnel device" | "a program on this host" | null;
+  readonly takenBy: "a tunnel" | "a tunnel device" | "a program on this host" | null;
 }
 
 /** What the far end reports, and what follows from it, by `verdict.ts`. */
-export interface Arrival extends Arrived {
-  /** Whether it saw another connection than ours, as with a proxy or NAT in between. */
+export interface Arrival extends Omit<Arrived, "sequence"> {
+  /** Whether it saw another connection than ours, as with a proxy in between. */
   readonly isOther: boolean;
+  /** The client's end as the server sees it, if that is not ours: through NAT. */
+  readonly nat: string | null;
   /** The bytes of the marked packets on arrival. */
   readonly marked: readonly number[];
-  /** Whether all packets reported have the byte they were sent with; `null` if none was marked. */
+  /** Whether all packets reported arrived as they should; `null` if none was marked. */
   readonly kept: boolean | null;
-  /** The first packet that arrived with another byte than it was sent with. */
-  readonly changed: { packet: "SYN" | "ACK" | "data"; sent: number; arrived: number } | null;
+  /** The packets that arrived with another byte than they should, SYN first. */
+  readonly changes: readonly ArrivedChange[];
   /** Whether the handshake arrived with the mark; `null` if it had none, or no SYN is reported. */
   readonly handshake: boolean | null;
+  /** What became of the request's ECN bits (RFC 3168 section 5); `null` if they are as sent. */
+  readonly ecn: "bleached" | "mangled" | "congestion experienced" | null;
+}
+
+/** A packet that arrived with another byte than it was sent with. */
+export interface ArrivedChange {
+  /** Which one. */
+  readonly packet: "SYN" | "ACK" | "data";
+  /** The byte that it was sent with. */
+  readonly sent: number;
+  /** The byte that it should have arrived with: that, or the one that is expected. */
+  readonly wanted: number;
+  /** The byte that it arrived with. */
+  readonly arrived: number;
+}
+
+/** The mark of the reply, by `verdict.ts`. */
+export interface Returned {
+  /** The byte that the server gave it; `null` if the server does not say. */
+  readonly sent: number | null;
+  /** The byte that its packets had here; `null` if that is not known. */
+  readonly arrived: number | null;
+  /** Whether both are the same DSCP; `null` if one is unknown. */
+  readonly kept: boolean | null;
 }
 
 /** A place on a path where a mark was changed. */
@@ -151,10 +185,10 @@ export interface RequestContext {
 
 /** The time limits of requests, one after the other, by `limits.ts`. */
 export interface TimeLimits {
+  /** How far the current request has come; the limit on connecting ends with "connected". */
+  stage: Stage;
   /** Begins a request. @returns aborts, with a {@linkcode Failure}, when its time is over */
   begin(target: Target): AbortSignal;
-  /** Lifts the limit on connecting. */
-  connected(): void;
   /** Lifts both limits. */
   end(): void;
 }

@@ -38,16 +38,17 @@ export function usage(width: number, meta: ImportMeta): string {
   const paragraphs = [
     `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it`,
     `\xa0\xa0${commandLine(meta)} [options] [URL]`,
-    `Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers the request itself if \
-nothing is listening there. The reply's body goes to standard output, the report to standard error.`,
+    `Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers the request itself \
+if nothing is listening there. The reply's body goes to standard output, the report to standard \
+error.`,
   ];
   const codes =
-    `Exit codes: 0 done, 2 bad usage; as curl: 3 bad URL, 6 host not found, 7 cannot connect or listen, \
-8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write, 28 timeout, 35 TLS failed, \
-52 empty reply, 56 connection lost, 60 bad certificate, 77 bad --cacert file; \
-100 the kernel did not accept the mark, 101 packets left with another mark, 102 packets arrived with \
-another mark, at the server or at a router, 103 cannot run here (not Linux, or a permission or libc \
-missing), 104 not proved with --require-proof.`;
+    `Exit codes: 0 done, 2 bad usage; as curl: 3 bad URL, 6 host not found, 7 cannot connect or \
+listen, 8 bad reply, 18 ended early, 22 HTTP error with -f, 23 cannot write, 28 timeout, 35 TLS \
+failed, 52 empty reply, 56 connection lost, 60 bad certificate, 77 bad --cacert file; \
+100 the kernel did not accept the mark, 101 packets left with another mark, 102 packets arrived \
+with another mark, at the server or at a router, 103 cannot run here (not Linux, or a permission \
+or libc missing), 104 not proved with --require-proof.`;
   const intro = paragraphs.map((text) => `${wrap(text, width)}\n`).join("")
     .replaceAll("\xa0", " ");
   return `${intro}${groups.join("\n")}\n${wrap(codes, width)}`;

@@ -22,6 +22,7 @@ export const REQUEST_DEFAULTS: RequestOptions = {
   markSyn: false,
   family: null,
   trust: null,
+  expect: null,
   connectTimeout: 10,
   maxTime: 30,
   requireProof: false,
@@ -59,7 +60,7 @@ export function isSeries(options: Options): boolean {
   return options.marks.length * options.count > 1;
 }
 
-/** The help of an option, and what it does to the options; `flag` is the option as it was written. */
+/** The help of an option, and what it does to the options; `flag` is its name as it was given. */
 type Option = readonly [help: string, apply: Apply];
 
 type Apply = (
@@ -71,7 +72,8 @@ type Apply = (
 export const OPTIONS: Record<string, Record<string, Option>> = {
   "The mark": {
     "-d, --dscp NAME[,NAME…]": [
-      "EF (the default), VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a number from 0 to 63; several are used in rotation; all means all 64",
+      "EF (the default), VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a number " +
+      "from 0 to 63; several are used in rotation; all means all 64",
       (o, v) => o.marks = [...o.marks === DEFAULTS.marks ? [] : o.marks, ...parseMarks(v)],
     ],
     "    --tos BYTE": [
@@ -131,9 +133,10 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
       (o, v, flag) => o.interval = parseSeconds(flag, v),
     ],
   },
-  "Destination is the mark changed?": {
+  "Where is the mark changed?": {
     "    --trace": [
-      "what each router on the path received, hop by hop, and between which two the mark is changed; exact on IPv6, on IPv4 only as root",
+      "what each router on the path received, hop by hop, and between which two the mark is " +
+      "changed; exact on IPv6, on IPv4 only as root",
       (o) => o.trace = true,
     ],
     "    --max-hops N": [
@@ -143,7 +146,8 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
   },
   "The far end": {
     "    --serve [HOST:]PORT": [
-      `answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is ${DEFAULT_HOST} unless given, '[::]' for all`,
+      "answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is " +
+      `${DEFAULT_HOST} unless given, '[::]' for all`,
       (o, v) => o.serve = parseListen(v),
     ],
   },
@@ -167,7 +171,7 @@ function parseShell(text: string): Shell {
 /** Reads the command line. @throws {Failure} bad usage, exit 2 */
 export function parseArguments(args: readonly string[]): Options {
   const options = { ...DEFAULTS }, urls: string[] = [], seen = new Set<string>();
-  const words = [...args];
+  const words = [...args], rows = optionRows();
   for (let word; (word = words.shift()) !== undefined;) {
     if (word === "--") urls.push(...words.splice(0));
     else if (!/^-./.test(word)) urls.push(word);
@@ -175,18 +179,15 @@ export function parseArguments(args: readonly string[]): Options {
       // --name, --name=value, or letters of which the last may have its value right behind it
       const isLong = word.startsWith("--");
       const [, flag, rest] = (isLong ? /^(--[^=]*)(?:=([^]*))?$/ : /^(-.)([^]+)?$/u).exec(word)!;
-      const option = optionRows().find(({ flags }) => flags.includes(flag));
-      if (option === undefined) {
-        throw unknownOption(
-          flag,
-          optionRows().map(({ flags }) => flags.at(-1)!),
-        );
+      const option = rows.find(({ flags }) => flags.includes(flag));
+      if (option === undefined) throw unknownOption(flag, rows.map(({ flags }) => flags.at(-1)!));
+      const { flags, apply } = option, hasValue = option.value !== "";
+      if (!hasValue && rest !== undefined) {
+        if (isLong) throw usageError(`${flag} takes no value`);
+        // The letters behind a switch are options too, and "-" is none.
+        if (rest.startsWith("-")) throw unknownOption(word, []);
+        words.unshift(`-${rest}`);
       }
-      const { flags, value: valueName, apply } = option, hasValue = valueName !== "";
-      // The letters behind a switch are options too, and "-" is none.
-      if (!isLong && !hasValue && rest?.startsWith("-")) throw unknownOption(word, []);
-      if (isLong && !hasValue && rest !== undefined) throw usageError(`${flag} takes no value`);
-      if (!isLong && !hasValue && rest !== undefined) words.unshift(`-${rest}`);
       const value = hasValue ? rest ?? words.shift() : "";
       if (value === undefined) throw usageError(`${flag} needs a value`);
       apply(options, value, flag);
@@ -196,7 +197,7 @@ export function parseArguments(args: readonly string[]): Options {
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   }
-  if (seen.size > 0 && options.print === null) checkCombinations(options, seen, urls);
+  if (options.print === null) checkCombinations(options, seen, urls);
   if (options.trace && !seen.has("--connect-timeout")) {
     const isShorter = seen.has("--max-time") && options.maxTime > 0;
     options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
@@ -205,11 +206,7 @@ export function parseArguments(args: readonly string[]): Options {
 }
 
 /** @throws {Failure} options that exclude each other, or that do nothing beside others */
-function checkCombinations(
-  options: Options,
-  seen: Set<string>,
-  urls: readonly string[],
-): void {
+function checkCombinations(options: Options, seen: Set<string>, urls: readonly string[]): void {
   if (seen.has("--dscp") && seen.has("--tos")) {
     throw usageError("--dscp and --tos are mutually exclusive: give one of them");
   }
@@ -231,9 +228,8 @@ function checkCombinations(
     if (seen.has(name)) throw usageError(`${name} does nothing here: ${why}`);
   }
   if (options.trace && seen.has("--count")) {
-    throw usageError(
-      "--trace and --count are mutually exclusive: a trace is one request for each mark",
-    );
+    const why = "a trace is one request for each mark";
+    throw usageError(`--trace and --count are mutually exclusive: ${why}`);
   }
 }
 
@@ -257,10 +253,8 @@ function parseMarks(text: string): Mark[] {
 
 function parseByte(text: string): Mark {
   const isHex = /^[0-9a-f]{2}$/i.test(text);
-  return asUsageError(
-    () => parseTos(text),
-    isHex ? `did you mean hexadecimal? --tos 0x${text}` : undefined,
-  );
+  const hint = isHex ? `did you mean hexadecimal? --tos 0x${text}` : undefined;
+  return asUsageError(() => parseTos(text), hint);
 }
 
 function parseWhole(option: string, text: string, max: number): number {
@@ -277,7 +271,7 @@ function parseSeconds(option: string, text: string): number {
 }
 
 function parseListen(text: string): { hostname: string; port: number } {
-  const parts = /^(?:(?:\[([^\]]+)\]|([^:]+)):)?(\d{1,5})$/.exec(text);
+  const parts = /^(?:(?:\[([^\]]+)\]|([^:[\]]+)):)?(\d{1,5})$/.exec(text);
   if (parts === null || Number(parts[3]) > 65535) {
     const forms = "PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535";
     throw usageError(`--serve takes ${forms}, not ${quote(text)}`);
@@ -351,11 +345,7 @@ export interface GetOptions extends Partial<RequestOptions> {
   readonly dscp?: string | number;
 }
 
-/**
- * The options of a program with the defaults for those left out.
- *
- * @throws {Failure | RangeError} a bad header, or no time limit
- */
+/** Fills in the defaults. @throws {Failure | RangeError} a bad header, or no time limit */
 export function withDefaults<T extends GetOptions>(
   defaults: T,
   options: { [K in keyof T]?: unknown },

@@ -135,7 +135,7 @@ export function pathOutcome(traced: TracedPath): { sort: string; text: string } 
   if (places.length > 0) return { sort: "changed", text: `changed ${places.join(", then ")}` };
   const seen = path.findLast(({ tos }) => tos !== null);
   if (seen === undefined) return { sort: "not shown", text: unseenText(path) };
-  const isWhole = seen.evidence === "server", later = arrived?.changed;
+  const isWhole = seen.evidence === "server", later = arrived?.changes[0];
   const far = isWhole ? "all the way" : `as far as ${hopName(seen.hop, path)}`;
   const other = sent.wrong !== null
     ? `the request left this host as ${describe(markOf(sent.wrong))}`

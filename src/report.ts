@@ -5,11 +5,21 @@
  */
 
 import { formatAddress, hex, type Mark, sameDscp } from "../ffi/mod.ts";
-import type { Arrival, Exchange, Path, Reply, Sent, Sink } from "./exchange.ts";
+import type {
+  Arrival,
+  ArrivedChange,
+  Exchange,
+  Path,
+  Reply,
+  Returned,
+  Sent,
+  Sink,
+} from "./exchange.ts";
+import { behaviours, type Pair } from "./behaviour.ts";
 import { Exit, Failure } from "./failure.ts";
 import { isSeries, type Options } from "./options.ts";
 import { toStandardOutput, widthOf } from "./output.ts";
-import { excerpt, plural, wrap } from "./text.ts";
+import { excerpt, plural, printable, wrap } from "./text.ts";
 import { coversAllData } from "./verdict.ts";
 
 /** Where a reply goes under these options; a series is for its times, so its bodies are dropped. */
@@ -41,30 +51,30 @@ type Line = readonly [label: string, text: string];
 /** What is known as soon as the connection is marked. */
 export function markedReport({ connection, mark }: Exchange, isBuiltIn: boolean): string {
   if (connection === null) return "";
-  const { localAddr, remoteAddr, fd, readBack } = connection;
+  const { localAddr, remoteAddr, readBack } = connection;
   const ends = `${formatAddress(localAddr)} → ${formatAddress(remoteAddr)}`;
   const name = `${mark.name ?? "no name"} = DSCP ${mark.dscp} = byte ${hex(mark.tos)}`;
   return laidOut([
-    ["connected", `${ends}${isBuiltIn ? ", the built-in server" : ""}; descriptor ${fd}`],
+    ["connected", `${ends}${isBuiltIn ? ", the built-in server" : ""}`],
     ["mark", `${name}; the kernel reads back ${hex(readBack!)}`],
   ]);
 }
 
 /** What became of the request, once it is over. */
-export function outcomeReport(exchange: Exchange, isBuiltIn: boolean): string {
-  const { connection, sent, arrived, reply, milliseconds, failure, markSyn } = exchange;
+export function outcomeReport(exchange: Exchange): string {
+  const { connection, sent, arrived, reply, markSyn } = exchange;
   if (connection === null) return "";
   const lines: Line[] = [];
   // A TLS handshake that fails takes the descriptor with it, before anything could be read.
   if (sent.packets.length > 0 || reply !== null) lines.push(["sent", sentText(sent)]);
-  // That the built-in server saw an unmarked handshake is in the last line.
-  const isWorthShowing = arrived !== null &&
-    (arrived.kept !== null || arrived.isOther || !isBuiltIn);
-  if (isWorthShowing) lines.push(["arrived", arrivedText(arrived, sent)]);
-  // With -f the body of an error is left unread.
-  const isTruncated = reply?.complete === false && failure?.code !== Exit.httpError;
-  if (reply !== null) lines.push(["reply", replyText(reply, milliseconds.total!, isTruncated)]);
-  lines.push(["handshake", handshakeText(markSyn, arrived)]);
+  if (arrived !== null) lines.push(["arrived", arrivedText(exchange, arrived)]);
+  if (reply !== null) lines.push(["reply", replyText(exchange, reply)]);
+  if (arrived === null) {
+    const text = markSyn
+      ? "set before the SYN; not proved (--serve at the far end reports it)"
+      : "unmarked, as it precedes the mark; --mark-syn marks it too";
+    lines.push(["handshake", text]);
+  }
   return laidOut(lines);
 }
 
@@ -83,15 +93,19 @@ function laidOut(lines: readonly Line[]): string {
   }).join("");
 }
 
-function sentText({ proved, packets, bytes, outerTos, takenBy }: Sent): string {
+function sentText({ proved, packets, repeats, bytes, outerTos, takenBy }: Sent): string {
   if (packets.length === 0) {
-    return "not observed: no copy came back; the device may not make any, NAT may\n" +
-      "hide them, or sysctl net.core.tstamp_allow_data is 0";
+    return "not observed: the kernel returned no copies. Drivers without TX timestamps\n" +
+      "(WireGuard, IPsec, MACsec, VMware's vmxnet3), NAT on this host and\n" +
+      "net.core.tstamp_allow_data=0 are known reasons";
   }
   const marks = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
-  const seen = `${plural(packets.length, "packet")} with ${marks}`;
+  const again = repeats === 0 ? "" : `, ${repeats} of them sent again`;
+  const seen = `${plural(packets.length, "packet")} with ${marks}${again}`;
   const tunnel = `, inside a tunnel\nwhose packets carry ${outerTos === null ? "" : hex(outerTos)}`;
-  const where = `, read from the IP header${outerTos === null ? "" : tunnel}`;
+  const its = packets.length === 1 ? "its" : "their";
+  const where = `, read from ${its} IP header${packets.length === 1 ? "" : "s"}` +
+    (outerTos === null ? "" : tunnel);
   const isEcn = packets.some(({ tos }) => (tos & 3) !== 0);
   const ecn = isEcn ? "\n(its two lowest bits are ECN, which TCP sets by itself)" : "";
   if (proved === false) return `${seen}${where}: NOT the mark that was set${ecn}`;
@@ -104,50 +118,58 @@ function sentText({ proved, packets, bytes, outerTos, takenBy }: Sent): string {
   return `${seen}${where}: proved${ecn}`;
 }
 
-function arrivedText(arrived: Arrival, sent: Sent): string {
-  const { syn, ack, data, isOther, kept } = arrived;
-  const reported = Object.entries({ SYN: syn, ACK: ack, data }).filter(([, tos]) => tos !== null);
-  const bytes = reported.map(([packet, tos]) => `${packet} ${hex(tos!)}`).join(", ");
+function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival): string {
+  const { syn, ack, data, isOther, nat, kept, changes, ecn } = arrived;
+  const reported = Object.entries({ request: data, SYN: syn, ACK: data === null ? ack : null })
+    .flatMap(([packet, tos]) => tos === null ? [] : [`${packet} ${hex(tos)}`]);
   if (isOther) {
-    return `${bytes}, reported by the server for another connection:\na proxy or NAT in between`;
+    return `${reported.join(", ")}, reported by the server for another connection:\n` +
+      "a proxy is in between, or a firewall that changes sequence numbers";
   }
+  const through = nat === null ? "" : `\nthrough NAT: the server sees ${printable(nat)}`;
+  const bits = ecn === null ? "" : `\nECN ${ecn} on the way`;
   if (kept === null) {
-    return `${bytes} at the server; whether the mark arrived is unknown without --mark-syn`;
+    return `${reported.join(", ")} at the server; whether the mark arrived is unknown:\n` +
+      `it reports the handshake only, and --mark-syn marks that${through}`;
   }
-  const where = coversAllData(arrived, sent) ? "the path" : "on these packets";
-  const survived = `the mark survived ${where}`;
-  return `${bytes} at the server: ${kept ? survived : "NOT the mark that was sent"}`;
+  const isAll = coversAllData(arrived, sent);
+  const part = isAll ? "" : data === null ? " on the handshake" : " on the packet that is reported";
+  // An outer header with another mark is what the path has seen.
+  const isHidden = sent.outerTos !== null && !sameDscp(sent.outerTos, mark.tos);
+  const survived = expect !== null
+    ? "as expected"
+    : isHidden
+    ? "the mark inside the tunnel survived"
+    : `the mark survived${part}`;
+  const isSynAsSent = !markSyn && syn !== null && sameDscp(syn, 0) && data !== null;
+  const [shown, rest] = isSynAsSent
+    ? [reported.slice(0, 1), `; SYN ${hex(syn)}, as it was sent\n(--mark-syn marks it too)`]
+    : [reported, ""];
+  const verdict = changes.length === 0 ? survived : "NOT the mark that was sent";
+  return `${shown.join(", ")}: ${verdict}${rest}${bits}${through}`;
 }
 
-function handshakeText(markedSyn: boolean, arrived: Arrival | null): string {
-  const { isOther = false, changed = null } = arrived ?? {};
-  const confirmed = arrived !== null && !isOther ? arrived.syn ?? arrived.ack : null;
-  if (!markedSyn && changed !== null && changed.packet !== "data") {
-    return `sent unmarked, but ${changed.packet} arrived with ${hex(changed.arrived)}`;
-  }
-  if (!markedSyn && confirmed !== null && sameDscp(confirmed, 0)) {
-    return `unmarked, as the server confirms (${hex(confirmed)}); --mark-syn marks it too`;
-  }
-  if (!markedSyn) {
-    return "unmarked: SYN and ACK leave before the mark is set; --mark-syn marks them";
-  }
-  const proved = arrived?.handshake ?? null;
-  if (isOther) return "set before the SYN; not proved: a proxy or NAT is in between";
-  if (proved === null) return "set before the SYN; not proved (--serve at the far end reports it)";
-  const verdict = proved ? "proved by the mark" : "NOT the mark";
-  return `set before the SYN; ${verdict} that the server reports`;
-}
-
-function replyText(reply: Reply, total: number, isTruncated: boolean): string {
-  const { status, reason, headers, tos, bodyBytes } = reply;
+function replyText({ returned, milliseconds, failure }: Exchange, reply: Reply): string {
+  const { status, reason, headers, bodyBytes } = reply;
   const location = headers.find(([name]) => name === "location")?.[1];
   const isRedirect = location !== undefined && status >= 300 && status < 400;
-  const size = `${isTruncated ? "only " : ""}${plural(bodyBytes, "byte")} in ${
-    total.toFixed(1)
-  } ms`;
-  const marked = tos === null ? "" : `, its packets marked ${hex(tos)}`;
+  // With -f the body of an error is left unread.
+  const isTruncated = !reply.complete && failure?.code !== Exit.httpError;
+  const size = plural(bodyBytes, "byte"), time = `${milliseconds.total!.toFixed(1)} ms`;
   const leads = isRedirect ? `; leads to ${excerpt(location)}, not followed` : "";
-  return `${excerpt(`${status} ${reason}`.trim())}, ${size}${marked}${leads}`;
+  return `${excerpt(`${status} ${reason}`.trim())}, ${
+    isTruncated ? "only " : ""
+  }${size} in ${time}` +
+    returnedText(returned) + leads;
+}
+
+function returnedText({ sent, arrived, kept }: Returned): string {
+  if (kept === false) {
+    return `, sent with ${hex(sent!)}, came back with ${hex(arrived!)}: ` +
+      "NOT the mark that the server sent";
+  }
+  if (arrived !== null) return `, its packets marked ${hex(arrived)}`;
+  return "";
 }
 
 /** What a line of JSON may hold besides an exchange. */
@@ -178,7 +200,7 @@ export function json(
 }
 
 function exchangeObject(exchange: Exchange, isBuiltIn: boolean) {
-  const { target, connection, mark, markSyn, sent, arrived, reply, milliseconds } = exchange;
+  const { target, connection, mark, markSyn, expect, sent, arrived, returned, reply } = exchange;
   const end = (address: Deno.NetAddr | undefined) =>
     address === undefined ? null : { address: address.hostname, port: address.port };
   const { tos, trailers, ...plain } = reply ?? {};
@@ -187,29 +209,42 @@ function exchangeObject(exchange: Exchange, isBuiltIn: boolean) {
     server: isBuiltIn ? "built-in" : "remote",
     local: end(connection?.localAddr),
     remote: end(connection?.remoteAddr),
+    descriptor: connection?.fd ?? null,
     mark: {
       ...mark,
       readBack: connection?.readBack ?? null,
       handshake: connection && markSyn,
       handshakeProved: arrived?.handshake ?? null,
     },
+    ...expect && { expect },
     sent: {
       proved: sent.proved,
       bytes: sent.bytes,
+      repeats: sent.repeats,
       outerTos: sent.outerTos,
+      handedTo: sent.takenBy,
       packets: sent.packets.map(({ tos, length }) => ({ tos, length })),
     },
     // What arrived on another connection says nothing of this one.
     arrived: arrived?.isOther === false
-      ? { syn: arrived.syn, ack: arrived.ack, data: arrived.data }
+      ? {
+        ...{ syn: arrived.syn, ack: arrived.ack, data: arrived.data },
+        ...{ kept: arrived.kept, nat: arrived.nat, ecn: arrived.ecn },
+        behaviour: behaviours(arrived.changes.map(pairOf)).map(({ name }) => name),
+      }
       : null,
+    returned,
     reply: reply && {
       ...plain,
       ...trailers!.length > 0 && { trailers },
       ...tos !== null && { tos },
     },
-    milliseconds,
+    milliseconds: exchange.milliseconds,
   };
+}
+
+function pairOf({ sent, arrived }: ArrivedChange): Pair {
+  return { sent: sent >> 2, arrived: arrived >> 2 };
 }
 
 /** A line of JSON: fractions to six digits; what would act on a terminal is escaped. */

@@ -1,342 +1,227 @@
 /**
- * The far end: a server that reports the marks that arrived, and the one of a run without a URL.
+ * `--serve`, which answers a GET with the marks that arrived, and the server of a run without a URL.
  *
  * @module
  */
 
-import { makeBlocking } from "../ffi/pipe.ts";
+import { type Arrived, keepArrivals, readArrived } from "../ffi/arrived.ts";
+import { DescriptorError, formatAddress, hex, markOf, setTos } from "../ffi/mod.ts";
 import { pause } from "../ffi/wait.ts";
-import {
-  type Arrived,
-  DescriptorError,
-  formatAddress,
-  hex,
-  keepArrivals,
-  markOf,
-  readArrived,
-  setTos,
-} from "../ffi/mod.ts";
-import type { Exchange, Reply } from "./exchange.ts";
-import { Exit, failureOf } from "./failure.ts";
-import { onInterrupt, widthOf } from "./output.ts";
+import type { Exchange } from "./exchange.ts";
+import { Exit, failureOf, isGranted } from "./failure.ts";
+import { Log, onInterrupt, widthOf } from "./output.ts";
 import { DEFAULT_PORT, type Header, localTarget, type Target } from "./target.ts";
-import { latin1, plural, printable, wrap } from "./text.ts";
-import { isOurs, unmapIPv4 } from "./verdict.ts";
+import { latin1, printable, wrap } from "./text.ts";
+import { unmapIPv4 } from "./verdict.ts";
 import { VERSION } from "./version.ts";
 
-/** How a server answers and what it says of a connection. */
-interface Service {
-  readonly type: string;
-  /** The body for a client, in ASCII. */
-  page(peer: Deno.NetAddr, arrived: Arrived): string;
-  /** Gets a line for each request. */
-  log?(line: string): void;
+const MOST_CLIENTS = 1024, LONGEST_HEAD = 16 * 1024;
+/** Milliseconds for the head of a request, the same once the server is stopped, to close. */
+const HEAD_TIME = 10_000, GRACE_TIME = 1000, CLOSE_TIME = 1000;
+
+const NAME = `dscp-get/${VERSION}`, BUILT_IN_NAME = `${NAME} (built-in)`;
+
+/** A client that sends its head, or that has its reply and has not closed yet. */
+class Client {
+  isAnswered = false;
+  /** On the clock of `performance.now()`. */
+  deadline = performance.now() + HEAD_TIME;
+  readonly timeout = Promise.withResolvers<ParsedRequest>();
+  constructor(readonly conn: Deno.TcpConn) {}
 }
 
-const BUILT_IN: Service = {
-  type: "text/plain; charset=utf-8",
-  page: () =>
-    wrap(
-      `This page comes from dscp-get's built-in server: nobody else was listening on \
-port ${DEFAULT_PORT} here. Give a URL to ask another server; --help lists the options.`,
-      widthOf(Deno.stdout),
-    ),
-};
-
-/** A connection of the server: waiting for its head, or lingering after the answer. */
-interface Client {
-  readonly conn: Deno.TcpConn;
-  /** When it began to wait, on the clock of `performance.now()`. */
-  since: number;
-  /** Whether it has sent some of its head. */
-  hasBegun: boolean;
-  isAnswered: boolean;
-  /** Resolves when it has left. */
-  gone: Promise<void>;
-}
-
-/** What the far end allows its clients. */
-const LIMITS = { connections: 1024, head: 16 * 1024, headSeconds: 10, lingerSeconds: 1 };
-
-/** Once it is stopped, how long clients have to send their heads: those who have begun, and others. */
-const GRACE_SECONDS = { begun: 2, idle: 0.5 };
-
-/** Answers what connects to a listener, until it is stopped. */
+/** Answers what connects to a listener. */
 class ReportingServer {
-  /** Oldest first. */
-  readonly #clients = new Set<Client>();
-  #isStopped = false;
+  /** Oldest first, with the end of each. */
+  readonly #clients = new Map<Client, Promise<void>>();
 
-  constructor(
-    private readonly listener: Deno.TcpListener,
-    private readonly service: Service,
-  ) {}
+  constructor(readonly listener: Deno.TcpListener, readonly name: string, readonly log?: Log) {}
 
   /** Accepts clients until the listener is closed, and answers the last of them. */
   async serve(): Promise<void> {
     for (;;) {
-      let conn: Deno.TcpConn;
       try {
-        conn = await this.listener.accept();
+        const client = new Client(await this.listener.accept());
+        if (this.#clients.size >= MOST_CLIENTS) this.#makeRoom();
+        this.#clients.set(client, this.#answer(client).finally(() => this.#drop(client)));
       } catch (error) {
-        const { BadResource, Interrupted } = Deno.errors;
+        const { BadResource, Interrupted, NotConnected } = Deno.errors;
         if (error instanceof BadResource || error instanceof Interrupted) break;
-        // Another client must leave before there is room. All other errors are about a client that
-        // had gone before it was accepted.
-        const { code } = error as { code?: string };
-        if (["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"].includes(code ?? "")) await pause(100);
-        continue;
+        // NotConnected is a client that was reset; all others, like EMFILE, take time to pass.
+        if (!(error instanceof NotConnected)) await pause(100);
       }
-      if (this.#clients.size >= LIMITS.connections) this.#makeRoom();
-      const since = performance.now(), gone = Promise.resolve();
-      const client: Client = { conn, since, hasBegun: false, isAnswered: false, gone };
-      this.#clients.add(client);
-      client.gone = this.#answer(client);
     }
-    await this.#allGone();
+    await Promise.all(this.#clients.values());
   }
 
-  async #allGone(): Promise<void> {
-    await Promise.all(Array.from(this.#clients, ({ gone }) => gone));
-  }
-
-  /** Answers one connection; a client's errors are ignored. */
   async #answer(client: Client): Promise<void> {
-    const { conn } = client, service = this.service;
+    const { conn, timeout } = client;
     try {
-      const peer = unmapIPv4(conn.remoteAddr);
-      const handshake = arrivedOn(conn);
-      const request = await readRequest(client);
-      if (request === null || client.isAnswered) return;
-      client.isAnswered = true;
-      client.since = performance.now();
-      // The request is here, so on IPv6 the latest packet is one of its own.
-      const arrived = { ...handshake, data: arrivedOn(conn).data };
-      const strongest = arrived.data ?? arrived.syn ?? arrived.ack;
-      if (strongest) setTos(conn, markOf(strongest).tos); // 0 is what it has
-      let reply: Uint8Array = replyOf(request, service, { peer, arrived });
+      const reading = readRequest(conn);
+      const request = await Promise.race([reading, timeout.promise]);
+      if (request === null) return;
+      const peer = unmapIPv4(conn.remoteAddr), arrived = mirrorMark(conn);
+      let reply = encodeReply(request, this.name, peer, arrived);
       while (reply.length > 0) reply = reply.subarray(await conn.write(reply));
-      service.log?.(logLine(peer, request, arrived));
-      if (!request.hasMore) return;
+      client.isAnswered = true;
+      client.deadline = performance.now() + CLOSE_TIME;
+      this.log?.add(logLine(request, peer, arrived));
       // Closing with unread data sends an RST, which can discard the reply.
       await conn.closeWrite();
-      const rest = new Uint8Array(LIMITS.head);
-      while (await conn.read(rest) !== null);
-    } catch {
-      /* the client is gone */
-    } finally {
-      this.#drop(client);
-    }
+      await reading; // only after a timeout it goes on
+      while (await conn.read(new Uint8Array(LONGEST_HEAD)) !== null);
+    } catch { /* the client has gone */ }
   }
 
   #drop(client: Client): void {
-    // What was read just now must not be answered: the descriptor may be another's soon.
-    client.isAnswered = true;
-    this.#clients.delete(client);
-    try {
-      client.conn.close();
-    } catch { /* it is closed already */ }
+    if (this.#clients.delete(client)) client.conn.close();
   }
 
   /** Drops the client that has waited longest without sending a whole head, or else the oldest. */
   #makeRoom(): void {
-    let oldest: Client | undefined;
-    for (const client of this.#clients) {
-      oldest ??= client;
-      if (!client.isAnswered) return this.#drop(client);
-    }
-    this.#drop(oldest!);
+    const clients = [...this.#clients.keys()];
+    this.#drop(clients.find(({ isAnswered }) => !isAnswered) ?? clients[0]);
   }
 
   /** Ends what takes too long; to be called a few times a second. */
   sweep(): void {
-    const now = performance.now();
-    for (const client of this.#clients) {
-      const seconds = (now - client.since) / 1000;
-      if (client.isAnswered && seconds > LIMITS.lingerSeconds) this.#drop(client);
-      const allowed = !this.#isStopped
-        ? LIMITS.headSeconds
-        : client.hasBegun
-        ? GRACE_SECONDS.begun
-        : GRACE_SECONDS.idle;
-      if (!client.isAnswered && seconds > allowed) {
-        client.since = now;
-        client.isAnswered = true;
-        const reply = replyOf({ status: 408 }, this.service, null);
-        client.conn.write(reply).catch(() => {}).then(() => this.#drop(client));
-      }
+    for (const client of this.#clients.keys()) {
+      if (performance.now() < client.deadline) continue;
+      if (client.isAnswered) this.#drop(client);
+      else client.timeout.resolve({ status: "408 Request Timeout" });
     }
   }
 
-  /** Accepts nobody else; those who have not sent their head have {@linkcode GRACE_SECONDS}. */
+  /** Accepts no more clients, and gives the others less time. */
   stop(): void {
     this.listener.close();
-    this.#isStopped = true;
-    const now = performance.now();
-    for (const client of this.#clients) if (!client.isAnswered) client.since = now;
-  }
-
-  /** Stops and does not wait for anybody who is slow. */
-  async close(): Promise<void> {
-    this.listener.close();
-    if (this.#clients.size > 0) await Promise.race([this.#allGone(), pause(100)]);
-    for (const client of this.#clients) this.#drop(client);
+    const latest = performance.now() + GRACE_TIME;
+    for (const client of this.#clients.keys()) client.deadline = Math.min(client.deadline, latest);
   }
 }
 
-function logLine(peer: Deno.NetAddr, request: ParsedRequest, arrived: Arrived): string {
-  const { method = "-", path = "-", status } = request;
-  const marks = Object.entries(arrived).map(([packet, tos]) =>
-    `${packet} ${tos === null ? "-" : hex(tos)}`
-  );
-  const line = printable(`${method} ${path}`.slice(0, 200));
-  return `${formatAddress(peer)} ${line} ${status} ${marks.join(" ")}`;
-}
-
-const UNKNOWN: Arrived = { syn: null, ack: null, data: null };
-
-/** What the kernel reports of a connection; nothing if another one has the same ends. */
-function arrivedOn(conn: Deno.TcpConn): Arrived {
+/** Marks what is sent from now on as the client's packets were marked. */
+function mirrorMark(conn: Deno.TcpConn): Arrived {
   try {
-    return readArrived(conn);
+    const arrived = readArrived(conn);
+    setTos(conn, markOf(strongest(arrived) ?? 0).tos); // 0 too: all marks take the same time
+    return arrived;
   } catch (error) {
-    if (error instanceof DescriptorError) return UNKNOWN;
+    // Another connection has the same ends, on another interface.
+    if (error instanceof DescriptorError) return { syn: null, ack: null, data: null };
     throw error;
   }
 }
 
-/** A request as far as the far end looks at it. */
+/** The byte that says most about the request. */
+function strongest({ data, syn, ack }: Arrived): number | null {
+  return data ?? syn ?? ack;
+}
+
+/** A request, as the status line's end that answers it, and what the server looks at. */
 interface ParsedRequest {
-  readonly status: number;
+  readonly status: string;
   readonly method?: string;
   readonly path?: string;
-  /** More is to come, or has come, than was read. */
-  readonly hasMore?: boolean;
 }
-
-const STATUS: Record<number, string> = {
-  200: "OK",
-  400: "Bad Request",
-  405: "Method Not Allowed",
-  408: "Request Timeout",
-  431: "Request Header Fields Too Large",
-};
 
 /** Reads the head of a request; `null` if the client sends nothing. */
-async function readRequest(client: Client): Promise<ParsedRequest | null> {
-  const buffer = new Uint8Array(1024);
-  let text = "", end = 0;
-  while (end === 0 && text.length <= LIMITS.head) {
-    const size = await client.conn.read(buffer);
-    if (size === null) break;
-    client.hasBegun = true;
-    // The blank line may lie across reads.
-    const blank = /\n\r?\n/g;
-    blank.lastIndex = Math.max(0, text.length - 2);
-    text += latin1(buffer.subarray(0, size));
-    if (blank.test(text)) end = blank.lastIndex;
-    // A TLS handshake record, by somebody who means https
-    if (text.startsWith("\x16")) break;
+async function readRequest(conn: Deno.TcpConn): Promise<ParsedRequest | null> {
+  const buffer = new Uint8Array(4096);
+  for (let text = "";;) {
+    const size = await conn.read(buffer);
+    if (size === null && text === "") return null;
+    text += latin1(buffer.subarray(0, size ?? 0));
+    const request = parseRequest(text, size === null);
+    if (request !== null) return request;
   }
-  if (text === "") return null;
-  const head = text.slice(0, end || text.length);
-  const [, method, path] = /^(?:\r?\n)?([!-~]+) ([!-~]+) HTTP\/1\.\d\r?\n/.exec(head) ?? [];
-  if (head.length > LIMITS.head) return { status: 431, method, path, hasMore: true };
-  if (method === undefined || end === 0) return { status: 400, method, path, hasMore: true };
-  if (method !== "GET" && method !== "HEAD") return { status: 405, method, path, hasMore: true };
-  const hasMore = text.length > end || /^(content-length|transfer-encoding):/mi.test(head);
-  return { status: 200, method, path, hasMore };
 }
 
-const encoder = new TextEncoder();
+/** The request that a text begins with; `null` if its head has no end yet and more can come. */
+export function parseRequest(text: string, isWhole: boolean): ParsedRequest | null {
+  const end = /\n\r?\n/.exec(text), head = text.slice(0, end?.index);
+  const [, method, path] = /^(?:\r?\n)?([!-~]+) ([!-~]+) HTTP\/1\.\d(?:\r?\n|\r?$)/.exec(head) ??
+    [];
+  const answer = (status: string) => ({ status, method, path });
+  if (head.length > LONGEST_HEAD) return answer("431 Request Header Fields Too Large");
+  // A TLS handshake record: the client means https.
+  if (end === null && !isWhole && !text.startsWith("\x16")) return null;
+  if (end === null || method === undefined) return answer("400 Bad Request");
+  return answer(method === "GET" || method === "HEAD" ? "200 OK" : "405 Method Not Allowed");
+}
 
-function replyOf(
+function encodeReply(
   { status, method }: ParsedRequest,
-  service: Service,
-  seen: { peer: Deno.NetAddr; arrived: Arrived } | null,
-): Uint8Array<ArrayBuffer> {
-  const isOk = status === 200 && seen !== null;
-  const body = isOk ? service.page(seen.peer, seen.arrived) : `${STATUS[status]}\n`;
-  const { syn = null, ack = null, data = null } = seen?.arrived ?? {};
+  name: string,
+  peer: Deno.NetAddr,
+  arrived: Arrived,
+): Uint8Array {
+  const isPage = status === "200 OK" && name === BUILT_IN_NAME;
+  const isJson = status === "200 OK" && !isPage;
+  const json = { peer: { address: peer.hostname, port: peer.port }, ...arrived };
+  const page = `This page comes from dscp-get's built-in server: nobody else answered on port \
+${DEFAULT_PORT} here. Give a URL to ask another server; --help lists the options.`;
+  const body = isJson
+    ? `${JSON.stringify(json)}\n`
+    : isPage
+    ? wrap(page, widthOf(Deno.stdout))
+    : `${status}\n`;
   const byteText = (tos: number | null) => tos === null ? null : hex(tos);
   const headers: Header[] = [
-    ["Server", `dscp-get/${VERSION}`],
-    ["Allow", status === 405 ? "GET, HEAD" : null],
-    ["Content-Type", isOk ? service.type : "text/plain; charset=utf-8"],
+    ["Server", name],
+    ["Allow", status.startsWith("405") ? "GET, HEAD" : null],
+    ["Content-Type", isJson ? "application/json" : "text/plain; charset=utf-8"],
     ["Content-Length", String(body.length)],
-    ["Arrived-ToS", byteText(data ?? syn ?? ack)],
-    ["Arrived-SYN", byteText(syn)],
-    ["Arrived-ACK", byteText(ack)],
-    ["Arrived-Data", byteText(data)],
-    ["Arrived-Peer", seen === null ? null : formatAddress(seen.peer)],
+    ["Arrived-ToS", byteText(strongest(arrived))],
+    ["Arrived-SYN", byteText(arrived.syn)],
+    ["Arrived-ACK", byteText(arrived.ack)],
+    ["Arrived-Data", byteText(arrived.data)],
+    ["Arrived-Peer", formatAddress(peer)],
     ["Connection", "close"],
   ];
-  let text = `HTTP/1.1 ${status} ${STATUS[status]}\r\n`;
-  for (const [name, value] of headers) if (value !== null) text += `${name}: ${value}\r\n`;
-  return encoder.encode(`${text}\r\n${method === "HEAD" ? "" : body}`);
+  const lines = headers.map(([name, value]) => value === null ? "" : `${name}: ${value}\r\n`);
+  const head = `HTTP/1.1 ${status}\r\n${lines.join("")}\r\n`;
+  return new TextEncoder().encode(method === "HEAD" ? head : head + body);
 }
 
-/** `--serve`: the far end, until SIGINT or SIGTERM. */
+function logLine(
+  { method = "-", path = "-", status }: ParsedRequest,
+  peer: Deno.NetAddr,
+  { syn, ack, data }: Arrived,
+): string {
+  const [line, code] = [printable(`${method} ${path}`.slice(0, 200)), status.slice(0, 3)];
+  const [s, a, d] = [syn, ack, data].map((tos) => tos === null ? "-" : hex(tos));
+  return `${formatAddress(peer)} ${line} ${code} syn ${s} ack ${a} data ${d}`;
+}
+
+/** @returns `null` if another socket has the port @throws {Failure} cannot listen there */
+function listenIfFree(where: { hostname: string; port: number }): Deno.TcpListener | null {
+  try {
+    const listener = Deno.listen(where);
+    keepArrivals(listener);
+    return listener;
+  } catch (error) {
+    if (error instanceof Deno.errors.AddrInUse) return null;
+    throw failureOf(error, "listening", where);
+  }
+}
+
+/** `--serve`, until SIGINT or SIGTERM. @throws {Failure} it cannot listen there */
 export async function serveUntilSignal(
   where: { hostname: string; port: number },
   isSilent: boolean,
 ): Promise<void> {
-  let listener: Deno.TcpListener;
-  try {
-    listener = Deno.listen(where);
-    keepArrivals(listener);
-  } catch (error) {
-    throw failureOf(error, "listening", where);
-  }
-  const log = isSilent ? null : new Log();
-  const server = new ReportingServer(listener, {
-    type: "application/json",
-    page: ({ hostname, port }, arrived) =>
-      JSON.stringify({ peer: { address: hostname, port }, ...arrived }) + "\n",
-    log: log === null ? undefined : (line) => log.add(line),
-  });
-  const sweeping = setInterval(() => server.sweep(), 200);
+  const log = isSilent ? undefined : new Log();
+  const listener = listenIfFree(where);
+  if (listener === null) throw failureOf(new Error("address already in use"), "listening", where);
+  const server = new ReportingServer(listener, NAME, log);
   using _signals = onInterrupt(() => server.stop());
+  const sweeping = setInterval(() => server.sweep(), 200);
   log?.add(`listening on ${formatAddress(listener.addr)}; Ctrl-C ends it`);
   await server.serve();
   clearInterval(sweeping);
-  // The second signal ends it also while the log waits for its reader.
-  await Promise.race([log?.written, pause(200)]);
-}
-
-/** Logs without waiting for a slow reader: lines that do not fit are counted instead. */
-class Log {
-  /** Resolves when all lines so far are written, or nobody is there to read them. */
-  written: Promise<void> = Promise.resolve();
-  #waiting = "";
-  #dropped = 0;
-  #isWriting = false;
-
-  /** Adds a line, without its end. */
-  add(line: string): void {
-    const MOST_WAITING = 64 * 1024;
-    if (this.#waiting.length > MOST_WAITING || this.#dropped > 0) this.#dropped++;
-    else this.#waiting += `${line}\n`;
-    if (!this.#isWriting) this.written = this.#write();
-  }
-
-  async #write(): Promise<void> {
-    this.#isWriting = true;
-    try {
-      // A parent may have made it non-blocking, where Deno does not say how much it has written.
-      makeBlocking(2);
-      while (this.#waiting !== "" || this.#dropped > 0) {
-        if (this.#waiting === "") {
-          this.#waiting = `… ${plural(this.#dropped, "line")} dropped\n`;
-          this.#dropped = 0;
-        }
-        let bytes: Uint8Array = new TextEncoder().encode(this.#waiting);
-        this.#waiting = "";
-        while (bytes.length > 0) bytes = bytes.subarray(await Deno.stderr.write(bytes));
-      }
-    } catch { /* standard error is closed */ }
-    this.#isWriting = false;
-  }
+  // Its reader may have stopped.
+  await Promise.race([log?.written, pause(GRACE_TIME)]);
 }
 
 /** Where requests go: an existing server, or one of our own, which is closed with it. */
@@ -346,14 +231,15 @@ export interface Server extends AsyncDisposable {
   /**
    * Looks at the first exchange of a run without a URL.
    *
-   * @param isSeries whether more requests follow
-   * @throws {ServerGone} the default port's server has gone, or ends before a series does
+   * @throws {ServerGone} the server has gone, or will go before a series ends
    */
   checkPresent(exchange: Exchange, isSeries?: boolean): void;
 }
 
-/** The server that had the default port has gone: the run is for a server of our own. */
-export class ServerGone {}
+/** The server on the default port has gone: the run begins again, with another server. */
+export class ServerGone {
+  constructor(readonly replacement: Server) {}
+}
 
 /** A server that a URL names. */
 export function remoteServer(target: Target): Server {
@@ -361,40 +247,35 @@ export function remoteServer(target: Target): Server {
 }
 
 /** The server of a run without a URL: our own if the port is free, else the one that has it. */
-export function defaultServer(target: Target): Server {
-  return builtInServer(target.host, target.port) ?? {
-    ...remoteServer(target),
-    checkPresent({ reply, failure }, isSeries = false) {
-      const codes: number[] = [Exit.cannotConnect, Exit.emptyReply, Exit.connectionLost];
-      const isGone = reply === null && codes.includes(failure?.code ?? 0);
-      if (isGone || (isSeries && isBuiltIn(reply))) throw new ServerGone();
-    },
+export function defaultServer(target: Target, asksLeft = 10): Server {
+  const { host, port, url } = target;
+  const checkPresent = ({ reply, failure }: Exchange, isSeries = false) => {
+    const isBrief = isSeries && reply?.headers.some(([, value]) => value === BUILT_IN_NAME);
+    const codes: number[] = [Exit.cannotConnect, Exit.connectionLost, Exit.emptyReply];
+    if (!isBrief && (reply !== null || !codes.includes(failure?.code ?? 0))) return;
+    const own = builtInServer(host, port);
+    if (own !== null) throw new ServerGone(own);
+    // A server that ended the connection in good order has not gone if the port still is taken.
+    if (failure?.code === Exit.emptyReply) return;
+    const canUseAnyPort = isGranted({ name: "net", host: new URL(url).hostname });
+    if (canUseAnyPort) throw new ServerGone(builtInServer(host, 0)!);
+    if (!isBrief && asksLeft > 0) throw new ServerGone(defaultServer(target, asksLeft - 1));
   };
+  return builtInServer(host, port) ?? { ...remoteServer(target), checkPresent };
 }
 
-/** A server in this process; `null` if another one has the port. */
+/** A server in this process; `null` if another one has the port. @throws {Failure} cannot listen */
 export function builtInServer(hostname: string, port: number): Server | null {
-  let listener: Deno.TcpListener;
-  try {
-    listener = Deno.listen({ hostname, port });
-  } catch (error) {
-    if (error instanceof Deno.errors.AddrInUse) return null;
-    throw failureOf(error, "listening", { hostname, port });
-  }
-  keepArrivals(listener);
-  const server = new ReportingServer(listener, BUILT_IN);
-  const serving = server.serve();
+  const listener = listenIfFree({ hostname, port });
+  if (listener === null) return null;
+  const serving = new ReportingServer(listener, BUILT_IN_NAME).serve();
   return {
     ...remoteServer(localTarget(listener.addr.hostname, listener.addr.port)),
     isBuiltIn: true,
     async [Symbol.asyncDispose]() {
-      await server.close();
-      await serving;
+      listener.close();
+      // Others may not have sent their request yet.
+      await Promise.race([serving, pause(100)]);
     },
   };
-}
-
-/** Whether a reply comes from the built-in server of another run, which ends with that run. */
-function isBuiltIn(reply: Reply | null): boolean {
-  return isOurs(reply) && reply!.headers.some(([, value]) => value === BUILT_IN.type);
 }

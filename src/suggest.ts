@@ -18,11 +18,17 @@ export function unknownOption(given: string, names: readonly string[]): Failure 
   if (/^--(allow|deny|unstable|no-prompt|no-check|quiet|reload|config|cert|v8-flags)/.test(given)) {
     return usageError(message, "options of Deno go before main.ts: deno run --allow-net …");
   }
-  const near = names
+  const [near] = given.startsWith("--") ? nearest(given, names) : [];
+  return usageError(message, near === undefined ? undefined : `did you mean ${near}?`);
+}
+
+/** Those names that a typing mistake may have made of it, the nearest first. */
+function nearest(given: string, names: readonly string[]): string[] {
+  return names
     .map((name) => ({ name, distance: distance(given, name) }))
-    .sort((a, b) => a.distance - b.distance)[0];
-  const isNear = given.startsWith("--") && near?.distance <= Math.min(3, near.name.length / 3);
-  return usageError(message, isNear ? `did you mean ${near!.name}?` : undefined);
+    .filter(({ name, distance }) => distance <= Math.min(3, name.length / 3))
+    .sort((a, b) => a.distance - b.distance)
+    .map(({ name }) => name);
 }
 
 /** How many letters to add, drop or change to make one word of another (Levenshtein). */

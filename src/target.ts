@@ -79,8 +79,8 @@ export function parseTarget(text: string): Target {
 
 /** The bytes of the GET. */
 export function encodeRequest(target: Target, headers: readonly Header[]): Uint8Array<ArrayBuffer> {
-  const nameOf = ([name]: Header) => name.toLowerCase();
-  const given = new Set(headers.map(nameOf));
+  const keyOf = ([name]: Header) => name.toLowerCase();
+  const given = new Set(headers.map(keyOf));
   const standard: Header[] = [
     ["Host", target.authority],
     ["User-Agent", `dscp-get/${VERSION}`],
@@ -89,10 +89,10 @@ export function encodeRequest(target: Target, headers: readonly Header[]): Uint8
   ];
   const own = headers.filter(([, value]) => value !== null);
   // A request has one Host (RFC 9112 section 3.2): the first that is given, as curl's.
-  const host = own.find((header) => nameOf(header) === "host");
+  const host = own.find((header) => keyOf(header) === "host");
   const lines = [
-    ...standard.filter((header) => !given.has(nameOf(header))),
-    ...own.filter((header) => nameOf(header) !== "host" || header === host),
+    ...standard.filter((header) => !given.has(keyOf(header))),
+    ...own.filter((header) => keyOf(header) !== "host" || header === host),
   ].map(([name, value]) => `${name}: ${value}\r\n`);
   return new TextEncoder().encode(`GET ${target.path} HTTP/1.1\r\n${lines.join("")}\r\n`);
 }

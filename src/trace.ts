@@ -183,7 +183,7 @@ export async function runTrace(
       rows = Math.max(rows, hop.hop ?? 0);
     }
     if (limits.stopped !== null) break;
-    if (done === 0) server.checkPresent(trace.exchange!);
+    if (done === 0) server.checkPresent(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
@@ -194,7 +194,7 @@ export async function runTrace(
   await print(options.json ? lines.join("") : pathReport(known, isMany, width));
   if (!isQuiet && !isMany) {
     const { exchange } = all[0], { isBuiltIn } = server;
-    toStandardError(markedReport(exchange!, isBuiltIn) + outcomeReport(exchange!, isBuiltIn));
+    toStandardError(markedReport(exchange!, isBuiltIn) + outcomeReport(exchange!));
   }
   if (limits.stopped !== null) return limits.stopped;
   const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");

@@ -1,6 +1,7 @@
 /**
- * Did the mark leave, did it arrive; which failure follows. Each question is answered once, by a pure
- * function of what was observed; report, JSON, tables and exit codes use its value.
+ * Did the mark leave, did it arrive, did it come back; which failure follows. Each question is
+ * answered once, by a pure function of what was observed; report, JSON, tables and exit codes use
+ * its value.
  *
  * @module
  */
@@ -15,68 +16,119 @@ import {
   sameDscp,
   type SentPacket,
 } from "../ffi/mod.ts";
-import type { Arrival, Exchange, Reply, RequestOptions, Sent } from "./exchange.ts";
+import { encode, familyOf, sameEnd } from "../ffi/sockaddr.ts";
+import { behaviourText, consequence, TELLING_MARKS } from "./behaviour.ts";
+import type {
+  Arrival,
+  ArrivedChange,
+  Exchange,
+  Reply,
+  RequestOptions,
+  Returned,
+  Sent,
+} from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
 import type { Target } from "./target.ts";
+import { plural } from "./text.ts";
+
+// ─── Did it leave? ──────────────────────────────────────────────────────────────────────────────
 
 /** What is known before anything was sent, and if no copy came back. */
 export const NOT_OBSERVED: Sent = {
   proved: null,
   packets: [],
+  repeats: 0,
   bytes: { seen: 0, sent: 0 },
   wrong: null,
   outerTos: null,
   takenBy: null,
 };
 
-/** Did the mark leave? All bytes of data must have been seen, in packets with the mark. */
+/** What of an exchange decides how its packets should look. */
+type Asked = Pick<Exchange, "target" | "mark" | "expect">;
+
+/**
+ * Did the mark leave? All bytes of data must have been seen, in packets with the mark, or with the
+ * one that is expected: a rule of this host may set it.
+ */
 export function assessSent(
-  { sent: packets, dataSent: sent }: Pick<MarkedConn, "sent" | "dataSent">,
-  mark: Mark,
+  { sent: packets, dataSent: sent, remoteAddr }: Pick<
+    MarkedConn,
+    "sent" | "dataSent" | "remoteAddr"
+  >,
+  { target, mark, expect }: Asked,
 ): Sent {
-  const isWrong = (tos: number) => !sameDscp(tos, mark.tos);
+  const isWrong = (tos: number) =>
+    !sameDscp(tos, mark.tos) && !(expect !== null && sameDscp(tos, expect.tos));
   const wrong = packets.map(({ tos }) => tos).find(isWrong) ?? null;
   const outer = packets.flatMap(({ outerTos }) => outerTos ?? []);
   const outerTos = outer.find(isWrong) ?? outer[0] ?? null;
-  const takenBy = packets.some(({ linkHeader }) => linkHeader === 0)
-    ? "a tunnel device"
-    : packets.some(({ isRedirected }) => isRedirected)
+  const isRedirected = packets.some((packet) => packet.isRedirected) ||
+    !isAsked(target, remoteAddr);
+  const takenBy = isRedirected
     ? "a program on this host"
+    : packets.some(({ linkHeader }) => linkHeader === 0)
+    ? "a tunnel device"
     : null;
-  const seen = bytesCovered(packets);
+  const { seen, repeats } = bytesCovered(packets);
   const isWhole = packets.length > 0 && sent !== null && seen >= sent && takenBy === null;
   const proved = wrong !== null || outer.some(isWrong) ? false : isWhole ? true : null;
-  return { proved, packets, bytes: { seen, sent }, wrong, outerTos, takenBy };
+  return { proved, packets, repeats, bytes: { seen, sent }, wrong, outerTos, takenBy };
 }
 
-/** Bytes of data in packets, each counted once: some may have been sent again. */
-export function bytesCovered(packets: readonly SentPacket[]): number {
+/** Whether a connection leads where a URL says; a BPF program may have sent it elsewhere. */
+function isAsked({ host, port }: Target, remoteAddr: Deno.NetAddr): boolean {
+  const isUnspecified = /^(0\.0\.0\.0|::)$/.test(host);
+  if (familyOf(host) === null || isUnspecified) return port === remoteAddr.port;
+  return sameEnd(encode({ transport: "tcp", hostname: host, port }), encode(remoteAddr));
+}
+
+/** Bytes of data in packets, each counted once, and how many packets brought none that was new. */
+export function bytesCovered(packets: readonly SentPacket[]): { seen: number; repeats: number } {
   // Sequence numbers wrap around (RFC 9293 section 3.4), so they count from the first.
   const first = packets[0]?.sequence ?? 0;
   const runs = packets.map(({ sequence, payload }) => ({ from: sequence - first | 0, payload }));
-  let covered = 0, end = -Infinity;
+  let seen = 0, repeats = 0, end = -Infinity;
   for (const { from, payload } of runs.sort((a, b) => a.from - b.from)) {
-    covered += Math.max(0, from + payload - Math.max(end, from));
+    const more = Math.max(0, from + payload - Math.max(end, from));
+    if (more === 0 && payload > 0) repeats++;
+    seen += more;
     end = Math.max(end, from + payload);
   }
-  return covered;
+  return { seen, repeats };
 }
 
-/** Did packets arrive as they were sent? An unmarked handshake was sent with 0. */
+// ─── Did it arrive? ─────────────────────────────────────────────────────────────────────────────
+
+/** What a header of a reply of our own server says: a byte, as `0xB8`; `null` if it is no byte. */
+function byteOf(reply: Reply, name: string): number | null {
+  const value = valueOf(reply, name);
+  return /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
+}
+
+function valueOf({ headers }: Reply, wanted: string): string {
+  return headers.find(([name]) => name === wanted)?.[1] ?? "";
+}
+
+/**
+ * Did packets arrive as they were sent? An unmarked handshake was sent with 0. The server's report
+ * is about this connection if it saw our sequence number, which NAT keeps and a proxy does not, or,
+ * if that is unknown, our address.
+ */
 export function assessArrival(
-  { reply, mark, markSyn }: Pick<Exchange, "reply" | "mark" | "markSyn">,
+  { reply, mark, markSyn, expect, sent: { packets: seen, bytes } }: Pick<
+    Exchange,
+    "reply" | "mark" | "markSyn" | "expect" | "sent"
+  >,
   localAddr: Deno.NetAddr,
 ): Arrival | null {
   if (reply === null) return null;
-  const valueOf = (wanted: string) => reply.headers.find(([name]) => name === wanted)?.[1] ?? "";
-  const byteOf = (wanted: string): number | null => {
-    const value = valueOf(wanted);
-    return /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
-  };
-  const [syn, ack, data] = ["arrived-syn", "arrived-ack", "arrived-data"].map(byteOf);
+  const [syn, ack, data] = ["syn", "ack", "data"].map((name) => byteOf(reply, `arrived-${name}`));
   if (syn === null && ack === null && data === null) return null;
-  const peer = valueOf("arrived-peer");
-  const isOther = peer !== "" && peer !== formatAddress(unmapIPv4(localAddr));
+  const peer = valueOf(reply, "arrived-peer");
+  const isSamePeer = peer === "" || peer === formatAddress(unmapIPv4(localAddr));
+  const isOther =
+    !(hasSequence(valueOf(reply, "arrived-sequence"), seen, bytes.sent) ?? isSamePeer);
   const first = markSyn ? mark.tos : 0;
   // A marked request may overtake an unmarked ACK, and end the handshake in its place.
   const isRequest = !markSyn && ack !== null && sameDscp(ack, mark.tos);
@@ -85,28 +137,59 @@ export function assessArrival(
     ["ACK", first, isRequest ? null : ack],
     ["data", mark.tos, data],
   ] as const;
+  const isMarked = (packet: ArrivedChange["packet"]) => markSyn || packet === "data";
   const packets = reported.flatMap(([packet, sent, arrived]) =>
-    isOther || arrived === null ? [] : [{ packet, sent, arrived }]
+    isOther || arrived === null
+      ? []
+      : [{ packet, sent, wanted: isMarked(packet) ? expect?.tos ?? sent : sent, arrived }]
   );
-  const changes = packets.filter(({ sent, arrived }) => !sameDscp(sent, arrived));
-  const marked = packets.filter(({ packet }) => markSyn || packet === "data");
+  // A rule that sets what is expected may mark the handshake as well.
+  const changes = packets.filter(({ wanted, arrived }) =>
+    !sameDscp(arrived, wanted) && !(expect !== null && sameDscp(arrived, expect.tos))
+  );
+  const marked = packets.filter(({ packet }) => isMarked(packet));
   const isChangedEarly = changes.some(({ packet }) => packet !== "data");
-  const isShown = packets.some(({ packet }) => packet === "SYN");
   return {
     syn,
     ack,
     data,
     isOther,
+    nat: isOther || isSamePeer ? null : peer,
     marked: marked.map(({ arrived }) => arrived),
     kept: changes.length > 0 ? false : marked.length > 0 ? true : null,
-    changed: changes[0] ?? null,
-    handshake: !markSyn ? null : isChangedEarly ? false : isShown ? true : null,
+    changes,
+    handshake: !markSyn || isOther ? null : isChangedEarly ? false : syn !== null ? true : null,
+    ecn: isOther || data === null ? null : ecnChange(seen, data),
   };
 }
 
-/** Whether all data is reported: IPv6 servers know the latest packet's byte, IPv4 servers none. */
-export function coversAllData({ data }: Arrival, { packets }: Sent): boolean {
-  return data !== null && packets.length === 1;
+/**
+ * Whether a reported initial sequence number is that of the packets seen; `null` if one is unknown.
+ * The first data is one behind it (RFC 9293 section 3.4), and the first copies may be lost.
+ */
+function hasSequence(
+  reported: string,
+  packets: readonly SentPacket[],
+  sent: number | null,
+): boolean | null {
+  if (!/^\d{1,10}$/.test(reported) || packets.length === 0) return null;
+  return (packets[0].sequence - 1 - Number(reported)) >>> 0 <= (sent ?? 0);
+}
+
+/** What became of ECN bits that all packets seen had in common (RFC 3168 section 5). */
+function ecnChange(packets: readonly SentPacket[], arrived: number): Arrival["ecn"] {
+  const [before, ...others] = new Set(packets.map(({ tos }) => tos & 3));
+  const after = arrived & 3;
+  if (before === undefined || others.length > 0 || before === 0 || before === after) return null;
+  return after === 0 ? "bleached" : after === 3 ? "congestion experienced" : "mangled";
+}
+
+/**
+ * Whether all data is reported. A server on IPv4 knows the byte of the first packet of the request,
+ * one on IPv6 that of the latest.
+ */
+export function coversAllData({ data }: Arrival, { packets, repeats }: Sent): boolean {
+  return data !== null && packets.length - repeats === 1;
 }
 
 /** One end of a connection, IPv4-mapped addresses as IPv4. */
@@ -114,8 +197,21 @@ export function unmapIPv4({ hostname, port }: Deno.NetAddr): Deno.NetAddr {
   return { transport: "tcp", hostname: hostname.replace(/^::ffff:(?=[\d.]+$)/, ""), port };
 }
 
-/** 101 or 102, if packets left or arrived with another mark. */
-function markFailure({ mark, sent, arrived }: Exchange): Failure | null {
+// ─── Did it come back? ──────────────────────────────────────────────────────────────────────────
+
+/** Did the reply arrive with the mark that the server gave it? */
+export function assessReturn(reply: Reply | null, arrived: Arrival | null): Returned {
+  // A proxy makes packets of its own.
+  const sent = reply === null || arrived?.isOther ? null : byteOf(reply, "reply-tos");
+  const tos = reply?.tos ?? null;
+  const kept = sent === null || tos === null ? null : sameDscp(sent, tos);
+  return { sent, arrived: tos, kept };
+}
+
+// ─── Which failure follows? ─────────────────────────────────────────────────────────────────────
+
+/** 101 or 102, if packets left, arrived or came back with another mark. */
+function markFailure({ mark, sent, arrived, returned }: Exchange): Failure | null {
   if (sent.wrong !== null) {
     const message = `set ${hex(mark.tos)}, left with ${hex(sent.wrong)}: ` +
       "something on this host, such as nftables, rewrote it";
@@ -127,30 +223,77 @@ function markFailure({ mark, sent, arrived }: Exchange): Failure | null {
     const hint = "a tunnel has to copy the mark: VXLAN does with 'tos inherit', ip-link(8)";
     return new Failure(Exit.sentChanged, message, hint);
   }
-  if (arrived === null || arrived.changed === null) return null;
-  const { packet, sent: before, arrived: tos } = arrived.changed;
-  // The handshake was not observed leaving, so this host may have changed it.
-  const isPath = sent.proved && arrived.data !== null && !sameDscp(arrived.data, mark.tos);
-  const cause = isPath ? "the path rewrote it" : "rewritten by this host or the path";
-  const what = sameDscp(before, mark.tos) ? "" : `${packet} `;
-  const message = `${what}sent ${describe(markOf(before))}, arrived ${describe(markOf(tos))}`;
-  return new Failure(Exit.arrivedChanged, `${message}: ${cause}`);
+  if (arrived !== null && arrived.changes.length > 0) {
+    return arrivalFailure(arrived, mark, sent.proved === true);
+  }
+  if (returned.kept !== false) return null;
+  const [before, after] = [returned.sent!, returned.arrived!].map((tos) => describe(markOf(tos)));
+  return new Failure(Exit.arrivedChanged, `the reply was sent ${before}, came back ${after}`);
+}
+
+/** 102. The handshake was not observed leaving, so this host may have changed it. */
+function arrivalFailure({ changes, data, syn }: Arrival, mark: Mark, hasLeft: boolean): Failure {
+  const [{ packet, sent, wanted, arrived }] = changes;
+  if (wanted !== sent) {
+    const [before, expected, after] = [sent, wanted, arrived].map((tos) => describe(markOf(tos)));
+    const message = `${packet} sent ${before}, arrived ${after}, expected ${expected}`;
+    return new Failure(Exit.arrivedChanged, message);
+  }
+  const change = `sent ${describe(markOf(sent))}, arrived ${describe(markOf(arrived))}`;
+  const isDataKept = data !== null && changes.every((each) => each.packet !== "data");
+  if (isDataKept) {
+    const cause = sameDscp(sent, 0)
+      ? "it was marked on its way out of this host, or on the path"
+      : "a SYN proxy on the path makes one of its own, or a rule changes SYNs only";
+    return new Failure(
+      Exit.arrivedChanged,
+      `${packet} ${change}, but the request kept its mark: ${cause}`,
+    );
+  }
+  const cause = hasLeft && data !== null
+    ? "the path rewrote it"
+    : "rewritten by this host or the path";
+  const what = sameDscp(sent, mark.tos) ? "" : `${packet} `;
+  const pair = { sent: sent >> 2, arrived: arrived >> 2 };
+  const likeness = packet === "data" || what === "" ? `, ${behaviourText([pair])}` : "";
+  const isByFirst = packet === "data" && syn !== null && sameDscp(syn, 0) && sameDscp(arrived, 0);
+  const hint = isByFirst
+    ? "a box may classify a connection by its first packet: try --mark-syn"
+    : consequence(pair) ?? `-d ${TELLING_MARKS} shows which behaviour of RFC 9435 it is`;
+  return new Failure(Exit.arrivedChanged, `${what}${change}: ${cause}${likeness}`, hint);
 }
 
 /** What went wrong, all in all: a wrong mark is more than what else happened to the request. */
-export function requestFailure(exchange: Exchange, options: RequestOptions): Failure | null {
+export function requestFailure(
+  exchange: Exchange,
+  options: Pick<RequestOptions, "requireProof">,
+): Failure | null {
   const { failure, target, reply } = exchange, wrong = markFailure(exchange);
-  if (failure === null) return wrong ?? proofFailure(exchange, options);
+  if (failure === null) return wrong ?? (options.requireProof ? proofFailure(exchange) : null);
   // An interrupt, or what keeps this program from working, is about the run, not the request.
   const isRun = failure.code >= Exit.notMarked || failure.code === Exit.cannotWrite;
   const isClosed = failure.code === Exit.emptyReply || failure.code === Exit.connectionLost;
   if (wrong === null && isClosed && reply === null && isLikelyTls(target)) {
     return new Failure(failure.code, failure.message, "the server may speak TLS: is it https://?");
   }
-  if (wrong === null || isRun) return failure;
-  const both = new Failure(wrong.code, `${wrong.message}; ${failure.message}`);
+  if (wrong === null) return droppedFailure(exchange, failure) ?? failure;
+  if (isRun) return failure;
+  const both = new Failure(wrong.code, `${wrong.message}; ${failure.message}`, wrong.hint);
   both.cause = failure;
   return both;
+}
+
+/** Says of a request without an answer how often it was sent, if its handshake passed. */
+function droppedFailure({ sent, mark, markSyn, reply }: Exchange, failure: Failure) {
+  const isSilent = failure.code === Exit.timeout && reply === null && sent.repeats > 0;
+  if (!isSilent || markSyn || mark.tos === 0) return null;
+  const message = `${failure.message}: the unmarked handshake passed, but the request with ` +
+    `${describe(mark)} was sent ${plural(sent.repeats + 1, "time")} without an answer`;
+  return new Failure(
+    failure.code,
+    message,
+    `the path may drop it: -d ${mark.name ?? mark.dscp},DF`,
+  );
 }
 
 /** Which of two failures of a run to end with: the earlier one, or a wrong mark behind another. */
@@ -158,6 +301,7 @@ export function moreSevere(earlier: Failure | null, later: Failure | null): Fail
   return earlier === null || (isWrongMark(later) && !isWrongMark(earlier)) ? later : earlier;
 }
 
+/** Whether packets left, arrived or came back with another mark. */
 export function isWrongMark(failure: Failure | null): boolean {
   return failure?.code === Exit.sentChanged || failure?.code === Exit.arrivedChanged;
 }
@@ -167,28 +311,31 @@ function isLikelyTls({ isHttps, port }: Target): boolean {
   return !isHttps && /443$/.test(String(port));
 }
 
-/** 104, if a proof is required: of what left, and of what arrived if the far end is our own. */
-function proofFailure(exchange: Exchange, { requireProof }: RequestOptions): Failure | null {
-  if (!requireProof) return null;
-  const { sent: { proved, packets, bytes, takenBy }, arrived, reply } = exchange;
-  if (packets.length === 0) return new Failure(Exit.notProved, "no packet was observed leaving");
-  if (takenBy !== null) {
-    return new Failure(Exit.notProved, `the packets were handed to ${takenBy}`);
-  }
-  if (proved === null) {
-    const message = `only ${bytes.seen} of ${bytes.sent ?? "?"} bytes were observed leaving`;
-    return new Failure(Exit.notProved, message);
-  }
-  if (!isOurs(reply) || (arrived !== null && !arrived.isOther)) return null;
-  const message = arrived === null
+/** 104: of what left, and, if the far end is our own, of what arrived, not all was proved. */
+function proofFailure({ sent, arrived, reply }: Exchange): Failure | null {
+  const { proved, packets, bytes, takenBy, repeats } = sent;
+  const message = packets.length === 0
+    ? "no packet was observed leaving"
+    : takenBy !== null
+    ? `the packets were handed to ${takenBy}`
+    : proved === null
+    ? `only ${bytes.seen} of ${bytes.sent ?? "?"} bytes were observed leaving`
+    : !isOurs(reply)
+    ? null
+    : arrived === null
     ? "the far end does not report what arrived"
-    : "the far end reports what arrived on another connection: a proxy or NAT is in between";
-  return new Failure(Exit.notProved, message);
+    : arrived.isOther
+    ? "the far end reports what arrived on another connection: a proxy is in between, or a " +
+      "firewall that changes sequence numbers"
+    : arrived.data === null
+    ? "the far end does not report with which mark the request arrived"
+    : coversAllData(arrived, sent)
+    ? null
+    : `the far end reports what arrived for 1 of ${packets.length - repeats} packets`;
+  return message === null ? null : new Failure(Exit.notProved, message);
 }
 
 /** Whether the far end is one of ours. */
 export function isOurs(reply: Reply | null): boolean {
-  return reply?.headers.some(([name, value]) =>
-    name === "server" && value.startsWith("dscp-get/")
-  ) ?? false;
+  return reply !== null && valueOf(reply, "server").startsWith("dscp-get/");
 }

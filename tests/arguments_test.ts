@@ -1,9 +1,18 @@
 import assert from "node:assert/strict";
 import { Exit, Failure } from "../main.ts";
-import { parseArguments } from "../src/options.ts";
-import { encodeRequest, parseTarget } from "../src/target.ts";
-import { dscpGet, execute, testWith } from "./support/processes.ts";
-import { OK, replying } from "./support/servers.ts";
+import { usage } from "../src/help.ts";
+import {
+  DEFAULTS,
+  optionRows,
+  OPTIONS,
+  type Options,
+  parseArguments,
+  requestOptionsOf,
+  withDefaults,
+} from "../src/options.ts";
+import { unknownOption } from "../src/suggest.ts";
+import { dscpGet, testWith } from "./support/processes.ts";
+import { Certificates } from "./support/servers.ts";
 
 async function refused(args: string[], code: number, message: RegExp): Promise<void> {
   const { code: exit, stdout, stderr } = await dscpGet(args);
@@ -127,75 +136,6 @@ Deno.test("short options can be put together, as curl's can", () => {
   assert.deepEqual([headers, url], [[["A", "b"]], "http://h/"]);
 });
 
-Deno.test("a URL is read as curl reads it, and goes out percent-encoded without its fragment", () => {
-  const target = parseTarget("localhost:8086/a b/ü?q=ä&x=<y>#fragment");
-  assert.deepEqual(target, {
-    url: "http://localhost:8086/a%20b/%C3%BC?q=%C3%A4&x=%3Cy%3E",
-    isHttps: false,
-    host: "localhost",
-    port: 8086,
-    authority: "localhost:8086",
-    path: "/a%20b/%C3%BC?q=%C3%A4&x=%3Cy%3E",
-  });
-  assert.deepEqual([parseTarget("HTTP://[::1]:80/").authority, parseTarget("http://h").port], [
-    "[::1]",
-    80,
-  ]);
-  assert.throws(
-    () => parseTarget("gopher://h/"),
-    (error) => error instanceof Failure && error.code === Exit.badUrl,
-  );
-});
-
-Deno.test("an empty query keeps its question mark", () => {
-  for (const url of ["http://h/a?", "http://h/a?#f", "h/a?"]) {
-    const { url: asked, path } = parseTarget(url);
-    assert.deepEqual([asked, path], ["http://h/a?", "/a?"]);
-  }
-  for (const url of ["http://h?", "http://h/?#f", "http://h:80/?"]) {
-    assert.equal(parseTarget(url).path, "/?");
-  }
-  const request = new TextDecoder().decode(encodeRequest(parseTarget("http://h/a?"), []));
-  assert.ok(request.startsWith("GET /a? HTTP/1.1\r\n"));
-});
-
-testWith(["curl"], "of several Host headers one goes out, the same as curl's", async () => {
-  await using server = replying(OK);
-  for (
-    const given of ["Host: a|host: b", "Host:|Host: b", "Host: a|Host:", "X: 1|HOST: a|Host: b"]
-  ) {
-    const args = ["-s", ...given.split("|").flatMap((header) => ["-H", header]), server.url];
-    await dscpGet(args);
-    await execute(["curl", ...args]);
-    const [ours, curls] = server.requests.splice(0).map((text) => text.match(/^host:.*$/gmi));
-    assert.equal(ours?.length, 1);
-    assert.equal(ours[0].toLowerCase(), curls?.[0].toLowerCase(), given);
-  }
-});
-
-Deno.test("the request has Host, User-Agent, Accept and Connection, and -H changes them as curl's does", async () => {
-  const text = (url: string, headers: [string, string | null][]): string =>
-    new TextDecoder().decode(encodeRequest(parseTarget(url), headers));
-  const lines = text("http://[::1]:8086/x", []).split("\r\n");
-  assert.deepEqual(lines.slice(0, 2), ["GET /x HTTP/1.1", "Host: [::1]:8086"]);
-  assert.match(lines[2], /^User-Agent: dscp-get\/\d/);
-  assert.deepEqual(lines.slice(3), ["Accept: */*", "Connection: close", "", ""]);
-  assert.ok(
-    text("http://h:80/", []).includes("\r\nHost: h\r\n"),
-    "the scheme's own port is left out",
-  );
-
-  await using server = replying(OK);
-  const headers = ["host: example.org", "Accept:", "X-Empty;", "A: 1", "A: 2"];
-  await dscpGet(["-s", ...headers.flatMap((header) => ["-H", header]), server.url]);
-  const sent = server.requests[0];
-  assert.ok(
-    /^host: example\.org\r$/m.test(sent) && !/^Host/m.test(sent) && !/^Accept/m.test(sent),
-    sent,
-  );
-  assert.ok(sent.includes("\r\nX-Empty: \r\n") && sent.includes("\r\nA: 1\r\nA: 2\r\n"), sent);
-});
-
 Deno.test("a mistake is answered with what was probably meant", async () => {
   const hintOf = async (...args: string[]) => {
     const { code, stderr } = await dscpGet(args);
@@ -216,33 +156,431 @@ Deno.test("-d may be given several times, all may stand in a list, and -S is tak
   assert.deepEqual(names("-sS", "http://h/"), ["EF"]);
 });
 
-Deno.test("what does nothing beside --serve is a usage error", () => {
-  for (const args of ["-n 2", "-d EF", "-k", "--json", "-m 3"]) {
-    assert.throws(
-      () => parseArguments(["--serve", "0", ...args.split(" ")]),
-      (error) => error instanceof Failure && error.code === Exit.usage,
-      args,
-    );
+// ─── The parser, in this process ─────────────────────────────────────────────────────────────────
+
+/** What the arguments change of the defaults; marks are shown as their bytes. */
+function changed(args: readonly string[]): Record<string, unknown> {
+  const options = parseArguments(args);
+  const keys = Object.keys(DEFAULTS) as (keyof Options)[];
+  const others = keys.filter((key) => options[key] !== DEFAULTS[key]);
+  return Object.fromEntries(others.map((key) => [
+    key,
+    key === "marks" ? options.marks.map(({ tos }) => tos) : options[key],
+  ]));
+}
+
+const MAX = 2_147_483;
+
+for (
+  const [args, expected] of [
+    [[], {}],
+    [["h"], { url: "h" }],
+    [[""], { url: "" }],
+    [["-"], { url: "-" }],
+    [["--", "-d"], { url: "-d" }],
+    [["--"], {}],
+    [["-d", "--", "h"], /"--" is not a DSCP/],
+    [["a", "--", "b"], /one URL at a time, not 2: 'a' 'b'/],
+    [["a", "b", "c\x07"], /one URL at a time, not 3: 'a' 'b' 'c\\x07'/],
+    // Names and values
+    [["--dscp=AF41"], { marks: [0x88] }],
+    [["--dscp", "AF41", "h"], { marks: [0x88], url: "h" }],
+    [["-dAF41"], { marks: [0x88] }],
+    [["-d", "-1"], /"-1" is not a DSCP/],
+    [["-d=EF"], /"=EF" is not a DSCP/],
+    [["--header=A: b=c\u2028d"], { headers: [["A", "b=c\u2028d"]] }],
+    [["-HA: b\u2028"], { headers: [["A", "b"]] }],
+    [["--dscp="], /an empty text is not a DSCP/],
+    [["--dscp"], /^--dscp needs a value$/],
+    [["-d"], /^-d needs a value$/],
+    [["-sd"], /^-d needs a value$/],
+    [["--json="], /^--json takes no value$/],
+    [["--json=1"], /^--json takes no value$/],
+    [["--dscp=EF", "--json"], { marks: [0xb8], json: true }],
+    [["--js"], /^unknown option '--js'$/],
+    [["---json"], /^unknown option '---json'$/],
+    [["--=x"], /^unknown option '--'$/],
+    [["-😀"], /^unknown option '-😀'$/],
+    [["-s😀"], /^unknown option '-😀'$/],
+    [["-s-"], /^unknown option '-s-'$/],
+    [["-si-"], /^unknown option '-i-'$/],
+    [["-ds-"], /"s-" is not a DSCP/],
+    [["-46"], { family: 6 }],
+    [["-64"], { family: 4 }],
+    [["-sSfi"], { silent: true, fail: true, include: true }],
+    [["-k"], { insecure: true }],
+    [["--insecure"], { insecure: true }],
+    [["--cacert", "-"], { cacert: "-" }],
+    [["--mark-syn"], { markSyn: true }],
+    [["--require-proof"], { requireProof: true }],
+    // Marks
+    [["-d", "0"], { marks: [0] }],
+    [["-d", "63"], { marks: [252] }],
+    [["-d", "64"], /"64" is not a DSCP/],
+    [["-d", " ef ,\tdf"], { marks: [0xb8, 0] }],
+    [["-d", "EF,"], /an empty text is not a DSCP/],
+    [["-d", "EF", "-d", "EF"], { marks: [0xb8, 0xb8] }],
+    [["-d", "All"], { marks: Array.from({ length: 64 }, (_, dscp) => dscp * 4) }],
+    [["--tos", "0"], { marks: [0] }],
+    [["--tos", "252"], { marks: [252] }],
+    [["--tos", "256"], /"256" is not a ToS byte/],
+    [["--tos", "0xFC"], { marks: [252] }],
+    [["--tos", "4", "--tos", "8"], { marks: [8] }],
+    [["-d", "EF", "--tos", "4"], /^--dscp and --tos are mutually exclusive/],
+    // Whole numbers
+    [["-n", "1"], {}],
+    [["-n", "2"], { count: 2 }],
+    [["-n", "1000000"], { count: 1_000_000 }],
+    [["-n", "1000001"], /^-n takes a number from 1 to 1000000, not '1000001'$/],
+    ...["0", "-1", "01", "+1", "1.0", "1e3", "0x1", "", " 1", "1\n"].map((text) =>
+      [["-n", text], /^-n takes a number from 1 to 1000000, not '/] as const
+    ),
+    [["--trace", "--max-hops", "1"], { trace: true, maxHops: 1, connectTimeout: 60 }],
+    [["--trace", "--max-hops", "64"], { trace: true, maxHops: 64, connectTimeout: 60 }],
+    [["--trace", "--max-hops", "65"], /^--max-hops takes a number from 1 to 64, not '65'$/],
+    // Seconds
+    [["-m", "0"], { maxTime: 0 }],
+    [["-m", ".5"], { maxTime: 0.5 }],
+    [["-m", "5."], { maxTime: 5 }],
+    [["-m", "007.50"], { maxTime: 7.5 }],
+    [["-m", `${MAX}`], { maxTime: MAX }],
+    [["-m", `${MAX}.0`], { maxTime: MAX }],
+    [["--connect-timeout", "0.001"], { connectTimeout: 0.001 }],
+    [["-n2", "--interval", "3"], { count: 2, interval: 3 }],
+    ...[`${MAX}.1`, `${MAX + 1}`, ".", "", "-1", "+1", "1e3", "5s", "Infinity", "1,5", "1\n"].map(
+      (text) =>
+        [["-m", text], /^-m takes seconds from 0 to 2147483, such as 5 or 0\.5, not '/] as const,
+    ),
+    [["--interval", "x"], /^--interval takes seconds/],
+    // The limit on connecting of a trace
+    [["--trace"], { trace: true, connectTimeout: 60 }],
+    [["--trace", "-m", "5"], { trace: true, maxTime: 5, connectTimeout: 5 }],
+    [["--trace", "-m", "60"], { trace: true, maxTime: 60, connectTimeout: 60 }],
+    [["--trace", "-m", "61"], { trace: true, maxTime: 61, connectTimeout: 60 }],
+    [["--trace", "-m", "0"], { trace: true, maxTime: 0, connectTimeout: 60 }],
+    [["--trace", "--connect-timeout", "99"], { trace: true, connectTimeout: 99 }],
+    [["--trace", "--connect-timeout", "0", "-m", "5"], {
+      trace: true,
+      maxTime: 5,
+      connectTimeout: 0,
+    }],
+    [["-m", "5"], { maxTime: 5 }],
+    // Where to listen
+    [["--serve", "0"], { serve: { hostname: "127.0.0.1", port: 0 } }],
+    [["--serve", "65535"], { serve: { hostname: "127.0.0.1", port: 65535 } }],
+    [["--serve", "00080"], { serve: { hostname: "127.0.0.1", port: 80 } }],
+    [["--serve", "a.b:1"], { serve: { hostname: "a.b", port: 1 } }],
+    [["--serve", "[::]:1"], { serve: { hostname: "::", port: 1 } }],
+    [["--serve", "[fe80::1%25lo]:1"], { serve: { hostname: "fe80::1%lo", port: 1 } }],
+    [["--serve", "[fe80::1%lo]:1"], { serve: { hostname: "fe80::1%lo", port: 1 } }],
+    [["--serve", "[fe80::1%25]:1"], { serve: { hostname: "fe80::1%25", port: 1 } }],
+    ...[
+      "65536",
+      "99999",
+      "100000",
+      "000080",
+      "",
+      "a:",
+      "[]:1",
+      "::1:1",
+      "[::1]1",
+      "a:65536",
+      "x",
+      "-1",
+    ]
+      .map((text) =>
+        [
+          ["--serve", text],
+          /^--serve takes PORT, HOST:PORT or \[IPv6\]:PORT, PORT from 0 to 65535/,
+        ] as const
+      ),
+    // What goes together
+    [["--serve", "1", "-sS"], { serve: { hostname: "127.0.0.1", port: 1 }, silent: true }],
+    [["--serve", "1", "--silent", "--show-error"], {
+      serve: { hostname: "127.0.0.1", port: 1 },
+      silent: true,
+    }],
+    [["--serve", "1", "h"], /^--serve takes no URL/],
+    [["-n", "1", "--interval", "2"], { interval: 2 }],
+    [["-d", "EF,DF", "--interval", "2"], { marks: [0xb8, 0], interval: 2 }],
+    [["--trace", "-n", "1"], /^--trace and --count are mutually exclusive/],
+    [["-n", "1", "-i"], { include: true }],
+    [["--json", "-f"], { json: true, fail: true }],
+    // Only text is asked for; the first one is printed
+    [["-hV"], { print: "help" }],
+    [["-Vh"], { print: "version" }],
+    [["--completions", "fish", "-hV"], { print: "fish" }],
+    [["-h", "--completions", "zsh"], { print: "help" }],
+    [["-h", "--completions", "tcsh"], { print: "help" }],
+    [["--completions", "bash"], { print: "bash" }],
+    [["--completions", "BASH"], /^--completions takes bash, zsh or fish, not 'BASH'$/],
+    [["-h", "-d", "EF", "--tos", "4"], { print: "help", marks: [4] }],
+  ] as readonly (readonly [string[], object | RegExp])[]
+) {
+  Deno.test(`arguments: ${JSON.stringify(args)}`, () => {
+    if (!(expected instanceof RegExp)) return assert.deepEqual(changed(args), expected);
+    assert.throws(() => parseArguments(args), (error) => {
+      assert.ok(error instanceof Failure);
+      assert.equal(error.code, Exit.usage);
+      assert.match(error.message, expected);
+      assert.doesNotMatch(error.message, /\p{Cc}/u);
+      return true;
+    });
+  });
+}
+
+/** A value that each option takes. */
+const VALUES: Record<string, string> = {
+  "NAME[,NAME…]": "EF",
+  BYTE: "8",
+  LINE: "A: b",
+  S: "1",
+  FILE: "f",
+  N: "2",
+  SHELL: "fish",
+  "[HOST:]PORT": "1",
+};
+
+/** The options one by one, each with a value: `--count=2`. */
+const EACH = optionRows().map(({ flags, value }) => ({
+  name: flags.at(-1)!,
+  word: value === "" ? flags.at(-1)! : `${flags.at(-1)}=${VALUES[value]}`,
+}));
+
+Deno.test("each option does something, under each of its names", () => {
+  const nothing = ["--dscp", "--show-error"];
+  for (const { flags, value } of optionRows()) {
+    for (const flag of flags) {
+      const args = [flag, ...value === "" ? [] : [VALUES[value]]];
+      // What an option needs beside it.
+      if (flag === "--max-hops") args.push("--trace");
+      if (flag === "--interval") args.push("-n2");
+      const changes = Object.keys(changed(args)).length;
+      assert.equal(
+        changes > 0,
+        !nothing.includes(flags.at(-1)!) || flag === "-d" || flag === "--dscp",
+        flag,
+      );
+    }
   }
-  assert.equal(parseArguments(["--serve", "0", "-s"]).silent, true);
 });
 
-Deno.test("options that would do nothing are usage errors", () => {
+Deno.test("beside --serve each option is refused by its name, but for -s and -S, and those that print", () => {
+  const allowed = ["--serve", "--silent", "--show-error", "--help", "--version", "--completions"];
+  for (const { name, word } of EACH) {
+    for (const args of [["--serve", "1", word], [word, "--serve", "1"]]) {
+      if (allowed.includes(name)) parseArguments(args);
+      else {
+        const message = `${name} cannot be combined with --serve: it is for requests`;
+        assert.throws(() => parseArguments(args), { code: 2, message });
+      }
+    }
+  }
+});
+
+Deno.test("an option that would do nothing is refused, and says what it is for", () => {
   const url = "http://192.0.2.1/";
   for (
-    const words of [
-      `--max-hops 5 ${url}`,
-      `--interval 1 ${url}`,
-      `--trace --interval 1 -d EF,DF ${url}`,
-      `-i --json ${url}`,
-      `-i -n 2 ${url}`,
-      `--trace -i ${url}`,
+    const [words, why] of [
+      [`--max-hops 5 ${url}`, "--max-hops does nothing here: it is for --trace"],
+      [`-n 2 --max-hops 5 ${url}`, "--max-hops does nothing here: it is for --trace"],
+      [`--interval 1 ${url}`, "--interval does nothing here: it is for series"],
+      [`--trace --interval 1 ${url}`, "--interval does nothing here: it is for series"],
+      [`--trace --interval 1 -d EF,DF ${url}`, "--interval does nothing here: it is for series"],
+      [`-i --json ${url}`, "--include does nothing here: no reply is printed in a series"],
+      [`-i -n 2 ${url}`, "--include does nothing here: no reply is printed in a series"],
+      [`-i -d EF,DF ${url}`, "--include does nothing here: no reply is printed in a series"],
+      [`--trace -i ${url}`, "--include does nothing here: no reply is printed in a series"],
     ]
   ) {
-    const wrong = () => parseArguments(words.split(" "));
-    assert.throws(wrong, { code: 2, message: /^--[a-z-]+ does nothing here: / }, words);
+    assert.throws(() => parseArguments(words.split(" ")), (error) => {
+      assert.ok(error instanceof Failure);
+      assert.equal(error.code, 2);
+      assert.ok(error.message.startsWith(why), error.message);
+      return true;
+    });
   }
-  for (const words of [`--trace --max-hops 5 ${url}`, `--interval 1 -n 2 ${url}`, `-i ${url}`]) {
-    parseArguments(words.split(" "));
+});
+
+for (
+  const [text, header] of [
+    ["A: b", ["A", "b"]],
+    ["A:b", ["A", "b"]],
+    ["A:  b c \t", ["A", "b c"]],
+    ["A: b: c; d", ["A", "b: c; d"]],
+    ["A:", ["A", null]],
+    ["A: \t", ["A", null]],
+    ["A;", ["A", ""]],
+    ["A; ", ["A", ""]],
+    ["!#$%&'*+.^_`|~09AZaz-: x", ["!#$%&'*+.^_`|~09AZaz-", "x"]],
+    ["A; b", null],
+    ["A;:", null],
+    ["A", null],
+    ["", null],
+    [":", null],
+    [": x", null],
+    [" A: x", null],
+    ["A : x", null],
+    ["A,: x", null],
+    ["A\x7f: x", null],
+    ["Ä: x", null],
+    ...[...'"(),/<=>?@[\\]{}'].map((c) => [`A${c}: x`, null] as const),
+    ["A: x\r", null],
+    ["A: x\ny", null],
+    ["A: x\0", null],
+  ] as const
+) {
+  Deno.test(`the header ${JSON.stringify(text)}`, () => {
+    if (header !== null) return assert.deepEqual(parseArguments(["-H", text]).headers, [header]);
+    assert.throws(() => parseArguments(["-H", text]), { code: 2, message: /is not a header: / });
+  });
+}
+
+Deno.test("a program's options: defaults for what is left out, and the same checks", () => {
+  const defaults = { headers: [], connectTimeout: 10, maxTime: 30, dscp: "EF" };
+  assert.deepEqual(withDefaults(defaults, {}), defaults);
+  assert.deepEqual(withDefaults(defaults, { dscp: undefined, maxTime: 0 }), {
+    ...defaults,
+    maxTime: 0,
+  });
+  for (const limit of [0, 0.5, MAX]) {
+    assert.equal(withDefaults(defaults, { connectTimeout: limit }).connectTimeout, limit);
+  }
+  for (const limit of [-1, -0.001, MAX + 1, NaN, Infinity]) {
+    const error = {
+      name: "RangeError",
+      message: `${limit} is no time limit; allowed are 0 to ${MAX} seconds`,
+    };
+    assert.throws(() => withDefaults(defaults, { connectTimeout: limit }), error);
+    assert.throws(() => withDefaults(defaults, { maxTime: limit }), error);
+  }
+  for (const header of [["A b", "c"], ["A", "b\n"], ["", null]]) {
+    assert.throws(() => withDefaults(defaults, { headers: [header] }), { code: 2 });
+  }
+  assert.deepEqual(withDefaults(defaults, { headers: [["A", null]] }).headers, [["A", null]]);
+});
+
+// ─── Hints ───────────────────────────────────────────────────────────────────────────────────────
+
+Deno.test("an unknown option gets the nearest name, if that is near", () => {
+  const names = optionRows().map(({ flags }) => flags.at(-1)!);
+  for (
+    const [given, hint] of [
+      ["--dcsp", "did you mean --dscp?"],
+      ["--dscpp", "did you mean --dscp?"],
+      ["--dsc", "did you mean --dscp?"],
+      ["--dsxx", "did you mean --dscp?"],
+      ["--dxxx", "--help lists the options"],
+      ["--mark-sin", "did you mean --mark-syn?"],
+      ["--marc-sin", "did you mean --mark-syn?"],
+      ["--conect-timeot", "did you mean --connect-timeout?"],
+      ["--conect-tineot", "did you mean --connect-timeout?"],
+      ["--conect-tineoh", "--help lists the options"],
+      ["--require-prof", "did you mean --require-proof?"],
+      ["--jsno", "did you mean --json?"],
+      ["--interwal", "did you mean --interval?"],
+      ["--tosses", "--help lists the options"],
+      ["-json", "--help lists the options"],
+      ["-4-", "--help lists the options"],
+      ["--", "--help lists the options"],
+    ]
+  ) {
+    const { code, message, hint: said } = unknownOption(given, names);
+    assert.deepEqual([code, message, said], [2, `unknown option '${given}'`, hint]);
+  }
+  assert.equal(unknownOption("--json", []).hint, "--help lists the options");
+  const { hint } = unknownOption("--abcdef", ["--abcdxx", "--abcdex", "--abcxxx"]);
+  assert.equal(hint, "did you mean --abcdex?");
+});
+
+Deno.test("an option of Deno gets the hint that it belongs before main.ts", () => {
+  const names =
+    "--allow-net --allow-ffi --deny-read --unstable-net --no-prompt --no-check --quiet --reload --config --cert --v8-flags";
+  for (const name of names.split(" ")) {
+    const { hint } = unknownOption(name, ["--silent"]);
+    assert.equal(hint, "options of Deno go before main.ts: deno run --allow-net …", name);
+  }
+  for (const name of ["--a", "--no", "-allow-net", "--x-allow-net"]) {
+    assert.equal(unknownOption(name, ["--silent"]).hint, "--help lists the options", name);
+  }
+});
+
+// ─── Help ────────────────────────────────────────────────────────────────────────────────────────
+
+/** The `import.meta` of a script that was started in some way. */
+function startedAs(url: string, ownName: string | null): ImportMeta {
+  const resolve = (name: string) => {
+    if (name === ownName) return url;
+    throw new TypeError(name);
+  };
+  return { url, main: true, resolve } as ImportMeta;
+}
+
+Deno.test("the help fits every width from 40 columns up and names every option", () => {
+  const meta = startedAs("file:///x/main.ts", "@dscp-get/dscp-get");
+  for (const width of [40, 50, 71, 72, 80, 200]) {
+    const text = usage(width, meta);
+    for (const line of text.split("\n")) {
+      const isLabel = /^ {2}(-.| {2})/.test(line);
+      assert.ok(
+        [...line].length <= width || isLabel && !line.includes("  ", 6),
+        `${width}: ${line}`,
+      );
+    }
+    for (const label of Object.values(OPTIONS).flatMap(Object.keys)) {
+      assert.ok(text.includes(`\n  ${label}`), label);
+    }
+    assert.doesNotMatch(text, /\xa0| \n|\n\n\n/);
+  }
+  assert.match(usage(72, meta), /^ {2}-4, --ipv4 {14}IPv4 addresses only$/m);
+  assert.match(usage(71, meta), /^ {2}-4, --ipv4\n {8}IPv4 addresses only$/m);
+  assert.match(usage(80, meta), /^ {2}-d, --dscp NAME\[,NAME…\] EF /m);
+});
+
+Deno.test("the help shows how the script was started", () => {
+  const run = "deno run --allow-net --allow-ffi";
+  for (
+    const [meta, words] of [
+      [startedAs("https://h.example/main.ts", null), `${run} https://h.example/main.ts`],
+      [
+        startedAs("https://h.example/\x1b.ts", "@dscp-get/dscp-get"),
+        `${run} https://h.example/\\x1b.ts`,
+      ],
+      [startedAs("file:///x/main.ts", "@dscp-get/dscp-get"), `${run} main.ts`],
+      [startedAs("file:///x/main.ts", "@other/dscp-get"), "dscp-get"],
+    ] as const
+  ) assert.ok(usage(120, meta).includes(`\n  ${words} [options] [URL]\n`), words);
+});
+
+// ─── Certificates ────────────────────────────────────────────────────────────────────────────────
+
+Deno.test("requests trust the usual roots, or what -k and --cacert say", async () => {
+  const trust = async (...args: string[]) => (await requestOptionsOf(parseArguments(args))).trust;
+  assert.equal(await trust(), null);
+  assert.deepEqual(await trust("-k"), { caCerts: [], insecure: true });
+  await assert.rejects(trust("--cacert", ""), { code: 77, message: /needs the name of a file/ });
+  await assert.rejects(trust("--cacert", "/does/not/exist"), { code: 77, message: /cannot read/ });
+});
+
+testWith(["openssl"], "of --cacert's file each certificate counts, and nothing else", async () => {
+  await using certificates = await Certificates.create();
+  const pem = (await Deno.readTextFile(certificates.root)).trim();
+  const folder = await Deno.makeTempDir({ prefix: "dscp-get-" });
+  try {
+    const read = async (text: string) => {
+      await Deno.writeTextFile(`${folder}/pem`, text);
+      return (await requestOptionsOf(parseArguments(["--cacert", `${folder}/pem`]))).trust?.caCerts;
+    };
+    assert.deepEqual(await read(pem), [pem]);
+    assert.deepEqual(await read(`a comment\n${pem}\n${pem}\n`), [`${pem}\n`, `${pem}\n`]);
+    await assert.rejects(read(""), { code: 77, message: /holds no certificate in PEM form/ });
+    await assert.rejects(read(`x${pem}`), { code: 77, message: /holds no certificate/ });
+    const broken = pem.replace(/\n.{8}/, "\nAAAAAAAA");
+    await assert.rejects(read(`${pem}\n${broken}`), {
+      code: 77,
+      message: /^certificate 2 in .* is broken$/,
+    });
+  } finally {
+    await Deno.remove(folder, { recursive: true });
   }
 });

@@ -26,19 +26,19 @@ import { Certificates, FarEnd, startNginx } from "./support/servers.ts";
 
 /** The most that each figure should be; the other figures have no limit. */
 const LIMITS: Record<string, number> = {
-  "plain run / bare Deno.connect": 1.35,
-  "typical run / bare Deno.connect": 1.4,
-  "--mark-syn / bare Deno.connect": 1.5,
+  "plain run / bare Deno.connect": 1.75,
+  "typical run / bare Deno.connect": 1.65,
+  "--mark-syn / bare Deno.connect": 1.85,
   "typical run / Deno fetch": 1,
   "marking alone, 20 sockets": 30,
   "marking alone, 10,000 / 20 sockets": 1.5,
-  "1 GiB, ours / curl": 1,
+  "1 GiB, ours / curl": 0.9,
   "peak memory above a small reply's": 16,
-  "a million chunks, ours / curl": 5,
+  "a million chunks, ours / curl": 3,
   "-n 10000 / bare unmarked loop": 1.35,
   "memory after 10,000 above that after 100": 8,
   "first request of an https series / median of 20": 5,
-  "Deno.serve / --serve -s": 1.67,
+  "Deno.serve / --serve -s": 1.25,
   "memory of --serve after the runs": 100,
   "--serve with slow clients: processor": 10,
   "--serve with slow clients: memory added": 16,
@@ -49,8 +49,9 @@ const LIMITS: Record<string, number> = {
   "of 20 runs on an idle path, -n 5000": 0,
   "--trace / an empty Deno script": 2,
   "64 marks over three routers": 3,
-  "lines of main.ts + ffi/": 3250,
-  "lines over 100 columns in main.ts": 20,
+  "lines of main.ts": 350,
+  "lines of the largest file of src/ and ffi/": 450,
+  "lines of main.ts + src/ + ffi/": 5350,
 };
 
 // ─── Programs ────────────────────────────────────────────────────────────────────────────────────
@@ -614,15 +615,19 @@ async function paths(runs: number): Promise<void> {
   show("trace", "64 marks over three routers", seconds, "s");
 }
 
+/** How long the code is; tests/layout_test.ts fails if a single file or function is too long. */
 function lines(): void {
   say("The code");
-  const linesOf = (file: string | URL) => Deno.readTextFileSync(file).trimEnd().split("\n");
+  const linesOf = (file: string | URL) => Deno.readTextFileSync(file).trimEnd().split("\n").length;
+  const rooms = ["src/", "ffi/"].flatMap((name) => {
+    const folder = new URL(`../${name}`, import.meta.url);
+    return [...Deno.readDirSync(folder)].map(({ name }) => linesOf(new URL(name, folder)));
+  });
   const main = linesOf(MAIN);
-  const folder = new URL("../ffi/", import.meta.url);
-  const ffi = [...Deno.readDirSync(folder)].flatMap(({ name }) => linesOf(new URL(name, folder)));
-  show("lines", "lines of main.ts + ffi/", main.length + ffi.length, "");
-  const long = main.filter((line) => line.length > 100);
-  show("lines", "lines over 100 columns in main.ts", long.length, "");
+  show("lines", "lines of main.ts", main, "");
+  show("lines", "lines of the largest file of src/ and ffi/", Math.max(...rooms), "");
+  const all = rooms.reduce((sum, each) => sum + each, main);
+  show("lines", "lines of main.ts + src/ + ffi/", all, "");
 }
 
 // ─── Main ────────────────────────────────────────────────────────────────────────────────────────

@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
+import { checkTos } from "../ffi/dscp.ts";
 import { describe, hex, markOf, nameOf, parseDscp, parseTos, sameDscp } from "../ffi/mod.ts";
+import "./support/waiting.ts";
 
 // Assigned by hand from the IANA registry "Differentiated Services Field Codepoints", as bits.
 const REGISTRY: Record<string, number> = {
@@ -50,7 +52,10 @@ Deno.test("every number from 0 to 63 is taken, with its name where it has one", 
 });
 
 Deno.test("what is no code point is refused with a list of what is", () => {
-  for (const text of "| |64|256|-1|1.5|1e1|0x2e|046|EF |AF14|AF51|CS8|__proto__".split("|")) {
+  for (
+    const text of "| |64|99|100|256|-1|+1|1.5|1e1|046|00|EF |AF10|AF14|AF01|AF51|CS8|E|__proto__"
+      .split("|")
+  ) {
     assert.throws(
       () => parseDscp(text),
       (error) => error instanceof RangeError && /allowed are EF.*0 to 63/.test(error.message),
@@ -60,9 +65,11 @@ Deno.test("what is no code point is refused with a list of what is", () => {
 
 Deno.test("a whole byte is decimal or hex, and its ECN bits are refused because TCP owns them", () => {
   assert.deepEqual(parseTos("0xb8"), { name: "EF", dscp: 46, tos: 184 });
-  const bytes = ["184", "0XB8", "0", "0x4"].map((text) => parseTos(text).tos);
-  assert.deepEqual(bytes, [184, 184, 0, 4]);
-  for (const text of ["", "256", "-1", "1.5", "0x", "0x1ff", "b8", "0b1", "EF"]) {
+  const bytes = ["184", "0XB8", "0", "0x4", "0x00", "252", "0xfc"].map((text) =>
+    parseTos(text).tos
+  );
+  assert.deepEqual(bytes, [184, 184, 0, 4, 0, 252, 252]);
+  for (const text of " |256|1000|-1|1.5|0x|0x1ff|0x100|b8|0b1|00|010| 8|8 |EF|".split("|")) {
     assert.throws(() => parseTos(text), /allowed is a number from 0 to 255/);
   }
   for (const text of ["1", "0xb9", "186", "255"]) {
@@ -79,4 +86,33 @@ Deno.test("marks are described and compared as people of the field do", () => {
   ]);
   assert.ok(sameDscp(0xb8, 0xba), "ECN bits are not part of the DSCP");
   assert.ok(!sameDscp(0xb8, 0xb4));
+});
+
+Deno.test("a byte that a socket can be given is a whole number from 0 to 252 without ECN bits", () => {
+  for (const tos of [0, 4, 184, 252]) checkTos(tos);
+  for (const tos of [-4, -1, 256, 260, 1.5, 0.25, NaN, Infinity]) {
+    const message =
+      `${tos} is not a ToS byte; allowed is a number from 0 to 255, decimal or 0x hex, ` +
+      "whose two lowest bits (ECN) are 0";
+    assert.throws(() => checkTos(tos), { name: "RangeError", message });
+  }
+  assert.throws(() => parseTos("x"), { message: /^"x" is not a ToS byte/ });
+  assert.throws(() => parseTos(""), { message: /^an empty text is not a ToS byte/ });
+  for (const [tos, allowed] of [[1, 0], [2, 0], [3, 0], [0xb9, 0xb8], [0xba, 0xb8], [255, 252]]) {
+    const message = `ToS ${hex(tos)} sets ECN bits (the two lowest), which TCP owns: ` +
+      `the kernel would drop them; allowed is ${hex(allowed)}`;
+    assert.throws(() => checkTos(tos), { name: "RangeError", message });
+  }
+});
+
+Deno.test("a mark has the six upper bits of its byte", () => {
+  for (const tos of [0xb8, 0xb9, 0xba, 0xbb]) {
+    assert.deepEqual(markOf(tos), { name: "EF", dscp: 46, tos: 0xb8 });
+  }
+  assert.deepEqual(markOf(0xff), { name: null, dscp: 63, tos: 0xfc });
+  for (
+    const [a, b, same] of [[0xb8, 0xbb, true], [0xb8, 0xbc, false], [0, 3, true], [0, 4, false]]
+  ) {
+    assert.equal(sameDscp(Number(a), Number(b)), same);
+  }
 });

@@ -1,23 +1,22 @@
 import assert from "node:assert/strict";
-import { dscpGet, execute, testWith } from "./support/processes.ts";
+import { completions } from "../src/completions.ts";
+import { SHELLS } from "../src/options.ts";
+import { Folder } from "./support/folder.ts";
+import { dscpGet, optionsOf, testWith } from "./support/processes.ts";
 
 /** Runs a shell with a completion script in a file, in a home folder of its own. */
 async function withScript(
   shell: string,
   words: (file: string) => readonly string[],
 ): Promise<string> {
-  const home = await Deno.makeTempDir({ prefix: "dscp-get-" });
-  try {
-    const script = await dscpGet(["--completions", shell]);
-    assert.deepEqual([script.code, script.stderr], [0, ""]);
-    await Deno.writeTextFile(`${home}/script`, script.stdout);
-    const env = { HOME: home, XDG_CONFIG_HOME: home, XDG_DATA_HOME: home };
-    const { code, stdout, stderr } = await execute([shell, ...words(`${home}/script`)], env);
-    assert.deepEqual([code, stderr], [0, ""]);
-    return stdout;
-  } finally {
-    await Deno.remove(home, { recursive: true });
-  }
+  await using home = await Folder.create();
+  const script = await dscpGet(["--completions", shell]);
+  assert.deepEqual([script.code, script.stderr], [0, ""]);
+  const file = `${home.path}/script`;
+  await Deno.writeTextFile(file, script.stdout);
+  const { stdout, stderr } = await home.run(shell, ...words(file));
+  assert.equal(stderr, "");
+  return stdout;
 }
 
 for (const shell of ["bash", "zsh", "fish"]) {
@@ -28,10 +27,13 @@ for (const shell of ["bash", "zsh", "fish"]) {
       await withScript(shell, (file) => ["-n", file]);
       const { stdout: script } = await dscpGet(["--completions", shell], { flags: [] });
       const { stdout: help } = await dscpGet(["--help"]);
-      const options = [...help.matchAll(/^ +(?:-(\w), )?--([\w-]+)/gm)];
+      const options = optionsOf(help);
       assert.ok(options.length > 15, "the help lists the options");
-      for (const [, short, long] of options) {
-        const flags = [...short ? [short] : [], long].map((name) =>
+      for (const { short, long } of options) {
+        const names = [...short === null ? [] : [short], long].map((name) =>
+          name.replace(/^-+/, "")
+        );
+        const flags = names.map((name) =>
           shell !== "fish" ? new RegExp(`[ '*]-{1,2}${name}\\b`) : new RegExp(` -[sl] ${name} `)
         );
         for (const flag of flags) assert.match(script, flag);
@@ -99,4 +101,51 @@ Deno.test("--completions: another shell is bad usage", async () => {
   const { code, stderr } = await dscpGet(["--completions", "tcsh"]);
   assert.equal(code, 2);
   assert.match(stderr, /^dscp-get: --completions takes bash, zsh or fish, not 'tcsh'\n/);
+});
+
+const MARKS = "EF DF LE CS1 AF11 AF12 AF13 CS2 AF21 AF22 AF23 CS3 AF31 AF32 AF33 CS4 AF41 AF42 " +
+  "AF43 CS5 VA CS6 CS7 all";
+
+for (
+  const [shell, lines] of [
+    ["bash", [
+      `    -d|--dscp) COMPREPLY=($(compgen -P "\${cur%"$last"}" -W '${MARKS}' -- "$last")) ;;`,
+      `    --cacert) compopt -o default ;;`,
+      `    -n|--count)  ;;`,
+      `complete -F _dscp_get dscp-get`,
+    ]],
+    ["zsh", [
+      `#compdef dscp-get`,
+      `  '*-S[accepted as in curl\\: errors are always shown]' \\`,
+      `  '*-n+[N rounds of requests, one after the other, and a table of their times]:N:' \\`,
+      `  '*--cacert=[trust only FILE'\\''s certificates (PEM; --allow-read)]:FILE:_files' \\`,
+      `  '*--completions=[completion script for bash, zsh or fish, for an installed dscp-get]` +
+      `:SHELL:(bash zsh fish)' \\`,
+    ]],
+    ["fish", [
+      `complete -c dscp-get -f`,
+      `complete -c dscp-get -s 4 -l ipv4  -d 'IPv4 addresses only'`,
+      `complete -c dscp-get -l json  -d 'one JSON object instead of body and report'`,
+      `complete -c dscp-get -l cacert -r -F -d 'trust only FILE'\\''s certificates (PEM; --allow-read)'`,
+      `complete -c dscp-get -l interval -x -a '' -d 'seconds between requests (default 0)'`,
+      `complete -c dscp-get -l completions -x -a 'bash zsh fish' -d 'completion script for bash, ` +
+      `zsh or fish, for an installed dscp-get'`,
+    ]],
+  ] as const
+) {
+  Deno.test(`--completions: the lines for ${shell}`, () => {
+    const script = completions(shell).split("\n");
+    for (const line of lines) assert.ok(script.includes(line), line);
+    assert.equal(script.at(-1), "");
+  });
+}
+
+Deno.test("--completions: each script offers each mark once, by its first name, in a list", () => {
+  const lists = {
+    bash: `-W '${MARKS}'`,
+    zsh: `:_sequence compadd - ${MARKS}'`,
+    fish: `-x -a '(__fish_append , ${MARKS})'`,
+  };
+  assert.deepEqual(Object.keys(lists), SHELLS);
+  for (const shell of SHELLS) assert.ok(completions(shell).includes(lists[shell]), shell);
 });

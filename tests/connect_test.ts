@@ -1,5 +1,8 @@
 import assert from "node:assert/strict";
 import { connectToFirst } from "../ffi/dial.ts";
+import { LibcError } from "../ffi/errors.ts";
+import { MarkError } from "../ffi/mod.ts";
+import { pause } from "../ffi/wait.ts";
 import { Exit, Failure } from "../main.ts";
 import { parseTarget } from "../src/target.ts";
 import { attempts, Namespace, TwinLinks } from "./support/namespaces.ts";
@@ -13,6 +16,7 @@ import {
   replyingOn,
   startNginx,
 } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 Deno.test("with a URL there is no built-in server: refused is 7, with the hint how to start one", async () => {
   for (const host of ["127.0.0.1", "[::1]", "localhost"]) {
@@ -230,7 +234,7 @@ testWith(
       ..."nc -lkn 192.0.2.1 8080".split(" "),
     ]);
     const listening = async () => (await namespace.run("ss", "-Hltn")).stdout;
-    while (!(await listening()).includes(":8080"));
+    await until(async () => (await listening()).includes(":8080"), "nc to listen");
     const connected = async () => {
       const { stdout } = await namespace.run(..."ss -Htn state established".split(" "));
       return stdout.includes(":8080");
@@ -243,10 +247,9 @@ testWith(
       ]
     ) {
       await using run = new Background(command([...args], namespace));
-      let isOver = false;
-      run.child.status.then(() => isOver = true);
-      while (!isOver && !await connected());
-      while (!isOver && (await attempts(namespace)).length > 0);
+      await until(async () => run.hasEnded || await connected(), "a connection");
+      const waiting = () => attempts(namespace);
+      await until(async () => run.hasEnded || (await waiting()).length === 0, "the others to end");
       assert.ok(await connected(), run.said);
     }
   },
@@ -295,4 +298,33 @@ Deno.test("a signal gives up all attempts", async () => {
     return new Promise<Fake>((_, reject) => signal.onabort = () => reject(signal.reason));
   }, abort.signal);
   await assert.rejects(connecting, /^Error: no$/);
+});
+
+Deno.test("the next address has its turn within the bounds of RFC 8305: 100 ms to 2 s", async () => {
+  const order: string[] = [];
+  const note = async (milliseconds: number) => {
+    await pause(milliseconds);
+    order.push(String(milliseconds));
+  };
+  // Timers of one process end in the order in which they are due, however busy it is.
+  const late = note(2000), early = note(100);
+  const winner = await connectToFirst(["a", "b"], (address) => {
+    order.push(address);
+    return address === "a" ? new Promise<Fake>(() => {}) : Promise.resolve(new Fake(address));
+  });
+  assert.equal(winner.address, "b");
+  await Promise.all([early, late]);
+  assert.deepEqual(order, ["a", "100", "b", "2000"]);
+});
+
+Deno.test("a failure that every address would have ends the attempts", async () => {
+  for (const error of [new LibcError("setsockopt(IP_TOS)", 1), new MarkError("IP_TOS", 0xb8, 0)]) {
+    const tried: string[] = [];
+    const connecting = connectToFirst(["a", "b"], (address) => {
+      tried.push(address);
+      return Promise.reject(error);
+    });
+    await assert.rejects(connecting, error);
+    assert.deepEqual(tried, ["a"]);
+  }
 });

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import {
   type Connection,
   DescriptorError,
+  dial,
   fdOf,
   getTos,
   keepArrivals,
@@ -9,7 +10,8 @@ import {
   setTos,
 } from "../ffi/mod.ts";
 import { socketOf } from "../ffi/fd.ts";
-import { AF_INET6 } from "../ffi/sockaddr.ts";
+import * as libc from "../ffi/libc.ts";
+import { AF_INET, AF_INET6, encode } from "../ffi/sockaddr.ts";
 import { TwinLinks } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import { execute, openDescriptors, testWith } from "./support/processes.ts";
@@ -130,6 +132,23 @@ Deno.test("a UDP socket is never taken for a TCP one", () => {
   assert.throws(() => fdOf({ addr: server.addr }), TypeError);
   assert.ok(fdOf(listener) > 0);
   server.close();
+});
+
+Deno.test("a connected UDP socket with both ends of a connection is not taken for it", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using pair = await Pair.open(listener);
+  const SOCK_DGRAM = 2, IPPROTO_UDP = 17;
+  const udp = libc.socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP);
+  try {
+    assert.equal(libc.bind(udp, encode(pair.client.localAddr as Deno.NetAddr)), 0);
+    assert.equal(libc.connect(udp, encode(pair.client.remoteAddr as Deno.NetAddr)), 0);
+    assert.equal(
+      inodeOf(fdOf(pair.client)),
+      inodeByPorts(portOf(pair.client.localAddr), portOf(pair.client.remoteAddr)),
+    );
+  } finally {
+    libc.close(udp);
+  }
 });
 
 Deno.test("two listeners on one address are an error, not a guess", () => {
@@ -311,3 +330,38 @@ print(body(one), end="")`;
     }
   },
 );
+
+Deno.test("a listener is not taken for a connection to its port that was closed or reset", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using pair = await Pair.open(listener);
+  pair.server.close();
+  pair.client.close();
+  assert.throws(
+    () => fdOf(pair.server),
+    (error) => error instanceof DescriptorError && !error.lost,
+  );
+});
+
+Deno.test("the byte of a SYN is reported as often as it is asked for", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  keepArrivals(listener);
+  const dialed = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
+  using server = await listener.accept();
+  const expected = { syn: 0xb8, ack: 0xb8, data: null };
+  assert.deepEqual([readArrived(server), readArrived(server)], [expected, expected]);
+  dialed.close();
+});
+
+Deno.test("a socket is ours until its descriptor is closed or has gone to another socket", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const pair = await Pair.open(listener);
+  const socket = socketOf(pair.client);
+  assert.equal(socketOf(pair.client), socket, "it is searched for once");
+  assert.ok(socket.isOurs);
+  pair[Symbol.dispose]();
+  assert.ok(!socket.isOurs);
+  using next = await Pair.open(listener);
+  const descriptors = [next.client, next.server].map((conn) => fdOf(conn));
+  assert.ok(descriptors.includes(socket.fd), "the kernel hands the same number out again");
+  assert.ok(!socket.isOurs);
+});

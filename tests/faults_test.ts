@@ -14,6 +14,7 @@ import {
   send,
   startNginx,
 } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 Deno.test("waiting ten seconds for a slow reply costs next to no CPU, in spite of the error queue", async () => {
   const wait = async (path: readonly string[]) => {
@@ -89,7 +90,7 @@ Deno.test("Ctrl-C ends a series whose peer always has bytes ready: 130", async (
   for (const path of [[], ["--mark-syn"]]) {
     await using server = new EndlessServer(...ENDLESS["chunks of one byte"]);
     await using run = new Background(command(["-n", "2", "-m", "0", ...path, server.url]));
-    while (server.sent < 10_000_000) await new Promise((resolve) => setImmediate(resolve));
+    await until(() => server.sent >= 10_000_000, "10 MB to be sent");
     const { code } = await run.stop("SIGINT");
     assert.equal(code, 130);
     assert.ok(!server.gaveUp);
@@ -147,7 +148,7 @@ testWith(
     await using namespace = await silent(8099);
     for (const path of [[], ["--mark-syn"]]) {
       await using run = new Background(command([...path, "http://127.0.0.1:8099/"], namespace));
-      while ((await attempts(namespace)).length === 0);
+      await until(async () => (await attempts(namespace)).length > 0, "a SYN");
       const { code, signal } = await run.stop("SIGINT");
       assert.deepEqual([code, signal, run.said], [130, null, "dscp-get: interrupted\n"]);
 
@@ -277,10 +278,9 @@ testWith(
         command([...path, "--connect-timeout", "2", "http://192.0.2.9/"], namespace),
       );
       // Its SYN waits for a neighbour that is not there.
-      while (
-        !run.hasEnded &&
-        !(await namespace.run("ip", "neigh", "show", "192.0.2.9")).stdout.includes("INCOMPLETE")
-      );
+      const neighbour = () => namespace.run("ip", "neigh", "show", "192.0.2.9");
+      const isAskedFor = async () => (await neighbour()).stdout.includes("INCOMPLETE");
+      await until(async () => run.hasEnded || await isAskedFor(), "a SYN that waits for ARP");
       await namespace.run("ip", "link", "set", "d0", "down");
       const { code } = await run.end();
       assert.ok(code === 28 || code === 7, `${code} ${run.said}`);

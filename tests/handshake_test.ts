@@ -307,3 +307,25 @@ Deno.test("200 dialed connections that wait hold up no file read and no name loo
   assert.deepEqual(await Promise.all(replies), conns.map(() => 1));
   for (const conn of conns) conn.close();
 });
+
+Deno.test("a process ends once its last dialed connection is closed, also while it waits", async () => {
+  const script = `import { dial } from "${new URL("../ffi/mod.ts", import.meta.url)}";
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const { port } = listener.addr;
+    const conn = await dial({ hostname: "127.0.0.1", port, tos: 0xb8 });
+    const server = await listener.accept(), byte = new Uint8Array(1);
+    // The thread's first waits end at once, as every new descriptor can be written to.
+    for (let times = 0; times < 3; times++) {
+      const reading = conn.read(byte);
+      await server.write(byte);
+      await reading;
+    }
+    const reading = conn.read(byte).catch(({ name }) => name);
+    conn.close();
+    server.close();
+    listener.close();
+    console.log(await reading);`;
+  const words = ["timeout", "20", Deno.execPath(), "eval", script];
+  const { code, stdout, stderr } = await execute(words);
+  assert.deepEqual([code, stdout], [0, "BadResource\n"], stderr);
+});

@@ -4,6 +4,7 @@ import { Namespace } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
 import { Certificates, closedPort, latin1, RawServer, reset, send } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 const NEEDS = ["openssl"];
 const FLAGS = ["--allow-net", "--allow-ffi", "--allow-read"];
@@ -193,7 +194,7 @@ testWith(
     assert.ok(sent < size / 2, `${sent} bytes`);
     let received = 0;
     const buffer = new Uint8Array(256 * 1024);
-    while (received < size) received += (await secured.read(buffer))!;
+    while (received < size) received += await secured.read(buffer) ?? assert.fail("it has ended");
     await sending;
     assert.equal(received, size);
     close();
@@ -266,8 +267,10 @@ testWith(
       ..."openssl s_server -accept 127.0.0.1:8443 -quiet -naccept 1".split(" "),
       ...files,
     ]);
-    let outcome;
-    do outcome = await dscpGet(["http://127.0.0.1:8443/"], namespace); while (outcome.code === 7);
+    const outcome = await until(async () => {
+      const outcome = await dscpGet(["http://127.0.0.1:8443/"], namespace);
+      return outcome.code === 7 ? null : outcome;
+    }, "openssl to listen");
     assert.ok([52, 56].includes(outcome.code), outcome.stderr + server.said);
     assert.match(outcome.stderr, /^hint: the server may speak TLS: is it https:\/\/\?$/m);
   },

@@ -1,12 +1,15 @@
 import assert from "node:assert/strict";
 import { dial, fdOf } from "../ffi/mod.ts";
-import { parseLooped } from "../ffi/sent.ts";
+import { connectResult } from "../ffi/dial.ts";
+import { parseDataSent, parseLooped } from "../ffi/sent.ts";
 import { encode, sameEnd } from "../ffi/sockaddr.ts";
-import { LibcError } from "../ffi/errors.ts";
+import { denoError, LibcError, lossError } from "../ffi/errors.ts";
 import { CannotRunError, EAGAIN, MSG_DONTWAIT, MSG_ERRQUEUE, open, recv } from "../ffi/libc.ts";
 import { setOption } from "../ffi/option.ts";
 import { fromHex } from "./support/packets.ts";
+import { execute } from "./support/processes.ts";
 import { Random } from "./support/random.ts";
+import "./support/waiting.ts";
 
 const at = (hostname: string, port: number): Uint8Array =>
   encode({ transport: "tcp", hostname, port });
@@ -125,14 +128,54 @@ Deno.test("an IPv6 packet's Traffic Class is read across its two bytes", () => {
   assert.deepEqual([tos, length], [0xb8, 60]);
 });
 
-Deno.test("random and mutilated bytes never become a mark", () => {
-  const random = new Random(1);
-  const byte = () => random.below(256);
-  for (let round = 0; round < 20_000; round++) {
-    const packet = Uint8Array.from({ length: byte() % 129 }, byte);
-    assert.equal(parseLooped(packet, LOCAL, REMOTE), null, `round ${round}`);
-  }
-});
+for (
+  const [version, packet, local, remote, header] of [
+    ["IPv4", ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]]), LOCAL, REMOTE, {
+      kind: [0, 9],
+      source: [12, 13, 14, 15, 20, 21],
+      destination: [16, 17, 18, 19, 22, 23],
+      others: [4, 5, 6, 7, 8, 10, 11, 24, 43],
+    }],
+    [
+      "IPv6",
+      fromHex(
+        "00".repeat(14) + "6b80 0000 0014 06 40" + "20".repeat(16) + "30".repeat(16) +
+          "1234 0050" + "00".repeat(16),
+      ),
+      at("2020:2020:2020:2020:2020:2020:2020:2020", 0x1234),
+      at("3030:3030:3030:3030:3030:3030:3030:3030", 80),
+      {
+        kind: [6],
+        source: [8, 15, 23, 40, 41],
+        destination: [24, 31, 39, 42, 43],
+        others: [2, 3, 7, 44, 59],
+      },
+    ],
+  ] as const
+) {
+  Deno.test(`a byte of an ${version} packet that is not ours makes it none of ours, or no other mark`, () => {
+    const random = new Random(1);
+    /** The mark that is read if another value stands in each of these bytes of the IP packet. */
+    const changed = (...where: number[]) => {
+      const bytes = packet.slice();
+      for (const offset of where) bytes[14 + offset] ^= 1 + random.below(255);
+      return parseLooped(bytes, local, remote)?.tos;
+    };
+    const { kind, source, destination, others } = header;
+    for (let round = 0; round < 50; round++) {
+      for (const offset of kind) assert.equal(changed(offset), undefined, `${offset}`);
+      for (const offset of [...source, ...destination, ...others]) {
+        // One end is enough: NAT on this host may have changed the other.
+        assert.equal(changed(offset), 0xb8, `${offset}`);
+      }
+      for (const one of source) {
+        for (const other of destination) {
+          assert.equal(changed(one, other), undefined, `${one}, ${other}`);
+        }
+      }
+    }
+  });
+}
 
 Deno.test("addresses are compared as the kernel does, however they are written", () => {
   const same = (a: string, b: string, portA = 80, portB = 80) =>
@@ -190,4 +233,159 @@ Deno.test("the error number is the failed call's own, however many calls came be
     assert.equal(recv(fd, new Uint8Array(1), MSG_DONTWAIT), -EAGAIN, `call ${at}`);
   }
   conn.close();
+});
+
+Deno.test("a packet that goes to this host instead of to its target was redirected", () => {
+  const [source, ports] = [[192, 0, 2, 1], [0x12, 0x34, 0x3a, 0x99]];
+  for (
+    const [to, isRedirected] of [
+      [[127, 0, 0, 1], true],
+      [[127, 9, 9, 9], true],
+      [source, true],
+      [[203, 0, 113, 7], false],
+      [[198, 51, 100, 3], false],
+    ] as const
+  ) {
+    const packet = ipv4(0xb8, source, [...to], ports);
+    assert.equal(parseLooped(packet, LOCAL, REMOTE)!.isRedirected, isRedirected, String(to));
+  }
+  // What was sent to this host from the start was not, whatever NAT made of the port.
+  const loop = ipv4(0xb8, [127, 0, 0, 1], [127, 0, 0, 1], ports);
+  const local = at("127.0.0.1", 0x1234), remote = at("127.0.0.1", 80);
+  assert.equal(parseLooped(loop, local, remote)!.isRedirected, false);
+  const whole = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]]);
+  assert.equal(parseLooped(whole, LOCAL, REMOTE)!.isRedirected, false);
+  // ::1 is this host, and no other address that ends so.
+  const tcp6 = (last: string) =>
+    fromHex(
+      "60000000 0014 06 40 20010db8" + "00".repeat(11) + "01" + last + "1234 3a99" +
+        "00".repeat(16),
+    );
+  for (
+    const [last, isRedirected] of [
+      ["00".repeat(15) + "01", true],
+      ["00".repeat(15) + "02", false],
+      ["01" + "00".repeat(14) + "01", false],
+    ] as const
+  ) {
+    const ends = [at("2001:db8::1", 0x1234), at("2001:db8::2", 80)];
+    const packet = parseLooped(tcp6(last), ends[0], ends[1])!;
+    assert.equal(packet.isRedirected, isRedirected, last);
+  }
+});
+
+Deno.test("an outer header is known by the number in front of it, of Ethernet or of PPP", () => {
+  const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
+  const outer4 = fromHex("4520 0040 0000 4000 4004 0000 0a000001 0a000002");
+  const outer6 = fromHex("62000000 002c 04 40" + "20".repeat(32));
+  for (
+    const [link, outer, outerTos] of [
+      ["0800", outer4, 0x20],
+      ["0021", outer4, 0x20],
+      ["86dd", outer6, 0x20],
+      ["0057", outer6, 0x20],
+      ["86dd", outer4, null],
+      ["0057", outer4, null],
+      ["0800", outer6, null],
+      ["0021", outer6, null],
+    ] as const
+  ) {
+    const packet = Uint8Array.from([...fromHex(link), ...outer, ...inner]);
+    const { tos, ...rest } = parseLooped(packet, LOCAL, REMOTE)!;
+    assert.deepEqual([tos, rest.outerTos], [0xb8, outerTos], link);
+  }
+});
+
+Deno.test("what starts a packet is an outer header only if its protocol can carry another", () => {
+  const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
+  for (let protocol = 0; protocol < 256; protocol++) {
+    const isCarrier = [4, 17, 41, 47, 50, 51, 60, 115, 137].includes(protocol);
+    const outer4 = fromHex("4520 0040 0000 4000 4000 0000 0a000001 0a000002");
+    outer4[9] = protocol;
+    const outer6 = fromHex("62000000 002c 00 40" + "20".repeat(32));
+    outer6[6] = protocol;
+    for (const outer of [outer4, outer6]) {
+      const { outerTos } = parseLooped(Uint8Array.from([...outer, ...inner]), LOCAL, REMOTE)!;
+      assert.equal(outerTos, isCarrier ? 0x20 : null, String(protocol));
+    }
+  }
+});
+
+Deno.test("bytes sent are those that wait and those that left, without what was sent again", () => {
+  const info = (notSent: number, sent: bigint, sentAgain: bigint) => {
+    const bytes = new Uint8Array(216), view = new DataView(bytes.buffer);
+    view.setUint32(144, notSent, true);
+    view.setBigUint64(200, sent, true);
+    view.setBigUint64(208, sentAgain, true);
+    return bytes;
+  };
+  for (
+    const [notSent, sent, sentAgain, expected] of [
+      [0, 0n, 0n, 0],
+      [0, 100n, 0n, 100],
+      [7, 100n, 0n, 107],
+      [7, 100n, 30n, 77],
+      [0xffffffff, 5_000_000_000n, 0n, 9_294_967_295],
+    ] as const
+  ) assert.equal(parseDataSent(info(notSent, sent, sentAgain)), expected);
+  // Before Linux 4.19 the structure ends earlier, and nothing is known.
+  assert.equal(parseDataSent(info(7, 100n, 30n).subarray(0, 215)), null);
+});
+
+Deno.test("an error number becomes the error that Deno throws for it", () => {
+  const { BrokenPipe, ConnectionRefused, ConnectionReset, TimedOut } = Deno.errors;
+  for (
+    const [errno, type, loss] of [
+      [2, Error, 104],
+      [11, Error, 104],
+      [32, BrokenPipe, 32],
+      [101, Error, 101],
+      [104, ConnectionReset, 104],
+      [110, TimedOut, 110],
+      [111, ConnectionRefused, 104],
+      [113, Error, 113],
+    ] as const
+  ) {
+    const error = denoError(errno), lost = lossError(errno);
+    assert.equal(error.constructor, type, String(errno));
+    assert.match(error.message, new RegExp(`^[A-Z].* \\(os error ${errno}\\)$`));
+    // A connection cannot be lost by just any error number: then it is a reset.
+    const LossType = type === Error || loss !== errno ? ConnectionReset : type;
+    assert.equal(lost.constructor, LossType, String(errno));
+    assert.match(lost.message, new RegExp(`\\(os error ${loss}\\)$`));
+  }
+});
+
+Deno.test("a connect has failed at once only if the socket is closed and has no error to report", () => {
+  const POLLOUT = 0x4, POLLERR = 0x8, POLLHUP = 0x10, EINPROGRESS = 115;
+  for (
+    const [result, polled, expected] of [
+      [-EINPROGRESS, 0, -EINPROGRESS],
+      // A wrong errno on a socket that is connecting, connected, or was refused meanwhile
+      [-2, 0, -EINPROGRESS],
+      [-2, POLLOUT, -EINPROGRESS],
+      [-2, POLLOUT | POLLERR | POLLHUP, -EINPROGRESS],
+      [0, POLLOUT, -EINPROGRESS],
+      [-101, POLLOUT | POLLHUP, -101],
+      [-101, POLLHUP, -101],
+    ]
+  ) assert.equal(connectResult(result, polled), expected, `${result}, ${polled}`);
+});
+
+Deno.test("libc's functions are opened as addresses, and compiled once a process calls them often", async () => {
+  const script = `const opened = [], { dlopen } = Deno;
+    Deno.dlopen = (name, symbols) => {
+      opened.push(Object.values(symbols).every(({ type }) => type === "pointer"));
+      return dlopen(name, symbols);
+    };
+    const { recv } = await import("${new URL("../ffi/libc.ts", import.meta.url)}");
+    const call = (times) => {
+      for (let n = 0; n < times; n++) if (recv(-1, new Uint8Array(1), 0) !== -9) throw n;
+      return [...opened];
+    };
+    console.log(JSON.stringify([call(1), call(97), call(10), call(1000)]));`;
+  const words = [Deno.execPath(), "eval", script];
+  const { stdout, stderr } = await execute(words);
+  assert.notEqual(stdout, "", stderr);
+  assert.deepEqual(JSON.parse(stdout), [[true], [true], [true, false], [true, false]]);
 });

@@ -45,10 +45,11 @@ const target = (hop: number | null, tos: number | null = null): Hop => ({
 
 /** What the server reports of a connection whose SYN was marked. */
 function arrival(syn: number | null, data: number | null = null, isOther = false): Arrival {
-  const changed = data !== null && data !== EF
-    ? { packet: "data" as const, sent: EF, arrived: data }
-    : null;
-  return { syn, ack: null, data, isOther, marked: [], kept: null, changed, handshake: null };
+  const changes = data !== null && data !== EF
+    ? [{ packet: "data" as const, sent: EF, wanted: EF, arrived: data }]
+    : [];
+  const unknown = { nat: null, ecn: null, kept: null, handshake: null };
+  return { ...unknown, syn, ack: null, data, isOther, marked: [], changes };
 }
 
 const onePacket: Sent = {

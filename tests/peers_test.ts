@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { dial } from "../ffi/mod.ts";
 import { get, type Reply, type Sink, trace } from "../main.ts";
+import { Folder } from "./support/folder.ts";
 import {
   Background,
   command,
@@ -20,22 +21,15 @@ import {
   startPython,
 } from "./support/servers.ts";
 
-/** A folder with files to serve, gone when disposed of. */
-class Folder implements AsyncDisposable {
-  private constructor(readonly path: string) {}
-
-  static async create(): Promise<Folder> {
-    const path = await Deno.makeTempDir({ prefix: "dscp-get-" });
-    await Deno.chmod(path, 0o755);
-    await Deno.writeTextFile(`${path}/index.html`, "<p>hello\n");
-    await Deno.writeFile(`${path}/every`, Uint8Array.from({ length: 300_000 }, (_, at) => at * 31));
-    await Deno.writeTextFile(`${path}/empty`, "");
-    return new Folder(path);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await Deno.remove(this.path, { recursive: true });
-  }
+/** A folder with files to serve. */
+async function filesToServe(): Promise<Folder> {
+  const folder = await Folder.create();
+  const { path } = folder;
+  await Deno.chmod(path, 0o755);
+  await Deno.writeTextFile(`${path}/index.html`, "<p>hello\n");
+  await Deno.writeFile(`${path}/every`, Uint8Array.from({ length: 300_000 }, (_, at) => at * 31));
+  await Deno.writeTextFile(`${path}/empty`, "");
+  return folder;
 }
 
 /** The same status, headers and body, byte for byte, as curl gets; `path` marks the handshake, or not. */
@@ -75,7 +69,7 @@ function grouped(headers: [string, string][]): [string, string[]][] {
 }
 
 testWith(["python3", "curl"], "Python's http.server gives us what it gives curl", async () => {
-  await using folder = await Folder.create();
+  await using folder = await filesToServe();
   const args = ["--bind", "127.0.0.1", "--directory", folder.path, "0"];
   await using server = await startPython(args);
   await sameAsCurl(`http://127.0.0.1:${/port (\d+)/.exec(server.said)![1]}/`);
@@ -85,7 +79,7 @@ testWith(
   ["nginx", "curl"],
   "nginx gives us what it gives curl: from files, in chunks through a proxy",
   async () => {
-    await using folder = await Folder.create();
+    await using folder = await filesToServe();
     const [port, proxy] = [closedPort(), closedPort()];
     await using _server = await startNginx(
       folder.path,
@@ -109,7 +103,7 @@ testWith(
 );
 
 testWith(["nginx", "openssl", "curl"], "nginx gives us over https what it gives curl", async () => {
-  await using folder = await Folder.create();
+  await using folder = await filesToServe();
   await using certificates = await Certificates.create();
   const port = closedPort();
   await using _server = await startNginx(
@@ -122,7 +116,7 @@ testWith(["nginx", "openssl", "curl"], "nginx gives us over https what it gives 
 });
 
 testWith(["openssl", "curl"], "openssl's s_server gives us what it gives curl", async () => {
-  await using folder = await Folder.create();
+  await using folder = await filesToServe();
   await using certificates = await Certificates.create();
   const port = closedPort();
   const { certificate, key } = certificates;
@@ -144,7 +138,7 @@ testWith(
   ["node", "curl"],
   "Node's http gives us what it gives curl, keep-alive or not",
   async () => {
-    await using folder = await Folder.create();
+    await using folder = await filesToServe();
     const script = `const fs = require("node:fs");
     const server = require("node:http").createServer((request, reply) => {
       const file = process.argv[1] + (request.url === "/" ? "/index.html" : request.url);
@@ -162,7 +156,7 @@ testWith(
 );
 
 testWith(["curl"], "Deno.serve gives us what it gives curl", async () => {
-  await using folder = await Folder.create();
+  await using folder = await filesToServe();
   const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async (request) => {
     const { pathname } = new URL(request.url);
     try {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Exit, type Failure, get } from "../main.ts";
-import { Namespace, Network, rewriteLeaving, SERVER } from "./support/namespaces.ts";
+import { Namespace, Network, rewrite, SERVER } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import {
   Background,
@@ -23,6 +23,7 @@ import {
   startNginx,
   startPython,
 } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 const CLIENT = "192.0.2.2";
 
@@ -83,7 +84,7 @@ testWith(
   "an nftables rule on this host that rewrites EF to CS1 is found out: 101",
   async () => {
     await using namespace = await Namespace.create();
-    await rewriteLeaving(namespace, "ip dscp ef ip dscp set cs1");
+    await rewrite(namespace, "output", "ef", "cs1");
     await using capture = await Capture.start(8086, "lo", namespace.under);
     const { code, stdout, stderr } = await dscpGet([], namespace);
     assert.equal(code, 101);
@@ -364,10 +365,10 @@ async function leaveUnread(
   server.child.kill("SIGSTOP");
   const large = ["-H", `X: ${"x".repeat(12_000)}`];
   await using client = new Background(command([...args, ...large, url], namespace));
-  while (!client.hasEnded && await queued() < 12_000);
+  await until(async () => client.hasEnded || await queued() >= 12_000, "a request in the queues");
   client.child.kill("SIGSTOP");
   server.child.kill("SIGCONT");
-  while (await queued() > 0);
+  await until(async () => await queued() === 0, "empty queues");
   client.child.kill("SIGCONT");
   const { code } = await client.end();
   assert.equal(code, expected, client.said);
@@ -411,7 +412,7 @@ testWith(
   "a wrong mark is not hidden by what else went wrong: 101, and both are named",
   async () => {
     await using namespace = await Namespace.create();
-    await rewriteLeaving(namespace, "ip dscp ef ip dscp set cs1");
+    await rewrite(namespace, "output", "ef", "cs1");
     await using server = await startPython(["8080"], namespace.under);
     await server.until((said) => said.includes("Serving"));
     const url = "http://127.0.0.1:8080/none";
@@ -503,27 +504,5 @@ testWith(
     // A request to this host itself is what was asked for.
     const here = await dscpGet(["--require-proof", "http://127.0.0.1:15001/"], client);
     assert.equal(here.code, 0, here.stderr);
-  },
-);
-
-testWith(
-  ["root", "ip", "nft"],
-  "what was told after a second is told again if it has changed since",
-  async () => {
-    await using network = await Network.create();
-    await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
-    const chain = "add chain ip t f { type filter hook forward priority 0; }";
-    const drop = "add rule ip t f tcp flags & psh == psh drop";
-    await network.router.run("nft", `add table ip t; ${chain}; ${drop}`);
-    await using run = new Background([
-      ...network.client.under,
-      ...command([`http://${SERVER.ipv4}:8086/`]),
-    ]);
-    await run.until((said) => /^sent .*: proved$/m.test(said));
-    await rewriteLeaving(network.client, "ip dscp ef ip dscp set cs1");
-    await network.router.run("nft", "flush", "ruleset");
-    await run.until((said) => said.includes("dscp-get: "));
-    assert.match(run.said, /^sent .*0xB8 and 0x20, .*: NOT the mark\n +that was set$/m);
-    assert.match(run.said, /^dscp-get: set 0xB8, left with 0x20: /m);
   },
 );

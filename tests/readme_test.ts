@@ -9,13 +9,13 @@ import assert from "node:assert/strict";
 import { Exit } from "../main.ts";
 import { comparisonText, Row } from "../src/series.ts";
 import { markOf } from "../ffi/mod.ts";
-import { SCENES } from "./lab.ts";
-import { Chain, Namespace, Network, SERVER } from "./support/namespaces.ts";
+import { SCENES } from "./lab/lab.ts";
+import { DENO_PATH, Folder, ROOT } from "./support/folder.ts";
+import { Chain, Namespace, Network, rewrite, SERVER } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
-import { Background, dscpGet, execute, succeed, testWith } from "./support/processes.ts";
+import { Background, dscpGet, execute, optionsOf, succeed, testWith } from "./support/processes.ts";
 import { FarEnd } from "./support/servers.ts";
 
-const ROOT = new URL("..", import.meta.url).pathname;
 const readme = await Deno.readTextFile(`${ROOT}README.md`);
 const NEEDS = ["root", "ip", "nft", "sysctl", "bash"];
 
@@ -67,10 +67,8 @@ function words(
 ): string[] {
   const script = line.replace(/^sudo /, "").replace("HOST", host)
     .replace(/^dscp-get /, "deno run --no-prompt --allow-net --allow-ffi main.ts ");
-  return [...under, "env", "-C", ROOT, `PATH=${PATH}`, "bash", "-c", `exec ${script}`];
+  return [...under, "env", "-C", ROOT, `PATH=${DENO_PATH}`, "bash", "-c", `exec ${script}`];
 }
-
-const PATH = `${Deno.execPath().replace(/\/[^/]+$/, "")}:${Deno.env.get("PATH")}`;
 
 /** Lines without numbers, the width of columns, and the length of bars, which differ by run. */
 function shape(text: string): string[] {
@@ -124,37 +122,16 @@ for (
   ]
 ) {
   testWith(["bash", shell], `the README's commands install dscp-get: ${shell}`, async () => {
-    const home = await Deno.makeTempDir({ prefix: "dscp-get-" });
-    try {
-      const own = { HOME: home, XDG_CONFIG_HOME: home, XDG_DATA_HOME: home };
-      const env = { ...own, DENO_DIR: `${home}/cache`, DENO_INSTALL_ROOT: home };
-      const run = async (...words: string[]) => {
-        const { code, stdout, stderr } = await execute(
-          ["env", "-C", ROOT, `PATH=${home}/bin:${PATH}`, ...words],
-          env,
-        );
-        assert.equal(code, 0, stderr);
-        return stdout;
-      };
-      assert.ok(INSTALL.includes(load));
-      await run("bash", "-c", INSTALLING);
-      assert.match(await run("dscp-get", "--version"), /^dscp-get \d/);
-      assert.match(await run(shell, "-c", `${load}\n${show}`), /dscp|--mark-syn/);
-    } finally {
-      await Deno.remove(home, { recursive: true });
-    }
+    await using home = await Folder.create();
+    const run = async (...words: string[]) => (await home.run("env", "-C", ROOT, ...words)).stdout;
+    assert.ok(INSTALL.includes(load));
+    await run("bash", "-c", INSTALLING);
+    assert.match(await run("dscp-get", "--version"), /^dscp-get \d/);
+    assert.match(await run(shell, "-c", `${load}\n${show}`), /dscp|--mark-syn/);
   });
 }
 
 // ─── Outcomes, report and JSON ───────────────────────────────────────────────────────────────────
-
-/** Makes a host set another DSCP in packets with EF. */
-async function rewrite(host: Namespace, hook: string, dscp: string): Promise<void> {
-  const type = hook === "output" ? "route" : "filter";
-  const chain = `add chain ip t c { type ${type} hook ${hook} priority mangle; }`;
-  const rule = `add rule ip t c ip dscp ef ip dscp set ${dscp}`;
-  await host.run("nft", `add table ip t; ${chain}; ${rule}`);
-}
 
 testWith(NEEDS, "the README's three outcomes, abridged, and their exit codes", async () => {
   await using network = await Network.create();
@@ -162,10 +139,10 @@ testWith(NEEDS, "the README's three outcomes, abridged, and their exit codes", a
   await using _farEnd = await FarEnd.start("[::]:8086", server.under);
   const url = `http://${SERVER.ipv4}:8086/`;
   const proved = await dscpGet([url], client);
-  await rewrite(client, "output", "cs1");
+  await rewrite(client, "output", "ef", "cs1");
   const changedHere = await dscpGet([url], client);
   await client.run("nft", "flush", "ruleset");
-  await rewrite(router, "forward", "cs0");
+  await rewrite(router, "forward", "ef", "cs0");
   const changedOnPath = await dscpGet(["--mark-syn", url], client);
   const outcomes = OUTCOMES.trim().split("\n").map((line) => line.split(/ +exit /));
   for (const [at, { code, stderr }] of [proved, changedHere, changedOnPath].entries()) {
@@ -200,8 +177,8 @@ testWith(["root", "ip"], "the README's sample JSON has the keys of a run's", asy
 
 Deno.test("the README and --help name every option and exit code of the script", async () => {
   const { stdout: help } = await dscpGet(["--help"]);
-  for (const option of help.matchAll(/^ +(-\w), --\w|^ +(--[\w-]+)/gm)) {
-    assert.ok(readme.includes(`\`${option[1] ?? option[2]}`), option[0]);
+  for (const { short, long } of optionsOf(help)) {
+    assert.ok(readme.includes(`\`${short ?? long}`), long);
   }
   for (const code of Object.values(Exit).filter((code) => code > 0)) {
     assert.match(help, new RegExp(`\\b${code}\\b`));
@@ -261,7 +238,7 @@ testWith(NEEDS, "the README's trace is what a run prints, and exits 102", async 
   await using chain = await Chain.create(2);
   const { client, routers, server, serverAddress } = chain;
   await using _farEnd = await FarEnd.of(words(SERVE, server));
-  await rewrite(routers[0], "forward", "cs1");
+  await rewrite(routers[0], "forward", "ef", "cs1");
   const { code, stdout, stderr } = await execute(
     words(TRACE, { under: client.under, host: serverAddress.ipv4 }),
   );

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { command, execute, succeed, testWith } from "./support/processes.ts";
 import { OK, RawServer, readRequest, replying, send } from "./support/servers.ts";
+import { until } from "./support/waiting.ts";
 
 /** A terminal of its own in tmux, and what a person sees on it; gone when disposed of. */
 class Terminal implements AsyncDisposable {
@@ -29,7 +30,8 @@ class Terminal implements AsyncDisposable {
   async resize(columns: number): Promise<void> {
     await this.#tmux("resize-window", "-x", String(columns), "-y", "24");
     const tty = (await this.#tmux("display-message", "-p", "#{pane_tty}")).trim();
-    while ((await succeed("stty", "-F", tty, "size")).stdout.trim() !== `24 ${columns}`);
+    const size = async () => (await succeed("stty", "-F", tty, "size")).stdout.trim();
+    await until(async () => await size() === `24 ${columns}`, `a width of ${columns}`);
   }
 
   /** All lines, those that have scrolled off included, as they are on the screen. */
@@ -56,10 +58,9 @@ class Terminal implements AsyncDisposable {
   }
 
   async until(passes: (lines: string[]) => boolean): Promise<string[]> {
-    for (;;) {
-      const lines = await this.lines();
-      if (passes(lines)) return lines;
-    }
+    let lines: string[] = [];
+    await until(async () => passes(lines = await this.lines()), "text on the terminal", 30);
+    return lines;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -87,7 +88,7 @@ for (const columns of [60, 80, 100, 130]) {
       assert.ok(table.every((line) => line.length <= Math.min(80, columns)));
       const all = (await terminal.lines()).join("\n");
       assert.equal(all.match(/wrong/g)!.length, 1, "one table, in the scrollback too");
-      assert.doesNotMatch(all, /Ctrl-C ends it/);
+      assert.doesNotMatch(all, /Ctrl-C to stop/);
     },
   );
 }
@@ -113,7 +114,7 @@ testWith(
     await terminal.resize(62);
     resized.resolve();
     await many.promise;
-    await terminal.until((lines) => lines.some((line) => line.includes("Ctrl-C ends it")));
+    await terminal.until((lines) => lines.some((line) => line.includes("Ctrl-C to stop")));
     await terminal.type("C-c");
     const { lines, code } = await terminal.end();
     assert.equal(code, 130, lines.join("\n"));

@@ -3,7 +3,7 @@ import { icmpMeaning, parseIcmpError, parseQuote } from "../ffi/icmp.ts";
 import { encode } from "../ffi/sockaddr.ts";
 import type { Hop } from "../ffi/mod.ts";
 import { trace } from "../main.ts";
-import { Chain, CHAIN_SERVER, type Namespace } from "./support/namespaces.ts";
+import { Chain, CHAIN_SERVER, Namespace, rewrite } from "./support/namespaces.ts";
 import { Capture, fromHex } from "./support/packets.ts";
 import {
   Background,
@@ -44,16 +44,6 @@ interface Line {
 
 const jsonOf = (stdout: string): Line => JSON.parse(stdout);
 const marksOf = ({ path }: Line) => path.map(({ tos }) => tos);
-
-/** Makes a router change one DSCP to another in a hook. */
-async function rewrite(router: Namespace, hook: string, from: string, to: string): Promise<void> {
-  await router.script(
-    "nft add table inet q",
-    `nft 'add chain inet q ${hook} { type filter hook ${hook} priority mangle; }'`,
-    `nft add rule inet q ${hook} ip dscp ${from} ip dscp set ${to}`,
-    `nft add rule inet q ${hook} ip6 dscp ${from} ip6 dscp set ${to}`,
-  );
-}
 
 /** Adds a rule of its own table to a host. */
 async function filter(host: Namespace, hook: string, rule: string): Promise<void> {
@@ -838,10 +828,73 @@ Deno.test("the parsers read what the kernel hands over", () => {
   );
   assert.deepEqual(parseQuote(PACKET, four, REMOTE), { tos: 0x20, icmpTos: 0xd8 });
   assert.equal(icmpMeaning(four), "time exceeded");
-  assert.equal(icmpMeaning({ version: 4, type: 3, code: 13 }), "administratively prohibited");
-  assert.equal(icmpMeaning({ version: 6, type: 1, code: 0 }), "no route");
-  assert.equal(icmpMeaning({ version: 6, type: 200, code: 9 }), "ICMPv6 type 200 code 9");
 });
+
+Deno.test("an ICMP error is named as its RFC does, and one that has no name by its numbers", () => {
+  const UNREACHABLE: Record<number, Record<number, string>> = {
+    // RFC 792, RFC 1812 section 5.2.7.1
+    4: {
+      0: "network unreachable",
+      1: "host unreachable",
+      2: "protocol unreachable",
+      3: "port unreachable",
+      6: "network unknown",
+      7: "host unknown",
+      9: "network administratively prohibited",
+      10: "host administratively prohibited",
+      11: "network unreachable for this ToS",
+      12: "host unreachable for this ToS",
+      13: "administratively prohibited",
+    },
+    // RFC 4443 section 3.1
+    6: {
+      0: "no route",
+      1: "administratively prohibited",
+      2: "beyond scope of source address",
+      3: "address unreachable",
+      4: "port unreachable",
+      5: "source address failed policy",
+      6: "reject route",
+    },
+  };
+  for (const [version, exceeded, unreachable] of [[4, 11, 3], [6, 3, 1]] as const) {
+    for (let type = 0; type < 256; type++) {
+      for (let code = 0; code < 16; code++) {
+        const known = type === exceeded && code === 0
+          ? "time exceeded"
+          : type === unreachable
+          ? UNREACHABLE[version][code]
+          : undefined;
+        const numbers = `ICMP${version === 6 ? "v6" : ""} type ${type} code ${code}`;
+        assert.equal(icmpMeaning({ version, type, code }), known ?? numbers);
+      }
+    }
+  }
+});
+
+testWith(NEEDS, "a hop that does not answer the first probe is probed once more", async () => {
+  await stage(async ({ client, routers }) => {
+    // Of the packets that would leave, the first is dropped, the second passes, and so on.
+    await filter(routers[1], "output", "icmp type time-exceeded numgen inc mod 2 == 0 drop");
+    const { stdout, stderr } = await dscpGet(["--trace", "--json", URLS.IPv4], client);
+    assert.deepEqual(marksOf(jsonOf(stdout)), [EF, EF, EF, EF], stderr);
+  });
+});
+
+testWith(
+  ["root", "ip"],
+  "a trace goes on to the next address if one cannot be reached",
+  async () => {
+    await using namespace = await Namespace.create(`2001:db8::9 server.example
+127.0.0.1 server.example
+`);
+    await using _server = await FarEnd.start("127.0.0.1:8086", namespace.under);
+    const args = ["--trace", "--json", "http://server.example:8086/"];
+    const { code, stdout, stderr } = await dscpGet(args, namespace);
+    const { path } = jsonOf(stdout);
+    assert.deepEqual([code, path.map(({ address }) => address)], [0, ["127.0.0.1"]], stderr);
+  },
+);
 
 Deno.test("truncated control data is no evidence, and no length makes a parser fail", () => {
   const four = parseIcmpError(message4)!;

@@ -6,6 +6,7 @@
  */
 
 import { execute, type Outcome, succeed } from "./processes.ts";
+import { until } from "./waiting.ts";
 
 let namespaces = 0;
 
@@ -87,10 +88,25 @@ export async function silent(port: number): Promise<Namespace> {
   return namespace;
 }
 
-/** Rewrites packets as they leave, by a rule such as `ip dscp ef ip dscp set cs1`. Needs nft. */
-export async function rewriteLeaving(namespace: Namespace, rule: string): Promise<void> {
-  const chain = "add chain ip t out { type route hook output priority mangle; }";
-  await namespace.run("nft", `add table ip t; ${chain}; add rule ip t out ${rule}`);
+/**
+ * Makes a host change one DSCP to another, on IPv4 and IPv6, until `nft flush ruleset`. Needs nft.
+ *
+ * @param hook where: `output`, `forward` or `prerouting`
+ * @param device only in packets that come by this one; by any unless given
+ */
+export async function rewrite(
+  host: Namespace,
+  hook: string,
+  from: string,
+  to: string,
+  device?: string,
+): Promise<void> {
+  const chain = `add chain inet t ${hook} { type filter hook ${hook} priority mangle; }`;
+  const which = device === undefined ? "" : `iifname ${device} `;
+  const rules = ["ip", "ip6"].map((ip) =>
+    `add rule inet t ${hook} ${which}${ip} dscp ${from} ${ip} dscp set ${to}`
+  );
+  await host.run("nft", ["add table inet t", chain, ...rules].join("; "));
 }
 
 /** Returns the connections that wait for an answer to their SYN, one line of ss(8) each. */
@@ -245,8 +261,9 @@ export class Chain implements AsyncDisposable {
       // The kernel may take a second to see that a link is up; only then IPv6 uses it.
       for (const [at, host] of hosts.entries()) {
         for (const device of [...at > 0 ? ["near"] : [], ...at <= routers ? ["far"] : []]) {
-          const ready = `ip -6 -oneline address show dev ${device} scope link | grep -q fe80`;
-          await host.script(`until ${ready}; do sleep 0.01; done`);
+          const addresses = `ip -6 -oneline address show dev ${device} scope link`.split(" ");
+          const isUp = async () => (await host.run(...addresses)).stdout.includes("fe80");
+          await until(isUp, `an address of ${device}`);
         }
       }
       const [client, ...rest] = hosts;

@@ -5,6 +5,8 @@
  * @module
  */
 
+import { within } from "./waiting.ts";
+
 const decoder = new TextDecoder();
 
 /** The path of the script under test. */
@@ -87,6 +89,12 @@ export async function dscpGet(
   options: RunOptions = {},
 ): Promise<Outcome> {
   return await execute(command(args, options), options.env);
+}
+
+/** Returns the options that the script's help lists: `--name`, and `-n` or `null`. */
+export function optionsOf(help: string): { short: string | null; long: string }[] {
+  return [...help.matchAll(/^ +(?:(-\w), )?(--[\w-]+)/gm)]
+    .map(([, short = null, long]) => ({ short, long }));
 }
 
 /** Runs a program to its end. */
@@ -191,8 +199,18 @@ export class Background implements AsyncDisposable {
     return this.#hasEnded;
   }
 
-  /** Waits until `passes` accepts what was printed so far. @throws if the program ends before */
-  async until(passes: (said: string) => boolean): Promise<string> {
+  /**
+   * Waits until `passes` accepts what was printed so far.
+   *
+   * @throws if the program ends before, or does not print it within so many seconds
+   */
+  async until(passes: (said: string) => boolean, seconds = 60): Promise<string> {
+    const waiting = this.#until(passes);
+    const expected = () => `what ${passes} accepts, of ${JSON.stringify(this.#said)}`;
+    return await within(waiting, expected, seconds);
+  }
+
+  async #until(passes: (said: string) => boolean): Promise<string> {
     while (!passes(this.#said)) {
       if (this.#hasEnded) {
         throw new Error(`ended before it printed the expected output: ${this.#said}`);

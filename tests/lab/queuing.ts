@@ -7,7 +7,7 @@
 
 import { table } from "../../src/series.ts";
 import { quantile } from "../../src/statistics.ts";
-import { Network, SERVER } from "./namespaces.ts";
+import { Network, SERVER } from "../support/namespaces.ts";
 import { duration, type Series } from "./plot.ts";
 import {
   apply,

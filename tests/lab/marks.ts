@@ -5,10 +5,10 @@
  */
 
 import { describe, hex, markOf, nameOf, parseDscp } from "../../ffi/mod.ts";
-import { Chain, Network } from "./namespaces.ts";
-import { dscpGet, execute, Nobody, type Outcome } from "./processes.ts";
+import { Chain, Network } from "../support/namespaces.ts";
+import { dscpGet, execute, Nobody, type Outcome } from "../support/processes.ts";
 import { apply, askAll, type Command, scene, type Shown, startFarEnd } from "./scene.ts";
-import { FarEnd } from "./servers.ts";
+import { FarEnd } from "../support/servers.ts";
 import type { Stage } from "./traffic.ts";
 
 // ─── rewrite ─────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@
 
 import { type Row, table } from "../../src/series.ts";
 import { quantile } from "../../src/statistics.ts";
-import { Network, SERVER } from "./namespaces.ts";
+import { Network, SERVER } from "../support/namespaces.ts";
 import { type Course, duration, type Series, type Style } from "./plot.ts";
 import {
   apply,

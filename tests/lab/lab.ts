@@ -12,14 +12,14 @@
  * @module
  */
 
-import { Exit } from "../main.ts";
-import { drawSvg, drawTopology, escape } from "./support/plot.ts";
-import { missing } from "./support/processes.ts";
-import { POLICING, SHAPING } from "./support/limits.ts";
-import { PATH, REWRITE } from "./support/marks.ts";
-import { CALL, PRIORITY, TOS } from "./support/queuing.ts";
-import type { Command, Scene, Shown } from "./support/scene.ts";
-import type { Stage } from "./support/traffic.ts";
+import { Exit } from "../../main.ts";
+import { drawSvg, drawTopology, escape } from "./plot.ts";
+import { missing } from "../support/processes.ts";
+import { POLICING, SHAPING } from "./limits.ts";
+import { PATH, REWRITE } from "./marks.ts";
+import { CALL, PRIORITY, TOS } from "./queuing.ts";
+import type { Command, Scene, Shown } from "./scene.ts";
+import type { Stage } from "./traffic.ts";
 
 /** All scenes, in the order of the course. */
 export const SCENES: readonly Scene[] = [

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { markOf, parseDscp } from "../ffi/mod.ts";
-import { Row } from "../src/series.ts";
-import { quantile } from "../src/statistics.ts";
+import { markOf, parseDscp } from "../../ffi/mod.ts";
+import { Row } from "../../src/series.ts";
+import { quantile } from "../../src/statistics.ts";
 import { page, SCENES } from "./lab.ts";
 import {
   measurePolicing,
@@ -9,7 +9,7 @@ import {
   type Passage,
   showPolicing,
   showShaping,
-} from "./support/limits.ts";
+} from "./limits.ts";
 import {
   CLEARED,
   measurePath,
@@ -17,11 +17,11 @@ import {
   showPath,
   showRewrite,
   type Trace,
-} from "./support/marks.ts";
-import { Chain, Network } from "./support/namespaces.ts";
-import { Capture, type Seen } from "./support/packets.ts";
-import { drawSvg, drawTopology, duration, logScale } from "./support/plot.ts";
-import { Background, execute, testWith } from "./support/processes.ts";
+} from "./marks.ts";
+import { Chain, Network } from "../support/namespaces.ts";
+import { Capture, type Seen } from "../support/packets.ts";
+import { drawSvg, drawTopology, duration, logScale } from "./plot.ts";
+import { Background, execute, testWith } from "../support/processes.ts";
 import {
   type Call,
   measureCall,
@@ -31,8 +31,9 @@ import {
   showCall,
   showPriority,
   showTos,
-} from "./support/queuing.ts";
-import type { Measured, Shown } from "./support/scene.ts";
+} from "./queuing.ts";
+import type { Measured, Shown } from "./scene.ts";
+import { until } from "../support/waiting.ts";
 
 const NEEDS = ["root", "ip", "tc", "nft", "sysctl"];
 const LAB = [Deno.execPath(), "run", "--allow-all", new URL("lab.ts", import.meta.url).pathname];
@@ -378,7 +379,7 @@ for (const [signal, exit] of [["SIGINT", 130], ["SIGKILL", 137]] as const) {
     await using lab = new Background([...LAB, "--scene", "tos", "--svg", `${folder}/svg`]);
     await lab.until((said) => said.includes("with three marks"));
     const namespaces = await namespacesOf(lab.child.pid);
-    const pids = [];
+    const pids: string[] = [];
     for (const name of namespaces) {
       const { stdout } = await execute(["ip", "netns", "pids", name]);
       pids.push(...stdout.trim().split("\n").filter((pid) => pid !== ""));
@@ -387,9 +388,9 @@ for (const [signal, exit] of [["SIGINT", 130], ["SIGKILL", 137]] as const) {
     assert.equal((await lab.stop(signal)).code, exit, lab.said);
     assert.doesNotMatch(lab.said, /rror/);
     // After SIGKILL another process tidies up.
-    while ((await namespacesOf(lab.child.pid)).length > 0 || pids.some(isRunning)) {
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
+    const left = async () =>
+      (await namespacesOf(lab.child.pid)).length + pids.filter(isRunning).length;
+    await until(async () => await left() === 0, "the namespaces and processes to go");
     if (signal === "SIGINT") assert.deepEqual([...Deno.readDirSync(folder)], []);
     await Deno.remove(folder, { recursive: true });
   });
@@ -406,7 +407,7 @@ function isRunning(pid: string): boolean {
 
 testWith(NEEDS, "Ctrl-C while the network is built leaves nothing behind", async () => {
   await using lab = new Background([...LAB, "--scene", "rewrite"]);
-  while ((await namespacesOf(lab.child.pid)).length === 0) { /* not yet */ }
+  await until(async () => (await namespacesOf(lab.child.pid)).length > 0, "a namespace");
   assert.equal((await lab.stop("SIGINT")).code, 130, lab.said);
   assert.deepEqual(await namespacesOf(lab.child.pid), []);
 });

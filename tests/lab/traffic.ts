@@ -8,8 +8,9 @@
 import { type Exchange, get, RequestFailure } from "../../main.ts";
 import { Row } from "../../src/series.ts";
 import type { Mark } from "../../ffi/mod.ts";
-import type { Namespace } from "./namespaces.ts";
-import { Background, execute } from "./processes.ts";
+import type { Namespace } from "../support/namespaces.ts";
+import { Background, execute } from "../support/processes.ts";
+import { until } from "../support/waiting.ts";
 
 const say = (text: string) => Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 
@@ -89,7 +90,7 @@ export class Asking implements AsyncDisposable {
 
   /** Waits for the last one. @throws if the process ends before */
   async answers(): Promise<Answer[]> {
-    await this.process.until((said) => said.includes("done\n"));
+    await this.process.until((said) => said.includes("done\n"), 300);
     return this.process.said.split("\n").filter((line) => line.startsWith("{")).map((line) => {
       const { row, ...rest } = JSON.parse(line);
       return { ...rest, row: { ...row, sent: new Set(row.sent), arrived: new Set(row.arrived) } };
@@ -247,7 +248,14 @@ export async function fillQueue(
   packets: number,
   signal?: AbortSignal,
 ): Promise<void> {
-  while ((await readQueue(host, device)).qlen < packets) await sleep(50, signal);
+  await until(
+    async () => {
+      signal?.throwIfAborted();
+      return (await readQueue(host, device)).qlen >= packets;
+    },
+    `${packets} packets in the queue of ${device}`,
+    60,
+  );
 }
 
 /** Bytes that a device has received, in the namespace of a process. */

@@ -8,9 +8,9 @@
 import { markOf } from "../../ffi/mod.ts";
 import { comparisonText, type Row } from "../../src/series.ts";
 import { compare, quantile } from "../../src/statistics.ts";
-import { type Namespace, type Network, SERVER } from "./namespaces.ts";
+import { type Namespace, type Network, SERVER } from "../support/namespaces.ts";
 import { duration, type Picture, type Strips, type Style, type Topology } from "./plot.ts";
-import { FarEnd } from "./servers.ts";
+import { FarEnd } from "../support/servers.ts";
 import { type Answer, Asking, type Plan, rowOf, sleep, type Stage, type Way } from "./traffic.ts";
 
 // ─── Parts of a scene ────────────────────────────────────────────────────────────────────────────
