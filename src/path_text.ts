@@ -6,6 +6,7 @@
  */
 
 import { describe, type Hop, type Mark, markOf, sameDscp } from "../ffi/mod.ts";
+import { behaviourText } from "./behaviour.ts";
 import type { Arrival, Change, Exchange, Path } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
 import { markLabel } from "./report.ts";
@@ -130,11 +131,13 @@ export function pathOutcome(traced: TracedPath): { sort: string; text: string } 
   const places = changesOf(traced).map((change) => {
     const isHere = change.after === 0 && sent.wrong !== null;
     const place = isHere ? "on this host" : placeOf(change, path);
-    return `to ${describe(markOf(change.to))} ${place}`;
+    const pair = { sent: change.from >> 2, arrived: change.to >> 2 };
+    return `to ${describe(markOf(change.to))} ${place}, ${behaviourText([pair])}`;
   });
   if (places.length > 0) return { sort: "changed", text: `changed ${places.join(", then ")}` };
   const seen = path.findLast(({ tos }) => tos !== null);
-  if (seen === undefined) return { sort: "not shown", text: unseenText(path) };
+  const end = isRejected(traced) ? "rejected" : isLost(traced) ? "no answer" : null;
+  if (seen === undefined) return { sort: end ?? "not shown", text: unseenText(path) };
   const isWhole = seen.evidence === "server", later = arrived?.changes[0];
   const far = isWhole ? "all the way" : `as far as ${hopName(seen.hop, path)}`;
   const other = sent.wrong !== null
@@ -143,14 +146,13 @@ export function pathOutcome(traced: TracedPath): { sort: string; text: string } 
     ? `${later.packet} arrived as ${describe(markOf(later.arrived))}`
     : null;
   if (other !== null) return { sort: "changed", text: `kept ${far} on the SYN, but ${other}` };
-  if (!isWhole && isRejected(traced)) {
-    return { sort: "rejected", text: `kept ${far}, and rejected: ${path.at(-1)!.answer}` };
-  }
-  if (!isWhole && isLost(traced)) {
-    return { sort: "no answer", text: `kept ${far}; nothing behind it answered` };
-  }
   if (!isWhole) {
-    return { sort: "kept as far as shown", text: `kept ${far}, the last that showed it` };
+    const note = end === "rejected"
+      ? `and rejected: ${path.at(-1)!.answer}`
+      : end === "no answer"
+      ? "and nothing behind it answered"
+      : "the last that showed it";
+    return { sort: end ?? "kept as far as shown", text: `kept ${far}, ${note}` };
   }
   const isAll = arrived !== null && coversAllData(arrived, sent);
   const text = isAll ? ": the server reports it" : " on the packets that the server reports";
@@ -321,20 +323,23 @@ function dropsOf(all: readonly TracedPath[]): { marks: TracedPath[]; text: strin
   }));
 }
 
-/** Where marks were changed, and to what. */
+/** Where marks were changed, to what, and which behaviour explains all marks there. */
 function changeLines(all: readonly TracedPath[]): string[] {
   const changed = all.flatMap((traced) =>
-    changesOf(traced).map((change) => ({
-      traced,
-      place: placeOf(change, traced.path),
-      to: markLabel(markOf(change.to)),
-    }))
+    changesOf(traced).map((change) => ({ traced, change, place: placeOf(change, traced.path) }))
   );
   return [...Map.groupBy(changed, ({ place }) => place)].map(([place, here]) => {
-    const words = [...Map.groupBy(here, ({ to }) => to)].map(([to, same]) =>
+    const toLabel = ({ change }: typeof here[number]) => markLabel(markOf(change.to));
+    const words = [...Map.groupBy(here, toLabel)].map(([to, same]) =>
       `${labels(same.map(({ traced }) => traced))} → ${to}`
     );
-    return `B${place.slice(1)}: ${words.join("; ")}`;
+    const { after, at } = here[0].change;
+    const pairs = all.flatMap(({ mark, path }) => {
+      const tosAt = (wanted: number | null) => path.find(({ hop }) => hop === wanted)?.tos ?? null;
+      const sent = after === 0 ? mark.tos : tosAt(after), arrived = tosAt(at);
+      return sent === null || arrived === null ? [] : [{ sent: sent >> 2, arrived: arrived >> 2 }];
+    });
+    return `B${place.slice(1)}: ${words.join("; ")}, ${behaviourText(pairs)}.`;
   });
 }
 
