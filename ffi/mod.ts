@@ -57,7 +57,7 @@ export {
 } from "./fd.ts";
 export { CannotRunError } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
-export type { Hop } from "./path.ts";
+export type { Hop } from "./probe.ts";
 export type { DialedTlsConn, Transport, Trust } from "./secure.ts";
 export { drainSent, type SentPacket, watchSent } from "./sent.ts";
 export { formatAddress } from "./sockaddr.ts";
