@@ -309,7 +309,9 @@ async function run(options: Options): Promise<Failure | null> {
   // On a terminal Deno would ask for what is missing, and wait for an answer.
   const missing = Deno.stdin.isTerminal() ? missingPermission(place) : null;
   if (missing !== null) throw missing;
-  if (serve !== null) return await serveUntilSignal(serve, options.silent), null;
+  if (serve !== null) {
+    return await serveUntilSignal(serve, options.silent, options.replyMark?.tos), null;
+  }
   const make = options.trace ? runTrace : isSeries(options) ? series : single;
   return await onServer(url === null ? defaultServer(target) : remoteServer(target));
 
