@@ -309,7 +309,9 @@ async function run(options: Options): Promise<Failure | null> {
   // On a terminal Deno would ask for what is missing, and wait for an answer.
   const missing = Deno.stdin.isTerminal() ? missingPermission(place) : null;
   if (missing !== null) throw missing;
-  if (serve !== null) return await serveUntilSignal(serve, options.silent), null;
+  if (serve !== null) {
+    return await serveUntilSignal(serve, options.silent, options.replyMark?.tos), null;
+  }
   const make = options.trace ? runTrace : isSeries(options) ? series : single;
   return await onServer(url === null ? defaultServer(target) : remoteServer(target));
 
@@ -333,6 +335,11 @@ async function single(server: Server, options: Options): Promise<Failure | null>
     limits.stop(new Failure(code, "interrupted"));
   });
   const onMarked = (exchange: Exchange) => report(markedReport(exchange, server.isBuiltIn));
+  if (Deno.stderr.isTerminal()) {
+    AbortSignal.timeout(1000).addEventListener("abort", () => {
+      if (limits.waitsFor !== null) report(`${limits.waitsFor} …\n`);
+    });
+  }
   const context = { limits, onMarked }, sink = sinkFor(options);
   const exchange = await request(server.target, options.marks[0], requestOptions, sink, context);
   const failure = limits.stopped ?? exchange.failure;

@@ -79,6 +79,7 @@ export const IP_TOS = at(IPPROTO_IP, 1, "IP_TOS"),
 /** Options of TCP sockets: tcp(7), include/uapi/linux/tcp.h in the kernel's sources. */
 export const TCP_NODELAY = at(IPPROTO_TCP, 1, "TCP_NODELAY"),
   TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
+  TCP_DEFER_ACCEPT = at(IPPROTO_TCP, 9, "TCP_DEFER_ACCEPT"),
   TCP_INFO = at(IPPROTO_TCP, 11, "TCP_INFO"),
   TCP_SAVE_SYN = at(IPPROTO_TCP, 27, "TCP_SAVE_SYN"),
   TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");
@@ -155,6 +156,8 @@ const cold = table({
   freeifaddrs: { parameters: ["pointer"], result: "void" },
   // unsigned int if_nametoindex(const char *ifname);
   if_nametoindex: { parameters: ["buffer"], result: "u32" },
+  // char *getenv(const char *name);
+  getenv: { parameters: ["buffer"], result: "pointer" },
   // char *strerror(int errnum);
   strerror: { parameters: ["i32"], result: "pointer" },
 });
@@ -225,6 +228,12 @@ export function open<T extends Table>(
  */
 function orNegativeErrno(result: number | bigint): number {
   return result >= 0 ? Number(result) : -errno!.getInt32();
+}
+
+/** The value of a variable of the environment, getenv(3); `null` if it is not set. */
+export function getenv(name: string): string | null {
+  const value = cold().getenv(new TextEncoder().encode(`${name}\0`));
+  return value === null ? null : new Deno.UnsafePointerView(value).getCString();
 }
 
 /** The words for an error number, strerror(3). */

@@ -42,9 +42,6 @@ export const Exit = {
 
 /** What ends a run. */
 export class Failure extends Error {
-  /** The name of its class in a stack trace. */
-  override name = "Failure";
-
   /**
    * Describes a failure.
    *
@@ -54,6 +51,12 @@ export class Failure extends Error {
    */
   constructor(readonly code: number, message: string, readonly hint?: string) {
     super(message);
+    this.name = "Failure";
+    if (hint === undefined) return;
+    // What Deno prints of an error that nobody catches, unless its own stack has been read.
+    const frames = new Error().stack!.split("\n").slice(2).join("\n");
+    const value = `Failure: ${message}\nhint: ${hint}\n${frames}`;
+    Object.defineProperty(this, "stack", { value });
   }
 }
 
@@ -81,7 +84,9 @@ export function failureOf(error: unknown, stage: Stage | null = null, to?: Desti
   }
   if (stage === "listening") {
     const message = `cannot listen on ${printable(formatAddress(to!))}: ${errorText(error)}`;
-    return new Failure(Exit.cannotConnect, message);
+    const isLow = error instanceof Deno.errors.PermissionDenied && to!.port < 1024;
+    const hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE: take 8086, or another above";
+    return new Failure(Exit.cannotConnect, message, isLow ? hint : undefined);
   }
   if (stage === "connecting") return connectFailure(error, to!);
   if (stage === "securing") return tlsFailure(error);

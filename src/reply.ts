@@ -54,14 +54,16 @@ class Reader {
     if (this.from === this.to || this.to === this.buffer.length) this.#makeRoom();
     const size = await this.source.read(this.buffer.subarray(this.to));
     this.to += size ?? 0;
-    return size !== null && size > 0;
+    return size !== null;
   }
 
   #makeRoom(): void {
     const unused = this.buffer.subarray(this.from, this.to);
     if (unused.length === HEAD_LIMIT) throw badReply("a line is longer than 256 KiB");
     const size = this.buffer.length;
-    if (this.to === size) this.buffer = new Uint8Array(Math.min(16 * size, HEAD_LIMIT));
+    if (this.to === size && size < HEAD_LIMIT) {
+      this.buffer = new Uint8Array(Math.min(16 * size, HEAD_LIMIT));
+    }
     this.buffer.set(unused);
     this.#searched = Math.max(0, this.#searched - this.from);
     this.from = 0;
@@ -244,11 +246,11 @@ function framingOf(reply: Reply): number | "chunked" {
   if (reply.status === 204 || reply.status === 304) return 0;
   const codings = listOf(reply, "transfer-encoding").map((coding) => coding.toLowerCase());
   const lengths = listOf(reply, "content-length");
-  // "identity" of RFC 2616 is no coding at all.
-  const named = codings.filter((coding) => coding !== "" && coding !== "identity");
-  if (named.length === 1 && named[0] === "chunked") return "chunked";
-  const names = excerpt(codings.join(", "));
-  if (named.length > 0) throw badReply(`Transfer-Encoding ${names} was not asked for`);
+  // "identity" of RFC 2616 is no coding at all, and "chunked" again is a mistake of a proxy's.
+  const named = new Set(codings.filter((coding) => coding !== "" && coding !== "identity"));
+  const isChunked = named.delete("chunked"), names = excerpt(codings.join(", "));
+  if (named.size > 0) throw badReply(`Transfer-Encoding ${names} was not asked for`);
+  if (isChunked) return "chunked";
   if (codings.length > 0 || lengths.length === 0) return Infinity;
   const first = Number(lengths[0]);
   for (const text of lengths) {
