@@ -44,6 +44,23 @@ export const NOT_OBSERVED: Sent = {
   takenBy: null,
 };
 
+/** A request of which nothing is known yet; it begins now, unless another time is given. */
+export function newExchange(
+  target: Target,
+  mark: Mark,
+  { markSyn, expect }: Pick<RequestOptions, "markSyn" | "expect">,
+  started: number = performance.now(),
+): Exchange {
+  return {
+    ...{ target, mark, markSyn, expect, started, connection: null, reply: null },
+    milliseconds: { connect: null, firstByte: null, total: null },
+    sent: NOT_OBSERVED,
+    arrived: null,
+    returned: { sent: null, arrived: null, kept: null },
+    failure: null,
+  };
+}
+
 /** What of an exchange decides how its packets should look. */
 type Asked = Pick<Exchange, "target" | "mark" | "expect">;
 
