@@ -147,7 +147,9 @@ function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival
   const [shown, rest] = isSynAsSent
     ? [reported.slice(0, 1), `; SYN ${hex(syn)}, as it was sent\n(--mark-syn marks it too)`]
     : [reported, ""];
-  const verdict = changes.length === 0 ? survived : "NOT the mark that was sent";
+  const verdict = changes.length === 0
+    ? survived
+    : `NOT the mark that ${expect === null ? "was sent" : "is expected"}`;
   return `${shown.join(", ")}: ${verdict}${rest}${bits}${through}`;
 }
 

@@ -9,7 +9,7 @@ import { hex, type Mark, sameDscp } from "../ffi/mod.ts";
 import type { Exchange, Requester, RequestOptions } from "./exchange.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { Limits } from "./limits.ts";
-import { type Options, requestOptionsOf } from "./options.ts";
+import { expectedOf, type Options, requestOptionsOf } from "./options.ts";
 import { LiveText, onInterrupt, toStandardOutput, widthOf } from "./output.ts";
 import { json, jsonLine, markLabel, sinkFor } from "./report.ts";
 import { builtInServer, type Server } from "./server.ts";
@@ -320,7 +320,8 @@ export async function series(
   await orInterrupt(warmUp(server.target.isHttps, options.marks[0], requestOptions, request));
   for (const [row, round] of turns(rows, options.count)) {
     if (round > 0 && options.interval > 0) await orInterrupt(pause(options.interval * 1000));
-    const exchange = await request(server.target, row.mark, requestOptions, sink, { limits });
+    const expect = expectedOf(options, rows.indexOf(row)), asked = { ...requestOptions, expect };
+    const exchange = await request(server.target, row.mark, asked, sink, { limits });
     const failure = limits.stopped ?? exchange.failure;
     const line = () => json(exchange, failure, { ...server, round: Math.max(1, round) });
     if (limits.stopped !== null) {

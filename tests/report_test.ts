@@ -205,6 +205,12 @@ Deno.test("the line of what arrived says what the server knows, and of whom", ()
       ["hostile NAT", { nat: "\x1b[2J" }, {}, /sees \\x1b\[2J$/],
       ["ECN", { ecn: "bleached" }, {}, /ECN bleached on the way$/],
       ["expected", {}, { expect: markOf(0x88) }, /^request 0xB8: as expected/],
+      [
+        "not as expected",
+        { data: 0, kept: false, changes: [{ packet: "data", sent: 0, wanted: 0xb8, arrived: 0 }] },
+        { expect: EF },
+        /^request 0x00: NOT the mark that is expected/,
+      ],
       ["tunnel", {}, { sent: { ...SENT, outerTos: 0 } }, /the mark inside the tunnel survived/],
       ["tunnel with the mark", {}, { sent: { ...SENT, outerTos: 0xb8 } }, /: the mark survived/],
       [

@@ -455,7 +455,7 @@ Deno.test("each way in which a mark goes wrong has its code and its words", () =
       {},
       102,
       /the path rewrote it, as by Re-mark-DSCP/,
-      /-d EF,50/,
+      /^$/,
     ],
     [
       "data changed, nothing seen leaving",
@@ -466,6 +466,17 @@ Deno.test("each way in which a mark goes wrong has its code and its words", () =
       {},
       102,
       /this host or the path/,
+    ],
+    [
+      "data changed in one of several ways",
+      {
+        markSyn: true,
+        arrived: arrivedWith({ syn: 0xb8, data: 0x18, changes: [change("data", 0xb8, 0x18)] }),
+      },
+      {},
+      102,
+      /as by Bleach-ToS-Precedence or/,
+      /-d EF,50/,
     ],
     [
       "Wi-Fi",
@@ -501,7 +512,7 @@ Deno.test("each way in which a mark goes wrong has its code and its words", () =
       { arrived: arrivedWith({ changes: [change("data", 0xb8, 0xb8, 0x88)] }) },
       {},
       102,
-      /^data sent EF \(0xB8\), arrived EF \(0xB8\), expected AF41 \(0x88\)$/,
+      /^sent EF \(0xB8\), arrived EF \(0xB8\), expected AF41 \(0x88\)$/,
     ],
     [
       "came back changed",
