@@ -60,9 +60,8 @@ class Reader {
   #makeRoom(): void {
     const unused = this.buffer.subarray(this.from, this.to);
     if (unused.length === HEAD_LIMIT) throw badReply("a line is longer than 256 KiB");
-    const size = this.buffer.length;
-    if (this.to === size && size < HEAD_LIMIT) {
-      this.buffer = new Uint8Array(Math.min(16 * size, HEAD_LIMIT));
+    if (this.to === FIRST_READ && this.buffer.length === FIRST_READ) {
+      this.buffer = new Uint8Array(HEAD_LIMIT);
     }
     this.buffer.set(unused);
     this.#searched = Math.max(0, this.#searched - this.from);

@@ -412,3 +412,15 @@ Deno.test("data that is always ready leaves timers their turn", async () => {
   const signal = AbortSignal.timeout(100);
   assert.equal((await read(source, { body() {} }, signal)).error, signal.reason);
 });
+
+Deno.test("a reply is read into 4 KiB, and a longer one into one buffer of 256 KiB", async () => {
+  const rows: [number, number[]][] = [[4095, [4096]], [4097, [4096, 262144]]];
+  for (const [size, expected] of [...rows, [3_000_000, [4096, 262144]] as const]) {
+    const source = new Source(`${HEAD}\r\n`.padEnd(size, "x")),
+      buffers = new Set<ArrayBufferLike>();
+    const { read: readInto } = source;
+    source.read = (buffer) => (buffers.add(buffer.buffer), readInto.call(source, buffer));
+    await read(source, { body() {} });
+    assert.deepEqual([...buffers].map(({ byteLength }) => byteLength), expected, String(size));
+  }
+});
