@@ -149,7 +149,7 @@ interface Compared extends Comparison {
   readonly name: string;
 }
 
-/** What the network did to marks: sentences of at most `width` columns a line; none for one mark. */
+/** What the network did to marks, in lines of at most `width` columns; nothing of one mark. */
 export function comparisonText(rows: readonly Row[], width = 80): string {
   const baseline = baselineOf(rows);
   const compared = compare(rows).flatMap((one, at): Compared[] =>
@@ -176,7 +176,7 @@ function fewOf(sentences: string[]): string[] {
   ];
 }
 
-/** Whether more requests fail. A cause is named only if all of them were lost, for what is known. */
+/** Whether more requests fail. A cause is named only if all of those that failed were lost. */
 function failedText({ failed, row, baseline }: Compared): string[] {
   const { count, of, against, p, differs } = failed;
   const isOurs = count / of > against.count / against.of;
@@ -243,20 +243,29 @@ function timesText(compared: readonly Compared[], threshold: number): string[] {
 /** Which marks pass: what became of each, as far as it is known. */
 function passText(rows: readonly Row[]): string {
   const isSame = ({ mark, arrived }: Row) => [...arrived].every((tos) => sameDscp(tos, mark.tos));
-  const passing = rows.filter((row) => row.kept === row.requests && isSame(row));
-  const changed = rows.filter((row) => row.wrong > 0 || !isSame(row));
-  const silent = rows.filter((row) => row.answered === 0 && !changed.includes(row));
-  const unknown = rows.length - passing.length - changed.length - silent.length;
-  const names = passing.map(({ mark }) => markLabel(mark)).join(", ");
-  const parts = ([
-    [passing.length, `pass unchanged${passing.length < rows.length ? `: ${names}` : ""}`],
-    [changed.length, "are changed"],
-    [silent.length, "get no answer"],
-    [unknown, "get answers that do not report what arrived, or not all"],
-  ] as const).filter(([count]) => count > 0);
-  const [[first, what], ...others] = parts;
-  const rest = others.map(([count, what]) => `; ${count} ${what}`).join("");
-  return `${first} of ${rows.length} marks ${what}${rest}.`;
+  const fateOf = (row: Row) =>
+    row.wrong > 0 || !isSame(row)
+      ? "are changed"
+      : row.answered === 0
+      ? "get no answer"
+      : row.answered < row.requests
+      ? "are answered in part"
+      : row.kept === row.requests
+      ? "pass unchanged"
+      : "are answered without a report of what arrived";
+  const fates = [
+    "pass unchanged",
+    "are changed",
+    "get no answer",
+    "are answered in part",
+    "are answered without a report of what arrived",
+  ].map((fate) => ({ fate, marks: rows.filter((row) => fateOf(row) === fate) }));
+  return fates.filter(({ marks }) => marks.length > 0).map(({ fate, marks }, at) => {
+    const of = at === 0 ? ` of ${rows.length} marks` : "";
+    const isNamed = fate === "pass unchanged" && marks.length < rows.length;
+    const names = isNamed ? `: ${marks.map(({ mark }) => markLabel(mark)).join(", ")}` : "";
+    return `${marks.length}${of} ${fate}${names}`;
+  }).join("; ") + ".";
 }
 
 /** A probability in few characters: `0.021`, `5.2e-6`. */
