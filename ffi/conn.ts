@@ -12,6 +12,7 @@ import { fdOf, remember, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTos } from "./mark.ts";
 import { setOption } from "./option.ts";
+import { openReturned, readReturned } from "./returned.ts";
 import type { Trust } from "./secure.ts";
 import { dataSent, drainSent, segmentSize, type SentPacket, watchSent } from "./sent.ts";
 import { pause } from "./wait.ts";
@@ -74,6 +75,9 @@ export class MarkedConn implements Disposable {
   #isWriting = false;
   #isTls = false;
   #isShakingHands = false;
+  /** A raw socket for what returns on IPv4, until it has been read. */
+  #raw: number | null = null;
+  #returned: number | null = null;
   #isFinished = false;
   #isClosed = false;
   /** A reset that a write was told of: the kernel reports it once, and then reads see an end. */
@@ -145,9 +149,10 @@ export class MarkedConn implements Disposable {
     this.#isShakingHands = false;
   }
 
-  /** Has the kernel keep copies of what is sent, and report the class of what arrives. */
+  /** Has the kernel keep copies of what is sent, and report the mark of what arrives. */
   #watch(): void {
     if (this.#isWatched) return;
+    this.#raw = openReturned(this.#socket);
     try {
       watchArriving(this);
       watchSent(this);
@@ -220,9 +225,21 @@ export class MarkedConn implements Disposable {
     this.#packets.push(...drainSent(this));
   }
 
-  /** The Traffic Class of the latest packet that arrived; `null` on IPv4, which reports none. */
+  /**
+   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the latest
+   * packet with data before the first call, with CAP_NET_RAW; `null` without.
+   */
   get arrivedTos(): number | null {
-    return this.#socket.isOurs ? latestClass(this.#socket) : null;
+    if (this.#raw !== null) {
+      this.#returned = readReturned(this.#raw, this.#socket);
+      this.#closeRaw();
+    }
+    return this.#returned ?? (this.#socket.isOurs ? latestClass(this.#socket) : null);
+  }
+
+  #closeRaw(): void {
+    if (this.#raw !== null) libc.close(this.#raw);
+    this.#raw = null;
   }
 
   /**
@@ -255,6 +272,7 @@ export class MarkedConn implements Disposable {
     // Deno may yet send close_notify, which is not observed.
     if (this.#isTls && !this.#isFinished) this.#dataSent = null;
     this.#isClosed = true;
+    this.#closeRaw();
     // Deno keeps a TLS connection open while its handshake waits for the server.
     if (this.#isShakingHands && this.#socket.isOurs) libc.shutdown(this.fd);
     try {
