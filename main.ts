@@ -3,14 +3,14 @@
  * Sends one HTTP GET whose packets carry a DSCP mark, and proves it.
  *
  * ```sh
- * deno run --allow-net --allow-ffi main.ts                 # EF, to 127.0.0.1:8086 or the built-in server
+ * deno run --allow-net --allow-ffi main.ts   # EF, to 127.0.0.1:8086 or the built-in server
  * deno run --allow-net --allow-ffi main.ts -d AF41 http://[::1]:8086/
  * deno run --allow-net --allow-ffi main.ts --json http://127.0.0.1:8086/
  * ```
  *
- * {@linkcode request} is the heart: connect, descriptor, setsockopt, GET, reply, proof. Below it stand
- * what other programs call, the run with one request, and `main`. What touches the kernel is in
- * `ffi/`; what speaks HTTP or talks to a person is in `src/`.
+ * `request` is the heart: connect, descriptor, setsockopt, GET, reply, proof. Below it stand what
+ * other programs call, `main`, and the run with one request. What touches the kernel is in `ffi/`;
+ * what speaks HTTP or talks to a person is in `src/`.
  *
  * @module
  */
@@ -29,7 +29,7 @@ import type {
   Sent,
   Sink,
 } from "./src/exchange.ts";
-import { Exit, Failure, failureOf, missingPermission, type Stage } from "./src/failure.ts";
+import { Exit, Failure, failureOf, isPeerGone, missingPermission } from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
 import {
@@ -53,7 +53,6 @@ import { readReply, SinkError } from "./src/reply.ts";
 import { json, markedReport, outcomeReport, sinkFor } from "./src/report.ts";
 import { series } from "./src/series.ts";
 import {
-  builtInServer,
   defaultServer,
   remoteServer,
   type Server,
@@ -67,7 +66,7 @@ import {
   parseTarget,
   type Target,
 } from "./src/target.ts";
-import { Trace, type TraceOptions, traceOptionsOf, traces } from "./src/trace.ts";
+import { runTrace, Trace, type TraceOptions, traceOptionsOf } from "./src/trace.ts";
 import {
   assessArrival,
   assessReturn,
@@ -111,7 +110,7 @@ async function request(
   const to = { ...options, hostname: target.host, port: target.port, requestSize: get.length };
   const exchange = await begin(target, mark, options, to, context.started);
   const { milliseconds } = exchange, signal = limits.begin(target);
-  let conn: MarkedConn | null = null, stage: Stage = "connecting", writeError: unknown = null;
+  let conn: MarkedConn | null = null, writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
     // Deno.connect, and the descriptor behind it: conn.fd
@@ -122,10 +121,9 @@ async function request(
     milliseconds.connect = performance.now() - exchange.started;
     exchange.connection = conn;
     onMarked?.(exchange);
-    stage = "securing";
+    limits.stage = "securing";
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""), options.trust);
-    stage = "connected";
-    limits.connected();
+    limits.stage = "connected";
     // The GET. A server may reply before it has read all of a large one, and what it has sent can
     // still be read after our write has failed.
     conn.write(get).catch((error) => {
@@ -138,10 +136,12 @@ async function request(
     signal.throwIfAborted();
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
-    const cause = error instanceof Failure ? error : writeError ?? error;
+    // A write may have taken the error of a reset, after which a read finds the end.
+    const isEnd = error instanceof Failure && error.code === Exit.emptyReply;
+    const cause = error instanceof Failure && !isEnd ? error : writeError ?? error;
     exchange.failure = signal.aborted
       ? signal.reason
-      : failureOf(cause, stage, { ...to, isHttps: target.isHttps });
+      : failureOf(cause, limits.stage, { ...to, isHttps: target.isHttps });
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
@@ -157,7 +157,7 @@ async function request(
   return exchange;
 }
 
-/** An exchange of which nothing is known yet; its clock starts when all code that it needs is loaded. */
+/** An exchange of which nothing is known yet. Its clock starts when its code is loaded. */
 async function begin(
   target: Target,
   mark: Mark,
@@ -194,12 +194,6 @@ async function connect(to: ConnectOptions, mark: Mark, signal: AbortSignal): Pro
   const { dial } = await import("./ffi/dial.ts");
   const tos = markSyn ? mark.tos : null;
   return MarkedConn.adopt(await dial({ hostname, port, tos, family, signal }));
-}
-
-/** Whether the other end has gone: what it has sent can still be read. */
-function isPeerGone(error: unknown): boolean {
-  const { BrokenPipe, ConnectionReset, ConnectionAborted } = Deno.errors;
-  return [BrokenPipe, ConnectionReset, ConnectionAborted].some((gone) => error instanceof gone);
 }
 
 // ─── For other programs ─────────────────────────────────────────────────────────────────────────
@@ -302,14 +296,17 @@ async function run(options: Options): Promise<Failure | null> {
   const missing = Deno.stdin.isTerminal() ? missingPermission(place) : null;
   if (missing !== null) throw missing;
   if (serve !== null) return await serveUntilSignal(serve, options.silent), null;
-  const make = options.trace ? traces : isSeries(options) ? series : single;
-  await using server = url === null ? defaultServer(target) : remoteServer(target);
-  try {
-    return await make(server, options, request);
-  } catch (error) {
-    if (!(error instanceof ServerGone)) throw error;
-    await using own = builtInServer(target.host, 0)!;
-    return await make(own, options, request);
+  const make = options.trace ? runTrace : isSeries(options) ? series : single;
+  return await onServer(url === null ? defaultServer(target) : remoteServer(target));
+
+  async function onServer(server: Server): Promise<Failure | null> {
+    try {
+      await using open = server;
+      return await make(open, options, request);
+    } catch (error) {
+      if (error instanceof ServerGone) return await onServer(error.replacement);
+      throw error;
+    }
   }
 }
 

@@ -8,15 +8,11 @@ import { findControl, parseControl } from "./arrived.ts";
 import * as libc from "./libc.ts";
 import { AF_INET, AF_INET6, decode, sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
 
-/** A message of an error queue, as recvmsg(2) hands it over. */
+/** A message of an error queue: `msg_name`, `msg_control`, data and `msg_flags` of recvmsg(2). */
 export interface Message {
-  /** The address, `msg_name`. */
   readonly name: Uint8Array;
-  /** The control messages, `msg_control`. */
   readonly control: Uint8Array;
-  /** The data. */
   readonly data: Uint8Array;
-  /** `MSG_CTRUNC` and others, `msg_flags`. */
   readonly flags: number;
 }
 
@@ -26,9 +22,7 @@ export interface IcmpError {
   readonly version: 4 | 6;
   /** The type and code, RFC 792 and RFC 4443. */
   readonly type: number;
-  /** See {@linkcode IcmpError.type}. */
   readonly code: number;
-  /** The address of the router. */
   readonly router: string;
   /** The start of the quoted TCP header: ports and sequence number; perhaps less. */
   readonly transport: Uint8Array;

@@ -78,6 +78,7 @@ export const IP_TOS = at(IPPROTO_IP, 1, "IP_TOS"),
 
 /** Options of TCP sockets: tcp(7), include/uapi/linux/tcp.h in the kernel's sources. */
 export const TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
+  TCP_DEFER_ACCEPT = at(IPPROTO_TCP, 9, "TCP_DEFER_ACCEPT"),
   TCP_INFO = at(IPPROTO_TCP, 11, "TCP_INFO"),
   TCP_SAVE_SYN = at(IPPROTO_TCP, 27, "TCP_SAVE_SYN"),
   TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");

@@ -14,25 +14,13 @@ import { checkPermission } from "./permission.ts";
 import { destination, DialedConn, resolve, startConnect } from "./dial.ts";
 import { denoError, orDenoError } from "./errors.ts";
 import { Socket } from "./fd.ts";
-import {
-  type IcmpError,
-  icmpMeaning,
-  keptLowerBits,
-  parseIcmpError,
-  parseQuote,
-  TIME_EXCEEDED,
-} from "./icmp.ts";
+import { type IcmpError, icmpMeaning, keptLowerBits, TIME_EXCEEDED } from "./icmp.ts";
+import { parseIcmpError, parseQuote } from "./icmp.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { getOption, setOption, setOptionInts } from "./option.ts";
-import {
-  type Ends,
-  handshakeTime,
-  openRaw,
-  probeEnds,
-  readErrorQueue,
-  setProbing,
-} from "./probe.ts";
+import { type Ends, handshakeTime, openPort, openRaw, probeEnds } from "./probe.ts";
+import { rawPackets, readErrorQueue, setProbing } from "./probe.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
 import { AF_INET, AF_INET6, formatAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
 import { pause } from "./wait.ts";
@@ -60,25 +48,21 @@ export interface Hop {
 
 /** What one probe found. */
 export interface ProbeResult {
-  /** The hop. */
   readonly hop: Hop;
   /** The connection, if the probe came through: with the default TTL again. */
   readonly conn: DialedConn | null;
   /** Why the climb cannot go beyond this hop; `null` if it may. */
   readonly error: Error | null;
-  /** When the probe left, as `performance.now()` has it. */
+  /** When the probe left, on the clock of `performance.now()`. */
   readonly started: number;
 }
 
 // ─── The climb ──────────────────────────────────────────────────────────────────────────────────
 
-/** Where a path leads. */
+/** Where a path leads, as in `ConnectOptions`. */
 export interface ClimbOptions {
-  /** Host name or IP address, without brackets. */
   readonly hostname: string;
-  /** 1 to 65535. */
   readonly port: number;
-  /** 4 or 6 for one address family only. */
   readonly family: 4 | 6 | null;
   /** Resets connections when they are closed, so that the next can have the same ports at once. */
   readonly many: boolean;
@@ -92,34 +76,20 @@ const MOST_SILENT = 8;
 // Linux routers send one answer a second, after a burst of six: icmp(7), icmp_ratelimit.
 const REST = 1000;
 
-/** How a hop has answered so far. */
-interface HopStats {
-  answers: number;
-  silences: number;
-  /** When to ask it again, as it probably limits its answers. */
-  retryAfter: number;
-}
-
-/** A SYN that was sent, and that waits for its answer. */
-interface Probe {
-  readonly fd: number;
-  /** `null` for the default, which reaches the target. */
-  readonly ttl: number | null;
-  readonly tos: number;
-  /** When it left, as `performance.now()` has it. */
-  readonly started: number;
-}
+/** A SYN that waits for its answer; `ttl` is `null` for the default, which reaches the target. */
+type Probe = Readonly<{ fd: number; ttl: number | null; tos: number; started: number }>;
 
 /** Climbs a path, once for each mark; holds the local port and the raw socket meanwhile. */
 export class Climb implements Disposable {
   #addresses: string[] = [];
   #ends: Ends | null = null;
-  /** Keeps the local port while no probe has it. */
+  /** The sockets that keep the local port while no probe has it, and that receive ICMP. */
   #anchor: number | null = null;
   #raw: number | null = null;
   #slowest = 0;
   #distance = Infinity;
-  readonly #stats = new Map<number, HopStats>();
+  /** How each hop has answered; one that was silent probably limits its answers for a while. */
+  readonly #stats = new Map<number, { answers: number; silences: number; retryAfter: number }>();
 
   /** Prepares a climb; nothing is opened before the first one. */
   constructor(private readonly options: ClimbOptions) {}
@@ -134,7 +104,6 @@ export class Climb implements Disposable {
    *
    * @param tos the byte, 0 to 252, ECN bits zero
    * @param maxHops the largest TTL to try, 1 to 255
-   * @param signal ends the climb
    * @returns the probe that connected; its hop is not among those yielded
    * @throws {Deno.errors.NotCapable} `--allow-net` does not allow the host and port
    * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} there is no connection
@@ -194,16 +163,14 @@ export class Climb implements Disposable {
 
   /** Probes a hop, and a new one, or the target, once more if it is silent. */
   async #probeHop(ttl: number, tos: number, signal: AbortSignal): Promise<ProbeResult> {
-    const isFirst = !this.#stats.has(ttl);
-    if (isFirst) this.#stats.set(ttl, { answers: 0, silences: 0, retryAfter: 0 });
-    const stats = this.#stats.get(ttl)!;
-    const isRouter = ttl < this.#distance;
+    const known = this.#stats.get(ttl), isRouter = ttl < this.#distance;
+    const stats = known ?? { answers: 0, silences: 0, retryAfter: 0 };
+    this.#stats.set(ttl, stats);
     const neverAnswers = stats.answers === 0 && stats.silences > 2;
-    const isRateLimited = performance.now() < stats.retryAfter;
-    if (isRouter && (neverAnswers || isRateLimited)) {
+    if (isRouter && (neverAnswers || performance.now() < stats.retryAfter)) {
       return { hop: { ...SILENT, hop: ttl }, conn: null, error: null, started: 0 };
     }
-    for (let tries = isFirst || !isRouter ? 2 : 1;; tries--) {
+    for (let tries = known && isRouter ? 1 : 2;; tries--) {
       const reply = await this.#probe(ttl, tos, this.#wait, signal);
       if (reply.hop.answer !== null || reply.error !== null) {
         stats.answers++;
@@ -223,34 +190,24 @@ export class Climb implements Disposable {
   }
 
   /** Sends one SYN and waits for its answer. @param ttl `null` for the default */
-  async #probe(
-    ttl: number | null,
-    tos: number,
-    wait: number,
-    signal: AbortSignal,
-  ): Promise<ProbeResult> {
+  async #probe(ttl: number | null, tos: number, wait: number, signal: AbortSignal) {
     signal.throwIfAborted();
     const fd = orDenoError(libc.socket(this.#ends!.family));
-    let isKept = false;
+    let reply: ProbeResult | null = null;
     try {
-      const started = this.#prepare(fd, ttl ?? -1, tos);
-      const probe = { fd, ttl, tos, started };
+      const probe = { fd, ttl, tos, started: this.#prepare(fd, ttl ?? -1, tos) };
       const result = startConnect(fd, this.#ends!.remote);
       watch(fd);
       if (result !== -libc.EINPROGRESS) return resultOf(probe, {}, denoError(-result));
-      for (;;) {
-        const reply = this.#connected(probe) ?? this.#refused(probe);
-        if (reply !== null) {
-          isKept = reply.conn !== null;
-          return reply;
-        }
-        const rest = wait - (performance.now() - started);
+      while ((reply = this.#connected(probe) ?? this.#refused(probe)) === null) {
+        const rest = wait - (performance.now() - probe.started);
         if (rest <= 0) return resultOf(probe, {});
         await eventWithin(fd, rest, signal);
         signal.throwIfAborted();
       }
+      return reply;
     } finally {
-      if (!isKept) {
+      if (!reply?.conn) {
         unwatch(fd);
         libc.close(fd);
       }
@@ -264,7 +221,7 @@ export class Climb implements Disposable {
     orDenoError(libc.bind(fd, local));
     setProbing(fd, family, true, ttl);
     setTosAt(fd, family, tos);
-    for (const _old of this.#rawPackets()) { /* about earlier probes */ }
+    for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
     return performance.now();
   }
 
@@ -319,22 +276,13 @@ export class Climb implements Disposable {
   #evidence(error: IcmpError, tos: number): Pick<Hop, "tos" | "icmpTos" | "evidence"> {
     if (error.tos !== null) return { tos: error.tos, icmpTos: null, evidence: "quote" };
     // The kernel gives the packet to raw sockets before it queues the error.
-    for (const packet of this.#rawPackets()) {
+    for (const packet of rawPackets(this.#raw)) {
       const quote = parseQuote(packet, error, this.#ends!.remote);
       if (quote !== null) return { ...quote, evidence: "quote" };
     }
     const { icmpTos } = error;
     const isKept = icmpTos !== null && keptLowerBits(tos, icmpTos);
     return { tos: null, icmpTos, evidence: isKept ? "icmp" : null };
-  }
-
-  /** What has arrived on the raw socket; each packet is valid until the next. */
-  *#rawPackets(): Generator<Uint8Array> {
-    if (this.#raw === null) return;
-    const packet = new Uint8Array(256);
-    for (let size; (size = libc.recv(this.#raw, packet, libc.MSG_DONTWAIT)) >= 0;) {
-      yield packet.subarray(0, size);
-    }
   }
 
   /** Takes a local port, and a raw socket, for the next address. @returns false after the last */
@@ -345,10 +293,7 @@ export class Climb implements Disposable {
     this[Symbol.dispose]();
     this.#stats.clear();
     [this.#slowest, this.#distance] = [0, Infinity];
-    this.#anchor = orDenoError(libc.socket(ends.family));
-    setOption(this.#anchor, libc.SO_REUSEADDR, 1);
-    orDenoError(libc.bind(this.#anchor, ends.local));
-    orDenoError(libc.getsockname(this.#anchor, ends.local));
+    this.#anchor = openPort(ends);
     this.#ends = ends;
     if (ends.family === AF_INET) this.#raw = openRaw();
     return true;
@@ -361,21 +306,10 @@ export class Climb implements Disposable {
   }
 }
 
-const SILENT: Hop = {
-  hop: null,
-  address: null,
-  milliseconds: null,
-  tos: null,
-  icmpTos: null,
-  evidence: null,
-  answer: null,
-};
+const NOTHING = { address: null, milliseconds: null, tos: null, icmpTos: null };
+const SILENT: Hop = { ...NOTHING, hop: null, evidence: null, answer: null };
 
-function resultOf(
-  { ttl, started }: Probe,
-  hop: Partial<Hop>,
-  error: Error | null = null,
-): ProbeResult {
+function resultOf({ ttl, started }: Probe, hop: Partial<Hop>, error: Error | null = null) {
   return { hop: { ...SILENT, ...hop, hop: ttl }, conn: null, error, started };
 }
 

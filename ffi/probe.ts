@@ -4,6 +4,7 @@
  * @module
  */
 
+import { orDenoError } from "./errors.ts";
 import type { Message } from "./icmp.ts";
 import * as libc from "./libc.ts";
 import { getOptionBytes, setOption } from "./option.ts";
@@ -15,7 +16,6 @@ export interface Ends {
   readonly family: number;
   /** This end, the port with any address. */
   readonly local: Uint8Array<ArrayBuffer>;
-  /** The other end. */
   readonly remote: Uint8Array<ArrayBuffer>;
   /** The address of the other end, as text. */
   readonly address: string;
@@ -31,6 +31,24 @@ export function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
   const local = new Uint8Array(remote.length);
   local[0] = remote[0];
   return { family: remote[0], local, remote, address: decode(remote).hostname };
+}
+
+/** A socket that keeps a local port while no probe has it: `ends` is given the port. */
+export function openPort({ family, local }: Ends): number {
+  const fd = orDenoError(libc.socket(family));
+  setOption(fd, libc.SO_REUSEADDR, 1);
+  orDenoError(libc.bind(fd, local));
+  orDenoError(libc.getsockname(fd, local));
+  return fd;
+}
+
+/** What has arrived on the raw socket, if there is one; each packet is valid until the next. */
+export function* rawPackets(raw: number | null): Generator<Uint8Array> {
+  if (raw === null) return;
+  const packet = new Uint8Array(256);
+  for (let size; (size = libc.recv(raw, packet, libc.MSG_DONTWAIT)) >= 0;) {
+    yield packet.subarray(0, size);
+  }
 }
 
 /** A raw socket for ICMP errors; `null` without CAP_NET_RAW. */

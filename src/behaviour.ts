@@ -22,10 +22,10 @@ export interface Behaviour {
 }
 
 interface Rule extends Behaviour {
-  /** The values that a network may choose; one of them holds for all packets. */
-  readonly parameters: readonly number[];
-  /** What becomes of a DSCP. */
+  /** What becomes of a DSCP, `parameter` being a value that a network may choose for all packets. */
   readonly apply: (dscp: number, parameter: number) => number;
+  /** The greatest parameter, from 1 up; without it there is none. */
+  readonly parameters?: number;
 }
 
 const range = (from: number, to: number) =>
@@ -33,35 +33,20 @@ const range = (from: number, to: number) =>
 const isNetworkControl = (dscp: number) => dscp >> 4 === 3;
 
 const RULES: readonly Rule[] = [
-  { name: "Bleach-DSCP", section: "4.1", parameters: [0], apply: () => 0 },
-  { name: "Bleach-ToS-Precedence", section: "4.2.1", parameters: [0], apply: (x) => x & 7 },
-  {
-    name: "Bleach-some-ToS",
-    section: "4.2.1",
-    parameters: [0],
-    apply: (x) => isNetworkControl(x) ? x : x & 7,
-  },
-  {
-    name: "Re-mark-ToS",
-    section: "4.2.2",
-    parameters: range(1, 7),
-    apply: (x, precedence) => precedence << 3 | x & 7,
-  },
-  { name: "Bleach-low", section: "4", parameters: [0], apply: (x) => x & 0x38 },
-  {
-    name: "Bleach-some-low",
-    section: "4",
-    parameters: [0],
-    apply: (x) => isNetworkControl(x) ? x : x & 0x38,
-  },
-  { name: "Re-mark-DSCP", section: "4.3", parameters: range(1, 63), apply: (_, y) => y },
+  { name: "Bleach-DSCP", section: "4.1", apply: () => 0 },
+  { name: "Bleach-ToS-Precedence", section: "4.2.1", apply: (x) => x & 7 },
+  { name: "Bleach-some-ToS", section: "4.2.1", apply: (x) => isNetworkControl(x) ? x : x & 7 },
+  { name: "Re-mark-ToS", section: "4.2.2", apply: (x, p) => p << 3 | x & 7, parameters: 7 },
+  { name: "Bleach-low", section: "4", apply: (x) => x & 0x38 },
+  { name: "Bleach-some-low", section: "4", apply: (x) => isNetworkControl(x) ? x : x & 0x38 },
+  { name: "Re-mark-DSCP", section: "4.3", apply: (_, y) => y, parameters: 63 },
 ];
 
 /** The behaviours that explain every pair of one stretch of a path; none if no mark was changed. */
 export function behaviours(pairs: readonly Pair[]): Behaviour[] {
   if (pairs.every(({ sent, arrived }) => sent === arrived)) return [];
-  const fits = ({ apply, parameters }: Rule) =>
-    parameters.some((parameter) =>
+  const fits = ({ apply, parameters = 1 }: Rule) =>
+    Array.from({ length: parameters }, (_, at) => at + 1).some((parameter) =>
       pairs.every(({ sent, arrived }) => apply(sent, parameter) === arrived)
     );
   return RULES.filter(fits).map(({ name, section }) => ({ name, section }));

@@ -6,7 +6,7 @@
  */
 
 import type { Arrived, Hop, Mark, MarkedConn, SentPacket, Trust } from "../ffi/mod.ts";
-import type { Failure } from "./failure.ts";
+import type { Failure, Stage } from "./failure.ts";
 import type { Header, Target } from "./target.ts";
 
 /** How requests are made. */
@@ -71,8 +71,8 @@ export interface Reply {
   /** The fields behind the last chunk, likewise. */
   trailers: Field[];
   /**
-   * The Traffic Class of the latest packet when its first bytes were read; `null` on IPv4, where the
-   * kernel reports none.
+   * The ToS byte or Traffic Class of the latest packet when its first bytes were read; `null` if it
+   * is unknown, as on IPv4 without CAP_NET_RAW.
    */
   tos: number | null;
   /** Bytes of the body that were read, without the framing of chunks. */
@@ -87,7 +87,7 @@ export interface Sink {
   head?(line: string): void | Promise<void>;
   /** Gets the reply so far, before its body; may throw to stop. */
   begin?(reply: Reply): void;
-  /** Gets a piece of the body, which is reused once the call has returned or its promise has settled. */
+  /** Gets a piece of the body; it is reused once the call has returned or its promise settles. */
   body?(piece: Uint8Array): void | Promise<void>;
 }
 
@@ -185,10 +185,10 @@ export interface RequestContext {
 
 /** The time limits of requests, one after the other, by `limits.ts`. */
 export interface TimeLimits {
+  /** How far the current request has come; the limit on connecting ends with "connected". */
+  stage: Stage;
   /** Begins a request. @returns aborts, with a {@linkcode Failure}, when its time is over */
   begin(target: Target): AbortSignal;
-  /** Lifts the limit on connecting. */
-  connected(): void;
   /** Lifts both limits. */
   end(): void;
 }

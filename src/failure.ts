@@ -1,6 +1,6 @@
 /**
- * How a run ends: the exit codes, {@linkcode Failure}, and the words for any error. The functions
- * below are the one place that maps errors of Deno, libc and TLS to a failure.
+ * How a run ends: the exit codes, {@linkcode Failure}, and the one place that maps errors of Deno,
+ * libc and TLS to a failure.
  *
  * @module
  */
@@ -40,8 +40,11 @@ export const Exit = {
   notProved: 104,
 } as const;
 
-/** What ends a run: an exit code, one line for a person, and perhaps a hint on what to do. */
+/** What ends a run. */
 export class Failure extends Error {
+  /** The name of its class in a stack trace. */
+  override name = "Failure";
+
   /**
    * Describes a failure.
    *
@@ -51,27 +54,23 @@ export class Failure extends Error {
    */
   constructor(readonly code: number, message: string, readonly hint?: string) {
     super(message);
-    this.name = "Failure";
   }
 }
 
 /** How far a request has come, which decides what an error means. */
 export type Stage = "listening" | "connecting" | "securing" | "connected";
 
-/** Whatever was thrown, as a failure that a person can read: the one place that translates errors. */
+/** Maps any thrown value to a failure. */
 export function failureOf(error: unknown, stage: Stage | null = null, to?: Destination): Failure {
   if (error instanceof Failure) return error;
   if (!(error instanceof Error)) return new Failure(Exit.cannotRun, printable(String(error)));
   if (error instanceof CannotRunError) {
-    const hint = isGranted({ name: "ffi" })
-      ? undefined
-      : "run with --allow-ffi, not --allow-ffi=FILE";
+    const isPartial = !isGranted({ name: "ffi" });
+    const hint = isPartial ? "run with --allow-ffi, not --allow-ffi=FILE" : undefined;
     return new Failure(Exit.cannotRun, error.message, hint);
   }
   if (error instanceof Deno.errors.NotCapable) {
-    const hint = "run with --allow-net --allow-ffi";
-    return missingPermission(to) ??
-      new Failure(Exit.cannotRun, errorText(error).split(",")[0], hint);
+    return missingPermission(to) ?? notCapable(errorText(error));
   }
   if (error instanceof DescriptorError && error.lost) {
     return new Failure(Exit.connectionLost, error.message);
@@ -90,38 +89,40 @@ export function failureOf(error: unknown, stage: Stage | null = null, to?: Desti
   return new Failure(Exit.connectionLost, `the connection was lost: ${errorText(error)}`);
 }
 
-/** Where a request was to go, and whether it was https. */
-type Destination =
-  & Pick<ConnectOptions, "hostname" | "port">
-  & Partial<ConnectOptions>
-  & { readonly isHttps?: boolean };
+/** Where a request was to go. */
+interface Destination extends Pick<ConnectOptions, "hostname" | "port"> {
+  readonly family?: ConnectOptions["family"];
+  readonly isHttps?: boolean;
+}
 
-function connectFailure(
-  error: Error,
-  { hostname, port, family = null, isHttps }: Destination,
-): Failure {
+/** Whether a host is no name that has to be looked up. */
+export function isAddress(host: string): boolean {
+  return /^[\d.]+$|:/.test(host);
+}
+
+function connectFailure(error: Error, to: Destination): Failure {
+  const { hostname, port, family = null, isHttps } = to;
   const where = formatAddress({ hostname, port });
   const isUnknown = error.message.startsWith("failed to lookup address information");
   // A zone that does not exist is 7, as curl has it.
   if ((isUnknown && !hostname.includes("%")) || error instanceof URIError) {
     const why = family === null ? "not found" : `has no IPv${family} address`;
     // As with curl, an address of the other family is a host that was found.
-    const isAddress = /^[\d.]+$|:/.test(hostname);
-    const code = isAddress ? Exit.cannotConnect : Exit.hostNotFound;
+    const code = isAddress(hostname) ? Exit.cannotConnect : Exit.hostNotFound;
     return new Failure(code, `host ${quote(hostname)} ${why}`);
   }
   if (error instanceof Deno.errors.TimedOut) {
     return new Failure(Exit.timeout, `no answer from ${where}`);
   }
+  const message = `cannot connect to ${where}: ${errorText(error)}`;
   const isHere = /^127\.|^::1$|(^|\.)localhost\.?$/.test(hostname);
   const isRefused = error instanceof Deno.errors.ConnectionRefused;
+  if (!isHere || !isRefused || isHttps) return new Failure(Exit.cannotConnect, message);
   const ways = family === 6 || hostname.includes(":")
     ? `--serve '[::1]:${port}', or python3 -m http.server -b ::1 ${port}`
     : `--serve ${port}, or python3 -m http.server ${port}`;
-  const hint = isHere && isRefused && !isHttps
-    ? `to start a server there: this script with ${ways}`
-    : undefined;
-  return new Failure(Exit.cannotConnect, `cannot connect to ${where}: ${errorText(error)}`, hint);
+  const hint = `to start a server there: this script with ${ways}`;
+  return new Failure(Exit.cannotConnect, message, hint);
 }
 
 /** Words for the certificate errors of Deno's two TLS libraries; a time in them becomes a date. */
@@ -149,14 +150,10 @@ function tlsFailure(error: Error): Failure {
     const hint = isPlain ? "the server does not speak TLS: is it http://?" : undefined;
     return new Failure(Exit.tlsFailed, `TLS failed: ${message}`, hint);
   }
-  const isUntrusted = /issuer|signed/.test(words);
-  return new Failure(
-    Exit.badCertificate,
-    `the server's certificate is not valid: ${why}`,
-    isUntrusted
-      ? "--cacert FILE trusts the certificates in FILE, -k any"
-      : "-k accepts any certificate",
-  );
+  const hint = /issuer|signed/.test(words)
+    ? "--cacert FILE trusts the certificates in FILE, -k any"
+    : "-k accepts any certificate";
+  return new Failure(Exit.badCertificate, `the server's certificate is not valid: ${why}`, hint);
 }
 
 /** Which permission is missing, if one is; `to` is where that for the network has to lead. */
@@ -171,6 +168,20 @@ export function missingPermission(to?: Destination): Failure | null {
   return new Failure(Exit.cannotRun, message, "run with --allow-ffi");
 }
 
+/** What Deno or libc's rooms refuse though {@linkcode missingPermission} found nothing. */
+function notCapable(message: string): Failure {
+  const where = /^requires net access to "(.*?)"/.exec(message)?.[1];
+  const flags = where === undefined ? "--allow-net --allow-ffi" : `--allow-net=${where}`;
+  return new Failure(Exit.cannotRun, message.split(",")[0], `run with ${flags}`);
+}
+
+/** Whether a permission is granted; nobody is asked. */
 export function isGranted(permission: Deno.PermissionDescriptor): boolean {
   return Deno.permissions.querySync(permission).state === "granted";
+}
+
+/** Whether the other end of a connection has gone: what it has sent can still be read. */
+export function isPeerGone(error: unknown): boolean {
+  const { BrokenPipe, ConnectionReset, ConnectionAborted } = Deno.errors;
+  return [BrokenPipe, ConnectionReset, ConnectionAborted].some((gone) => error instanceof gone);
 }

@@ -10,7 +10,7 @@
 
 import { makeBlocking, widenPipe } from "../ffi/pipe.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
-import { errorText, wrap } from "./text.ts";
+import { errorText, plural, wrap } from "./text.ts";
 
 /** How many columns may be used: a terminal's if it has fewer than 80. */
 export function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
@@ -37,35 +37,29 @@ export function onInterrupt(stop: (code: number) => void): Disposable {
   };
 }
 
-/** Whether standard output is made ready for large bodies. */
 let isPrepared = false;
 
 /** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
 export async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
   if (typeof bytes === "string") bytes = new TextEncoder().encode(bytes);
   isLineOpen = bytes.at(-1) !== 0x0a && Deno.stdout.isTerminal();
-  // What a pipe takes whole or not at all, pipe(7): it can be written again if it did not fit.
-  const PIPE_BUF = 4096;
   try {
-    if (bytes.length > PIPE_BUF && !isPrepared) prepareStandardOutput();
+    if (!isPrepared) prepareStandardOutput();
     // Time limits and signals go on while another thread waits for a slow reader.
     while (bytes.length > 0) bytes = bytes.subarray(await Deno.stdout.write(bytes));
   } catch (error) {
-    // A parent may have made it non-blocking.
-    if (error instanceof Deno.errors.WouldBlock && !isPrepared) {
-      prepareStandardOutput();
-      return await toStandardOutput(bytes);
-    }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
     const message = `cannot write to standard output: ${errorText(error as Error)}`;
     throw new Failure(Exit.cannotWrite, message);
   }
 }
 
+/** Before the first write: of one that fails for want of room, Deno does not say what was taken. */
 function prepareStandardOutput(): void {
   isPrepared = true;
   // The help must not need a permission.
   if (!isGranted({ name: "ffi" })) return;
+  // A parent may have made it non-blocking.
   makeBlocking(1);
   widenPipe(1);
 }
@@ -88,6 +82,39 @@ export function toStandardError(text: string): void {
 export function lineToStandardError(line: string): void {
   const isTerminal = Deno.stderr.isTerminal();
   toStandardError(isTerminal ? wrap(line, widthOf(Deno.stderr)) : `${line}\n`);
+}
+
+/** Writes lines to standard error without waiting for its reader; what does not fit is counted. */
+export class Log {
+  /** Resolves when all lines so far are written, or nobody is there to read them. */
+  written: Promise<void> = Promise.resolve();
+  #waiting = "";
+  #dropped = 0;
+  #isWriting = false;
+
+  /** Adds a line, without its end. */
+  add(line: string): void {
+    const MOST_WAITING = 64 * 1024;
+    if (this.#waiting.length > MOST_WAITING) this.#dropped++;
+    else this.#waiting += `${line}\n`;
+    if (!this.#isWriting) this.written = this.#write();
+  }
+
+  async #write(): Promise<void> {
+    this.#isWriting = true;
+    try {
+      // A parent may have made it non-blocking, where Deno does not say how much it has written.
+      makeBlocking(2);
+      while (this.#waiting !== "") {
+        const dropped = this.#dropped > 0 ? `… ${plural(this.#dropped, "line")} dropped\n` : "";
+        let bytes: Uint8Array = new TextEncoder().encode(this.#waiting + dropped);
+        this.#waiting = "";
+        this.#dropped = 0;
+        while (bytes.length > 0) bytes = bytes.subarray(await Deno.stderr.write(bytes));
+      }
+    } catch { /* standard error is closed */ }
+    this.#isWriting = false;
+  }
 }
 
 /** Lines on a terminal's standard error that are replaced by newer ones. */

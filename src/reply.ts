@@ -1,34 +1,31 @@
 /**
- * reply
+ * Reads one HTTP/1.1 reply (RFC 9112), as lenient as curl where nothing has to be guessed. Reading
+ * takes time proportional to the reply's size and constant memory, even if the reply is hostile.
  *
  * @module
  */
 
+import type { MarkedConn } from "../ffi/mod.ts";
 import { pause } from "../ffi/wait.ts";
-import { MarkedConn } from "../ffi/mod.ts";
-import { type Exchange, type Field, type Reply, type Sink } from "./exchange.ts";
+import type { Exchange, Field, Reply, Sink } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
 import { latin1, plural, quote, trimmed } from "./text.ts";
 
 /** What a sink has thrown is its `cause`: an error of the program's own, not of the request. */
-export class SinkError extends Error {
-  /** An error of a sink. */
-  constructor(cause: unknown) {
-    super("the sink failed", { cause });
-    this.name = "SinkError";
-  }
-}
+export class SinkError extends Error {}
 
 type Deliver = (piece: Uint8Array) => Promise<void>;
-
 type DeliverLine = (line: string) => Promise<void>;
 
 const TAB = 0x09, LF = 0x0a, CR = 0x0d, SPACE = 0x20, SEMICOLON = 0x3b;
+const HEX_DIGITS = new TextEncoder().encode("0123456789abcdef0123456789ABCDEF");
 
 const MAX_INTERIM = 100, HEAD_LIMIT = 256 * 1024;
 
 // A small reply takes no more memory than it needs; large pieces cost less for each byte.
 const FIRST_READ = 4 * 1024;
+
+const excerpt = (text: string) => quote(text.slice(0, 60));
 
 /** What has come on a connection and was not used yet. */
 class Reader {
@@ -38,11 +35,10 @@ class Reader {
   to = 0;
   /** There is no LF before this offset. */
   #searched = 0;
-  #reads = 0;
   #lastYield = performance.now();
 
   constructor(
-    private readonly source: Pick<MarkedConn, "read">,
+    readonly source: Pick<MarkedConn, "read" | "arrivedTos">,
     private readonly signal?: AbortSignal,
   ) {}
 
@@ -50,23 +46,24 @@ class Reader {
   async fill(): Promise<boolean> {
     this.signal?.throwIfAborted();
     // If data is always ready, timers and signals never get their turn.
-    if (++this.#reads % 16 === 0 && performance.now() - this.#lastYield > 50) {
+    if (performance.now() - this.#lastYield > 50) {
       await pause(0);
       this.#lastYield = performance.now();
     }
-    if (this.to === this.buffer.length) this.#makeRoom();
-    else if (this.from === this.to) this.from = this.to = this.#searched = 0;
+    // Not before each read: if it gives a single byte, all that is here would move for it.
+    if (this.from === this.to || this.to === this.buffer.length) this.#makeRoom();
     const size = await this.source.read(this.buffer.subarray(this.to));
     this.to += size ?? 0;
     return size !== null && size > 0;
   }
 
-  // Only when the buffer is full; otherwise each read of a single byte would move all of it.
   #makeRoom(): void {
     const unused = this.buffer.subarray(this.from, this.to);
     if (unused.length === HEAD_LIMIT) throw badReply("a line is longer than 256 KiB");
-    const size = Math.min(16 * this.buffer.length, HEAD_LIMIT);
-    if (size > this.buffer.length) this.buffer = new Uint8Array(size);
+    const size = this.buffer.length;
+    if (this.to === size && size < HEAD_LIMIT) {
+      this.buffer = new Uint8Array(Math.min(16 * size, HEAD_LIMIT));
+    }
     this.buffer.set(unused);
     this.#searched = Math.max(0, this.#searched - this.from);
     this.from = 0;
@@ -82,10 +79,11 @@ class Reader {
     return at < to ? at + 1 - this.from : 0;
   }
 
-  /** The next line with its end, a character a byte; `null` if not all of it is here. */
-  line(): string | null {
-    const length = this.lineLength();
-    return length === 0 ? null : latin1(this.take(length));
+  /** The next line with its end, a character a byte; `ended` is thrown if the end comes before. */
+  async line(ended: () => Failure): Promise<string> {
+    let length;
+    while ((length = this.lineLength()) === 0) if (!await this.fill()) throw ended();
+    return latin1(this.take(length));
   }
 
   /** At most `max` of the bytes that are here, valid until the next call. */
@@ -96,13 +94,9 @@ class Reader {
   }
 }
 
-function badReply(message: string): Failure {
-  return new Failure(Exit.badReply, `malformed reply: ${message}`);
-}
-
-function endedEarly(message: string): Failure {
-  return new Failure(Exit.endedEarly, `the reply ended early: ${message}`);
-}
+const badReply = (why: string) => new Failure(Exit.badReply, `malformed reply: ${why}`);
+const emptyReply = (why: string) => new Failure(Exit.emptyReply, `empty reply: ${why}`);
+const endedEarly = (why: string) => new Failure(Exit.endedEarly, `the reply ended early: ${why}`);
 
 /**
  * Reads one reply, RFC 9112 sections 4 to 7, and passes its body on as it comes.
@@ -119,12 +113,8 @@ export async function readReply(
   signal?: AbortSignal,
 ): Promise<void> {
   const reader = new Reader(source, signal);
-  if (!await reader.fill()) {
-    const message = "empty reply: the server closed the connection without a byte";
-    throw new Failure(Exit.emptyReply, message);
-  }
+  if (!await reader.fill()) throw emptyReply("the server closed the connection without a byte");
   exchange.milliseconds.firstByte = performance.now() - exchange.started;
-  const { arrivedTos: tos } = source;
   let stop: (reason: unknown) => void = () => {};
   signal?.addEventListener("abort", () => stop(signal.reason));
   const deliver = async (give: () => void | Promise<void>) => {
@@ -138,11 +128,13 @@ export async function readReply(
         Promise.resolve(passing).then(resolve, reject);
       });
     } catch (error) {
-      throw error instanceof Failure || signal?.aborted ? error : new SinkError(error);
+      throw error instanceof Failure || signal?.aborted
+        ? error
+        : new SinkError("the sink failed", { cause: error });
     }
   };
   const deliverLine = (line: string) => deliver(() => sink.head?.(line));
-  const reply = await readHead(reader, tos, exchange, deliverLine);
+  const reply = await readHead(reader, exchange, deliverLine);
   await deliver(() => sink.begin?.(reply));
   const deliverPiece = (piece: Uint8Array) => {
     reply.bodyBytes += piece.length;
@@ -160,30 +152,25 @@ export async function readReply(
 /** Status line and headers of the final reply; those of interim replies (1xx) only pass by. */
 async function readHead(
   reader: Reader,
-  tos: number | null,
   exchange: Pick<Exchange, "reply">,
   deliverLine: DeliverLine,
 ): Promise<Reply> {
-  for (let interim = 0;; interim++) {
-    if (interim > MAX_INTERIM) throw badReply(`more than ${MAX_INTERIM} interim replies`);
-    let line;
-    while ((line = reader.line()) === null) {
+  for (let interim = 0; interim <= MAX_INTERIM; interim++) {
+    while (reader.lineLength() === 0) {
       // A peer that does not speak HTTP may never send an LF: look at its first bytes.
-      const { buffer, from, to } = reader;
-      const start = latin1(buffer.subarray(from, Math.min(to, from + 60)));
+      const start = latin1(reader.buffer.subarray(reader.from, reader.to)).slice(0, 60);
       const isHttp = /^HTTP\/1\.[01] /.test(start + "HTTP/1.1 ".slice(start.length));
       if (!isHttp) throw notHttp(start);
-      if (!await reader.fill()) {
-        const message = "empty reply: the connection ended before its status line";
-        throw new Failure(Exit.emptyReply, message);
-      }
+      if (!await reader.fill()) throw emptyReply("the connection ended before its status line");
     }
-    const reply = statusOf(line, tos);
+    const line = latin1(reader.take(reader.lineLength())),
+      reply = statusOf(line, reader.source.arrivedTos);
     if (reply.status >= 200) exchange.reply = reply;
     await deliverLine(line);
     await readFields(reader, reply.headers, "header", deliverLine);
     if (reply.status >= 200) return reply;
   }
+  throw badReply(`more than ${MAX_INTERIM} interim replies`);
 }
 
 function notHttp(line: string): Failure {
@@ -191,7 +178,7 @@ function notHttp(line: string): Failure {
   const isTls = line.startsWith("\x15\x03") || line.startsWith("\x16\x03");
   return new Failure(
     Exit.badReply,
-    `malformed reply: it starts with ${quote(line.slice(0, 60))}, which is not HTTP/1.1`,
+    `malformed reply: it starts with ${excerpt(line)}, which is not HTTP/1.1`,
     isTls ? "the server speaks TLS: is it https://?" : undefined,
   );
 }
@@ -216,10 +203,7 @@ async function readFields(
   deliverLine: DeliverLine,
 ): Promise<void> {
   for (let budget = HEAD_LIMIT;;) {
-    let line;
-    while ((line = reader.line()) === null) {
-      if (!await reader.fill()) throw endedEarly(`in the middle of the ${what}s`);
-    }
+    const line = await reader.line(() => endedEarly(`in the middle of the ${what}s`));
     budget -= line.length;
     if (budget < 0) throw badReply(`the ${what}s are larger than 256 KiB`);
     const text = lineText(line);
@@ -243,7 +227,7 @@ function addField(fields: Field[], line: string, text: string, what: string): vo
     return;
   }
   const colon = text.indexOf(":");
-  if (colon < 1) throw badReply(`${what} line ${quote(text.slice(0, 60))} has no name and colon`);
+  if (colon < 1) throw badReply(`${what} line ${excerpt(text)} has no name and colon`);
   fields.push([trimmed(text.slice(0, colon)).toLowerCase(), trimmed(text.slice(colon + 1))]);
 }
 
@@ -252,40 +236,36 @@ function lineText(line: string): string {
   return line.replace(/\r?\n$/, "").replaceAll("\r", " ");
 }
 
-/** The values of a header, its lines and commas taken apart; `null` if it is not there. */
-function listOf({ headers }: Reply, name: string): string[] | null {
-  const values = headers.flatMap(([other, value]) => other === name ? value.split(",") : []);
-  return values.length === 0 ? null : values.map(trimmed);
+/** The values of a header, its lines and commas taken apart. */
+function listOf({ headers }: Reply, name: string): string[] {
+  return headers.flatMap(([other, value]) => other === name ? value.split(",").map(trimmed) : []);
 }
 
 /** How long the body is (RFC 9112 section 6.3): bytes, in chunks, or `Infinity` until the close. */
 function framingOf(reply: Reply): number | "chunked" {
   if (reply.status === 204 || reply.status === 304) return 0;
-  const codings = listOf(reply, "transfer-encoding");
-  if (codings !== null) {
-    // "identity" of RFC 2616 is no coding at all.
-    const named = codings.map((coding) => coding.toLowerCase())
-      .filter((coding) => coding !== "" && coding !== "identity");
-    if (named.length === 0) return Infinity;
-    if (named.length === 1 && named[0] === "chunked") return "chunked";
-    const names = quote(codings.join(", ").slice(0, 60));
-    throw badReply(`Transfer-Encoding ${names} was not asked for`);
-  }
+  const codings = listOf(reply, "transfer-encoding").map((coding) => coding.toLowerCase());
   const lengths = listOf(reply, "content-length");
-  if (lengths === null) return Infinity;
+  // "identity" of RFC 2616 is no coding at all.
+  const named = codings.filter((coding) => coding !== "" && coding !== "identity");
+  if (named.length === 1 && named[0] === "chunked") return "chunked";
+  const names = excerpt(codings.join(", "));
+  if (named.length > 0) throw badReply(`Transfer-Encoding ${names} was not asked for`);
+  if (codings.length > 0 || lengths.length === 0) return Infinity;
   const first = Number(lengths[0]);
-  for (const length of lengths) {
-    if (!/^\d+$/.test(length) || !Number.isSafeInteger(Number(length))) {
-      throw badReply(`Content-Length ${quote(length.slice(0, 60))}`);
-    }
-    if (Number(length) !== first) {
-      throw badReply(`conflicting Content-Length ${first} and ${Number(length)}`);
-    }
+  for (const text of lengths) {
+    const length = /^\d+$/.test(text) ? Number(text) : NaN;
+    if (!Number.isSafeInteger(length)) throw badReply(`Content-Length ${excerpt(text)}`);
+    if (length !== first) throw badReply(`conflicting Content-Length ${first} and ${length}`);
   }
   return first;
 }
 
-async function readLength(reader: Reader, length: number, deliver: Deliver): Promise<void> {
+async function readLength(
+  reader: Reader,
+  length: number,
+  deliver: Deliver,
+): Promise<void> {
   for (let missing = length; missing > 0;) {
     if (reader.from === reader.to && !await reader.fill()) {
       if (length === Infinity) return;
@@ -298,66 +278,62 @@ async function readLength(reader: Reader, length: number, deliver: Deliver): Pro
 }
 
 /** RFC 9112 section 7.1; the data of all chunks that are here is moved together and passed on. */
-async function readChunks(reader: Reader, reply: Reply, deliver: Deliver): Promise<void> {
-  let size = 0, missing = 0, next: "size" | "data" | "end" | "trailers" = "size";
-  for (;;) {
-    const { buffer } = reader;
-    let start = reader.from, end = start;
-    try {
-      while (next !== "trailers") {
-        const at = reader.from, here = reader.to - at;
-        if (next === "data") {
-          const count = Math.min(missing, here);
-          if (count === 0) break;
-          if (end === start) start = end = at;
-          if (end !== at) buffer.copyWithin(end, at, at + count);
-          end += count;
-          reader.from += count;
-          missing -= count;
-          if (missing === 0) next = "end";
-        } else if (next === "end") {
-          const length = buffer[at] === CR ? 2 : 1;
-          if (here < length) break;
-          if (buffer[at + length - 1] !== LF) throw badReply("a chunk is longer than its size");
-          reader.from += length;
-          next = "size";
-        } else {
-          const length = reader.lineLength();
-          if (length === 0) break;
-          size = missing = chunkSize(buffer, at);
-          reader.from += length;
-          next = size > 0 ? "data" : "trailers";
-        }
-      }
-    } finally {
-      if (end > start) await deliver(buffer.subarray(start, end));
-    }
-    if (next === "trailers") return;
-    if (await reader.fill()) continue;
+async function readChunks(
+  reader: Reader,
+  reply: Reply,
+  deliver: Deliver,
+): Promise<void> {
+  let size = 0, missing = 0, start = 0, end = 0;
+  const flush = async () => {
+    const piece = reader.buffer.subarray(start, end);
+    start = end = 0;
+    if (piece.length > 0) await deliver(piece);
+  };
+  const more = async () => {
+    await flush();
+    if (await reader.fill()) return;
     const where = missing > 0
       ? `${missing} of a chunk's ${plural(size, "byte")} are missing`
       : "before the last chunk";
     throw endedEarly(`${where}, after ${plural(reply.bodyBytes, "byte")}`);
+  };
+  try {
+    for (;;) {
+      let length;
+      while ((length = reader.lineLength()) === 0) await more();
+      size = missing = chunkSize(reader.buffer, reader.from);
+      reader.from += length;
+      if (size === 0) return;
+      while (missing > 0) {
+        if (reader.from === reader.to) await more();
+        const at = reader.from, count = Math.min(missing, reader.to - at);
+        if (start === end) start = end = at;
+        if (end < at) reader.buffer.copyWithin(end, at, at + count);
+        end += count;
+        missing -= count;
+        reader.from += count;
+      }
+      if (reader.from === reader.to) await more();
+      if (reader.buffer[reader.from] === CR && ++reader.from === reader.to) await more();
+      if (reader.buffer[reader.from++] !== LF) throw badReply("a chunk is longer than its size");
+    }
+  } finally {
+    await flush();
   }
 }
 
 /** The size that the line at `start` gives; it is there with its end. */
 function chunkSize(buffer: Uint8Array, start: number): number {
-  // By hand: as text, a body of small chunks takes 2 to 4 times as long.
+  // By hand: as text, a million chunks of a byte take three times as long.
   let size = 0, at = start;
-  for (let digit; (digit = hexDigit(buffer[at])) >= 0; at++) size = size * 16 + digit;
+  for (let digit; (digit = HEX_DIGITS.indexOf(buffer[at])) >= 0; at++) {
+    size = size * 16 + digit % 16;
+  }
   const digits = at - start;
   while (buffer[at] === SPACE || buffer[at] === TAB || buffer[at] === CR) at++;
   const isEnd = buffer[at] === LF || buffer[at] === SEMICOLON;
   // curl reads at most 16 digits too.
   if (isEnd && digits >= 1 && digits <= 16 && Number.isSafeInteger(size)) return size;
   const text = lineText(latin1(buffer.subarray(start, buffer.indexOf(LF, start) + 1)));
-  throw badReply(`bad chunk size ${quote(text.slice(0, 60))}`);
-}
-
-/** The value of a hexadecimal digit, or -1. */
-function hexDigit(byte: number): number {
-  if (byte >= 0x30 && byte <= 0x39) return byte - 0x30;
-  const small = byte | 0x20;
-  return small >= 0x61 && small <= 0x66 ? small - 0x57 : -1;
+  throw badReply(`bad chunk size ${excerpt(text)}`);
 }

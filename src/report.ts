@@ -72,7 +72,7 @@ export function outcomeReport(exchange: Exchange): string {
   if (arrived === null) {
     const text = markSyn
       ? "set before the SYN; not proved (--serve at the far end reports it)"
-      : "unmarked: SYN and ACK leave before the mark is set; --mark-syn marks them";
+      : "unmarked, as it precedes the mark; --mark-syn marks it too";
     lines.push(["handshake", text]);
   }
   return laidOut(lines);

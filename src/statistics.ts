@@ -19,23 +19,24 @@ export function quantile(values: readonly number[], share: number): number {
  * @returns 0 to 1; 1 if a sample is empty or all values are equal
  */
 export function mannWhitney(a: readonly number[], b: readonly number[]): number {
-  const all = [
-    ...a.map((value) => ({ value, isA: true })),
-    ...b.map((value) => ({ value, isA: false })),
-  ];
-  all.sort((x, y) => x.value - y.value);
-  const n = all.length;
-  let rankSum = 0, ties = 0;
-  for (let first = 0, next; first < n; first = next) {
-    for (next = first + 1; next < n && all[next].value === all[first].value;) next++;
-    const rank = (first + next + 1) / 2;
-    for (let at = first; at < next; at++) if (all[at].isA) rankSum += rank;
-    ties += (next - first) ** 3 - (next - first);
+  const values = [...a, ...b], n = values.length;
+  const ranks = ranksOf(values), mean = (n + 1) / 2;
+  const distance = Math.abs(ranks.subarray(0, a.length).reduce((sum, r) => sum + r - mean, 0));
+  const spread = ranks.reduce((sum, rank) => sum + (rank - mean) ** 2, 0);
+  const variance = a.length * b.length / (n * (n - 1)) * spread;
+  const z = Math.max(0, distance - 0.5) / Math.sqrt(variance);
+  return variance > 0 ? 2 * normalTail(z) : 1;
+}
+
+/** The rank of each value, from 1; equal values share the mean of theirs. */
+function ranksOf(values: readonly number[]): Float64Array {
+  const order = Array.from(values, (_, at) => at).sort((x, y) => values[x] - values[y]);
+  const ranks = new Float64Array(values.length);
+  for (let first = 0, next; first < order.length; first = next) {
+    for (next = first + 1; values[order[next]] === values[order[first]];) next++;
+    for (const at of order.slice(first, next)) ranks[at] = (first + next + 1) / 2;
   }
-  const u = rankSum - a.length * (a.length + 1) / 2;
-  const variance = a.length * b.length / 12 * (n + 1 - ties / (n * (n - 1)));
-  const distance = Math.max(0, Math.abs(u - a.length * b.length / 2) - 0.5);
-  return variance > 0 ? Math.min(1, 2 * normalTail(distance / Math.sqrt(variance))) : 1;
+  return ranks;
 }
 
 /** The chance of a standard normal value above `z`, `z` from 0 up. */
@@ -51,47 +52,40 @@ function normalTail(z: number): number {
   return density / fraction;
 }
 
+// With many requests even a negligible difference is significant, so it must also be large enough.
 const SIGNIFICANT = 0.01, SMALLEST_RATIO = 1.05;
 /** How many replies it takes to say that there is a difference, or none. */
 export const MIN_SAMPLES = 8;
 
-/** The times with one mark. */
-interface Times {
-  /** The mark of all requests. */
-  readonly mark: Mark;
-  /** Milliseconds of each request. */
-  readonly total: readonly number[];
-}
-
 /** How the times with one mark compare with those of another. */
 export interface Comparison {
-  /** The mark compared with. */
   readonly against: Mark;
-  /** Its median total time divided by ours: above 1 is faster; `NaN` without replies. */
+  /** The other median divided by ours: above 1 is faster; `NaN` without replies. */
   readonly ratio: number;
-  /** The p-value of the rank test, 0 to 1; `NaN` without replies. */
+  /** The p-value of the rank test; `NaN` without replies. */
   readonly p: number;
-  /** Whether there is a difference: `null` if there are too few replies to say. */
+  /** Whether there is a difference; `null` if there are too few replies to say. */
   readonly differs: boolean | null;
 }
 
 /**
- * Compares each row with best effort, or with the first row if there is no such mark.
+ * Compares the times with each mark, in milliseconds, with those of best effort, or of the first mark
+ * if there is no such one.
  *
- * @returns a comparison for each row; `null` for the one that the others are compared with
+ * @returns a comparison for each mark; `null` for the baseline
  */
-export function compare(rows: readonly Times[]): (Comparison | null)[] {
-  const reference = rows.find(({ mark }) => mark.dscp === 0) ?? rows[0];
+export function compare(
+  rows: readonly { readonly mark: Mark; readonly total: readonly number[] }[],
+): (Comparison | null)[] {
+  const baseline = rows.find(({ mark }) => mark.dscp === 0) ?? rows[0];
   return rows.map((row) => {
-    if (row === reference) return null;
-    const isKnown = row.total.length > 0 && reference.total.length > 0;
-    const p = isKnown ? mannWhitney(row.total, reference.total) : NaN;
-    const ratio = quantile(reference.total, 0.5) / quantile(row.total, 0.5);
-    // Of many comparisons some would seem real by chance (Bonferroni). With many requests even a
-    // negligible difference becomes significant, so it must also be large enough.
+    if (row === baseline) return null;
+    const least = Math.min(row.total.length, baseline.total.length);
+    const p = least > 0 ? mannWhitney(row.total, baseline.total) : NaN;
+    const ratio = quantile(baseline.total, 0.5) / quantile(row.total, 0.5);
+    // Of many comparisons some would seem real by chance (Bonferroni).
     const isReal = p < SIGNIFICANT / (rows.length - 1) &&
       Math.max(ratio, 1 / ratio) >= SMALLEST_RATIO;
-    const isEnough = Math.min(row.total.length, reference.total.length) >= MIN_SAMPLES;
-    return { against: reference.mark, ratio, p, differs: isEnough ? isReal : null };
+    return { against: baseline.mark, ratio, p, differs: least >= MIN_SAMPLES ? isReal : null };
   });
 }

@@ -1,7 +1,7 @@
 /**
  * Did the mark leave, did it arrive, did it come back; which failure follows. Each question is
- * answered once, by a pure function of what was observed; report, JSON, tables and exit codes use its
- * value.
+ * answered once, by a pure function of what was observed; report, JSON, tables and exit codes use
+ * its value.
  *
  * @module
  */
@@ -48,8 +48,8 @@ export const NOT_OBSERVED: Sent = {
 type Asked = Pick<Exchange, "target" | "mark" | "expect">;
 
 /**
- * Did the mark leave? All bytes of data must have been seen, in packets with the mark, or with the one
- * that is expected: a rule of this host may set it.
+ * Did the mark leave? All bytes of data must have been seen, in packets with the mark, or with the
+ * one that is expected: a rule of this host may set it.
  */
 export function assessSent(
   { sent: packets, dataSent: sent, remoteAddr }: Pick<
@@ -111,9 +111,9 @@ function valueOf({ headers }: Reply, wanted: string): string {
 }
 
 /**
- * Did packets arrive as they were sent? An unmarked handshake was sent with 0. The server's report is
- * about this connection if it saw our sequence number, which NAT keeps and a proxy does not, or, if
- * that is unknown, our address.
+ * Did packets arrive as they were sent? An unmarked handshake was sent with 0. The server's report
+ * is about this connection if it saw our sequence number, which NAT keeps and a proxy does not, or,
+ * if that is unknown, our address.
  */
 export function assessArrival(
   { reply, mark, markSyn, expect, sent: { packets: seen, bytes } }: Pick<
@@ -283,7 +283,7 @@ export function requestFailure(
   return both;
 }
 
-/** Says of a request without an answer that it was sent again and again, if its handshake passed. */
+/** Says of a request without an answer how often it was sent, if its handshake passed. */
 function droppedFailure({ sent, mark, markSyn, reply }: Exchange, failure: Failure) {
   const isSilent = failure.code === Exit.timeout && reply === null && sent.repeats > 0;
   if (!isSilent || markSyn || mark.tos === 0) return null;

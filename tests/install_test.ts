@@ -75,7 +75,9 @@ Deno.test("deno publish accepts the package, without tests and CI", async () => 
   const files = [...stderr.matchAll(/^ +(file:\S+) \(/gm)].map(([, url]) =>
     url.slice(`file://${ROOT}`.length)
   );
-  const modules = [...Deno.readDirSync(`${ROOT}ffi`)].map(({ name }) => `ffi/${name}`);
+  const modules = ["ffi", "src"].flatMap((folder) =>
+    [...Deno.readDirSync(`${ROOT}${folder}`)].map(({ name }) => `${folder}/${name}`)
+  );
   const others = ["LICENSE", "README.md", "deno.json", "main.ts"];
   const wanted = [".github/call.svg", ".github/lab.svg", ...others, ...modules].sort();
   assert.deepEqual(files.sort(), wanted);

@@ -506,25 +506,3 @@ testWith(
     assert.equal(here.code, 0, here.stderr);
   },
 );
-
-testWith(
-  ["root", "ip", "nft"],
-  "what was told after a second is told again if it has changed since",
-  async () => {
-    await using network = await Network.create();
-    await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
-    const chain = "add chain ip t f { type filter hook forward priority 0; }";
-    const drop = "add rule ip t f tcp flags & psh == psh drop";
-    await network.router.run("nft", `add table ip t; ${chain}; ${drop}`);
-    await using run = new Background([
-      ...network.client.under,
-      ...command([`http://${SERVER.ipv4}:8086/`]),
-    ]);
-    await run.until((said) => /^sent .*: proved$/m.test(said));
-    await rewrite(network.client, "output", "ef", "cs1");
-    await network.router.run("nft", "flush", "ruleset");
-    await run.until((said) => said.includes("dscp-get: "));
-    assert.match(run.said, /^sent .*0xB8 and 0x20, .*: NOT the mark\n +that was set$/m);
-    assert.match(run.said, /^dscp-get: set 0xB8, left with 0x20: /m);
-  },
-);

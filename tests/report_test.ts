@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { markOf } from "../ffi/mod.ts";
 import type { Arrival, Exchange, Reply, Sent } from "../src/exchange.ts";
 import { Exit, Failure } from "../src/failure.ts";
-import { json, markedReport, outcomeReport } from "../src/report.ts";
+import { parseArguments } from "../src/options.ts";
+import { json, markedReport, outcomeReport, sinkFor } from "../src/report.ts";
 import { parseTarget } from "../src/target.ts";
 import { NOT_OBSERVED } from "../src/verdict.ts";
 
@@ -117,6 +118,11 @@ Deno.test("the line of what was sent says how much is known", () => {
       { proved: false, wrong: 0x20, packets: [{ ...PACKET, tos: 0x20 }] },
       /0x20, .*: NOT the mark that was set$/,
     ],
+    [
+      "ECN on one of two",
+      { packets: [PACKET, { ...PACKET, tos: 0xba }] },
+      /its two lowest bits are ECN/,
+    ],
     ["two marks", { proved: false, packets: [PACKET, { ...PACKET, tos: 0x20 }] }, /0xB8 and 0x20/],
     [
       "tunnel",
@@ -153,6 +159,8 @@ Deno.test("the line of what arrived says what the server knows, and of whom", ()
         { markSyn: true },
         /^request 0xB8, SYN 0xB8: the mark survived$/,
       ],
+      ["ECN on the SYN", { syn: 0x02 }, {}, /; SYN 0x02, as it was sent/],
+      ["a SYN of LE", { syn: 4 }, {}, /^request 0xB8, SYN 0x04: /],
       [
         "first of two",
         {},
@@ -211,7 +219,7 @@ Deno.test("the line of what arrived says what the server knows, and of whom", ()
 });
 
 Deno.test("the handshake has a line if the server says nothing", () => {
-  assert.match(lines({ arrived: null }).handshake, /^unmarked: .*--mark-syn marks them$/);
+  assert.match(lines({ arrived: null }).handshake, /^unmarked, .*--mark-syn marks it too$/);
   assert.match(
     lines({ arrived: null, markSyn: true }).handshake,
     /^set before the SYN; not proved/,
@@ -248,6 +256,12 @@ Deno.test("the line of the reply says how much came, how marked, and where it le
       { status: 301, headers: [["location", "/\x1b"]] },
       {},
       /; leads to \/\\x1b, not followed$/,
+    ],
+    [
+      "redirect 300",
+      { status: 300, headers: [["location", "/a"], ["location", "/b"]] },
+      {},
+      /leads to \/a, /,
     ],
     ["no redirect below 300", { status: 299, headers: [["location", "/a"]] }, {}, /ms$/],
     ["no redirect from 400", { status: 400, headers: [["location", "/a"]] }, {}, /ms$/],
@@ -291,4 +305,36 @@ Deno.test("JSON escapes what would act on a terminal, and writes null for what i
   assert.deepEqual(JSON.parse(json(null, new Failure(3, "bad"))), {
     error: { code: 3, message: "bad" },
   });
+});
+
+Deno.test("JSON says which server answered, with trailers if there are any, and rounds fractions", () => {
+  const parsed = (more: Partial<Reply>, context = {}) =>
+    JSON.parse(json(exchange({ reply: { ...REPLY, ...more } }), null, context));
+  assert.equal(parsed({}).server, "remote");
+  assert.equal(parsed({}, { isBuiltIn: true }).server, "built-in");
+  assert.equal("trailers" in parsed({}).reply, false);
+  assert.deepEqual(parsed({ trailers: [["a", "b"]] }).reply.trailers, [["a", "b"]]);
+  assert.equal("tos" in parsed({}).reply, false);
+  assert.equal(parsed({ tos: 0 }).reply.tos, 0);
+  const milliseconds = { connect: 0.123456789, firstByte: 12345678, total: 1.5 };
+  assert.deepEqual(JSON.parse(json(exchange({ milliseconds }), null)).milliseconds, {
+    connect: 0.123457,
+    firstByte: 12345678,
+    total: 1.5,
+  });
+  const changes = [{ packet: "data" as const, sent: 50 << 2, wanted: 200, arrived: 2 << 2 }];
+  const { arrived } = JSON.parse(json(exchange({ arrived: { ...ARRIVED, changes } }), null));
+  assert.deepEqual(arrived.behaviour, ["Bleach-ToS-Precedence", "Re-mark-DSCP"]);
+});
+
+Deno.test("-f refuses a status from 400 up, and a terminal gets no binary body", () => {
+  const options = { ...parseArguments(["-f"]) };
+  const begin = (status: number) => () => sinkFor(options).begin!({ ...REPLY, status });
+  assert.doesNotThrow(begin(399));
+  assert.throws(begin(400), (error) => error instanceof Failure && error.code === 22);
+  assert.equal(sinkFor(parseArguments([])).begin, undefined);
+  for (const dropped of [["--json"], ["--trace"], ["-n", "2"]]) {
+    assert.equal(sinkFor(parseArguments(dropped)).body, undefined, `${dropped}`);
+  }
+  assert.notEqual(sinkFor(parseArguments([])).body, undefined);
 });

@@ -1,7 +1,13 @@
 import assert from "node:assert/strict";
-import { markOf } from "../ffi/mod.ts";
-import { comparisonText, Row, table } from "../src/series.ts";
-import { compare, mannWhitney, quantile } from "../src/statistics.ts";
+import { type Mark, markOf } from "../ffi/mod.ts";
+import type { Arrival, Exchange, Requester } from "../src/exchange.ts";
+import { Exit, Failure } from "../src/failure.ts";
+import { parseArguments } from "../src/options.ts";
+import { bar, comparisonText, Row, series, seriesFailure, table } from "../src/series.ts";
+import { remoteServer } from "../src/server.ts";
+import { localTarget } from "../src/target.ts";
+import { NOT_OBSERVED } from "../src/verdict.ts";
+import { until } from "./support/waiting.ts";
 import { Namespace, rewrite } from "./support/namespaces.ts";
 import {
   Background,
@@ -23,7 +29,6 @@ import {
   reset,
   send,
 } from "./support/servers.ts";
-import { until } from "./support/waiting.ts";
 
 Deno.test("marks take turns, round after round, and JSON has a line a request", async () => {
   await using server = replying(OK);
@@ -120,13 +125,13 @@ Deno.test("a failed request is counted in its row, the run goes on, and the exit
 Deno.test("a wrong mark is the exit code also if another request has failed before", async () => {
   const arrived = (conn: Deno.TcpConn) => {
     const { hostname, port } = conn.remoteAddr;
-    return OK.replace("\r\n", `\r\nArrived-ToS: 0x20\r\nArrived-Peer: ${hostname}:${port}\r\n`);
+    return OK.replace("\r\n", `\r\nArrived-SYN: 0x20\r\nArrived-Peer: ${hostname}:${port}\r\n`);
   };
   for (
     const [args, message] of [
       [
         ["-n", "3"],
-        "1 of 3 requests failed, 2 of 3 requests with a wrong mark; the first of these: ",
+        "1 of 3 requests failed, 2 of 3 requests with a wrong mark; first wrong mark: ",
       ],
       [["--trace", "-d", "EF,AF41,AF42"], "3 of 3 marks changed or failed; the first change: "],
     ] as const
@@ -230,7 +235,7 @@ testWith(["script"], "on a terminal the table grows, with a line for what is lef
   await using server = replying(OK);
   const words = command(["-d", "EF,DF", "-n", "300", server.url]).join(" ");
   const { stdout } = await execute(onTerminal(`stty rows 24; ${words}`));
-  assert.match(stdout, /\d+ of 600 requests, Ctrl-C ends it here/);
+  assert.match(stdout, /\d+ of 600 requests, Ctrl-C to stop/);
   assert.ok(stdout.includes("\x1b[A\x1b[2K"), "it goes up and clears");
   const last = stdout.slice(stdout.lastIndexOf("\x1b[2K"));
   assert.match(last, /EF .* 300 +0 +0 [^]*Against DF/);
@@ -257,29 +262,6 @@ Deno.test("bad counts, intervals and lists are usage errors", async () => {
   }
 });
 
-Deno.test("the rank test gives the values of the books", () => {
-  const close = (actual: number, expected: number) =>
-    assert.ok(Math.abs(actual / expected - 1) < 1e-9, `${actual}`);
-  // scipy.stats.mannwhitneyu(a, b, method="asymptotic")
-  close(mannWhitney([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]), 0.012185780355344813);
-  assert.equal(mannWhitney([1, 1, 1], [1, 1, 1]), 1);
-  assert.equal(mannWhitney([], [1]), 1);
-  const [low, high] = [
-    Array.from({ length: 50 }, (_, at) => at),
-    Array.from({ length: 50 }, (_, at) => at + 100),
-  ];
-  // z = (1250 - 0.5) / sqrt(2500 * 101 / 12) = 8.6138; 2 * (1 - Φ(z)) = 7.07e-18
-  assert.ok(Math.abs(mannWhitney(low, high) / 7.066e-18 - 1) < 0.01, `${mannWhitney(low, high)}`);
-  assert.equal(mannWhitney(low, high), mannWhitney(high, low));
-  assert.ok(mannWhitney(low, low) > 0.99);
-});
-
-Deno.test("quantiles are by nearest rank", () => {
-  assert.deepEqual([0.5, 0.95, 1].map((share) => quantile([4, 1, 3, 2], share)), [2, 4, 4]);
-  assert.deepEqual([quantile([7], 0.5), quantile([7], 0.95)], [7, 7]);
-  assert.ok(Number.isNaN(quantile([], 0.5)));
-});
-
 /** A row of made-up times around a median, spread by 1 %. */
 function rowOf(tos: number, median: number, count = 5000): Row {
   const row = new Row(markOf(tos));
@@ -287,33 +269,57 @@ function rowOf(tos: number, median: number, count = 5000): Row {
   return row;
 }
 
-Deno.test("a difference takes both: times that are unlikely to be alike, and 5 % of the median", () => {
+Deno.test("the comparison is a sentence", () => {
   const best = rowOf(0, 1);
-  const differs = (row: Row, against = best) => compare([row, against])[0]!.differs;
-  for (const ratio of [1, 1.01, 1.04, 1.049]) {
-    for (const median of [ratio, 1 / ratio]) {
-      const row = rowOf(0xb8, median);
-      if (ratio >= 1.04) assert.ok(mannWhitney(row.total, best.total) < 1e-300);
-      assert.equal(differs(row), false, `${median}`);
-      const sentence = /^Against DF, median total time: no difference seen for EF \(p = \S+\)\.$/m;
-      assert.match(comparisonText([row, best]), sentence);
-    }
-  }
-  assert.equal(differs(rowOf(0xb8, 1.2)), true);
-  assert.equal(differs(rowOf(0xb8, 1.2, 4), rowOf(0, 1, 4)), null, "four against four are too few");
-  const rows = [rowOf(0xb8, 1.2), rowOf(0x88, 1.04), rowOf(0x28, 0.5), best];
-  assert.match(
-    comparisonText(rows).replaceAll("\n", " "),
-    /: EF is 1\.20 times slower \(p = \S+\), AF11 is 2\.00 times faster \(p = \S+\), no difference seen for AF41 \(p = \S+\)\. $/,
-  );
-  assert.match(
-    comparisonText([rowOf(0xb8, 1), rowOf(0x88, 1.5)]),
-    /^Against EF, .* AF41 is 1\.50 times slower/,
-  );
-  assert.match(
-    comparisonText([rowOf(0xb8, 1), rowOf(0x88, 1.5), rowOf(0x28, 1, 7), rowOf(0, 1)], Infinity),
-    /^Against DF, median total time: AF41 is 1\.50 times slower \(p = \S+\), no difference seen for EF \(p = \S+\), too few replies, under 8, for AF11\.$/m,
-  );
+  for (
+    const [rows, text] of [
+      [[best], /^$/],
+      [
+        [rowOf(0xb8, 1), best],
+        /^Against DF, median total time: no difference seen for EF \(p = 1\.0\)\.\n$/,
+      ],
+      [[rowOf(0xb8, 1.2), best], /^Against DF, .*: EF is 1\.20 times slower \(p = \S+\)\.\n$/],
+      [[rowOf(0xb8, 0.05), best], /: EF is 20 times faster \(p = \S+\)\.\n$/],
+      [[rowOf(0xb8, 0.101), best], /: EF is 9\.90 times faster \(p = \S+\)\.\n$/],
+      [[rowOf(0xb8, 1), rowOf(0x88, 1.5)], /^Against EF, .* AF41 is 1\.50 times slower/],
+      [
+        [rowOf(0xb8, 1.2), rowOf(0x88, 1), rowOf(0x28, 0.5), best],
+        /: EF is 1\.20 times slower \(p = \S+\), AF11 is 2\.00 times faster \(p = \S+\), no difference seen for AF41 \(p = \S+\)\.\n$/,
+      ],
+      [
+        [rowOf(0xb8, 1), rowOf(0x88, 1.5), rowOf(0x28, 1, 7), best],
+        /: AF41 is 1\.50 times slower \(p = \S+\), no difference seen for EF \(p = \S+\), too few replies, under 8, for AF11\.\n$/,
+      ],
+      [[rowOf(0xb8, 1), rowOf(0x88, 1), best], / no difference seen for EF, AF41 \(p ≥ \S+\)\.\n$/],
+      [[1, 2, 3, 4, 5].map((at) => rowOf(at * 32, 1)).concat(best), / seen for 5 others \(p ≥/],
+      [
+        [1, 2, 3, 4].map((at) => rowOf(at * 32, 1)).concat(best),
+        / seen for CS1, CS2, CS3, CS4 \(p/,
+      ],
+      [
+        [rowOf(0xb8, 2, 7), best],
+        /^Against DF, .*: with fewer than 8 replies to a mark no difference can be seen\.\n$/,
+      ],
+    ] as const
+  ) assert.match(comparisonText(rows, 500), text);
+  const narrow = comparisonText([rowOf(0xb8, 1), best], 30).trimEnd().split("\n");
+  assert.ok(narrow.length > 1 && narrow.every((line) => line.length <= 30));
+});
+
+Deno.test("a bar is drawn to an eighth of a character", () => {
+  for (
+    const [share, width, expected] of [
+      [0, 8, ""],
+      [1, 8, "████████"],
+      [0.5, 8, "████"],
+      [0.5, 1, "▌"],
+      [1 / 8, 1, "▏"],
+      [7 / 8, 1, "▉"],
+      [1 / 17, 1, ""],
+      [1 / 15, 1, "▏"],
+      [0.26, 8, "██▏"],
+    ] as const
+  ) assert.equal(bar(share, width), expected);
 });
 
 testWith(
@@ -385,4 +391,183 @@ Deno.test("Ctrl-C ends a series also while nobody reads what it prints: 130", as
   child.kill("SIGINT");
   assert.equal((await child.status).code, 130);
   await child.stdout.cancel();
+});
+
+// ─── The flow, with requests that are made up ────────────────────────────────────────────────────
+
+const SERVER = remoteServer(localTarget("192.0.2.1", 80));
+
+/** What became of a request that went well, or as is said. */
+function exchangeOf(mark: Mark, rest: Partial<Exchange> = {}): Exchange {
+  return {
+    target: SERVER.target,
+    mark,
+    markSyn: false,
+    expect: null,
+    returned: { sent: null, arrived: null, kept: null },
+    started: 0,
+    connection: null,
+    reply: {
+      status: 200,
+      reason: "OK",
+      headers: [],
+      trailers: [],
+      tos: null,
+      bodyBytes: 2,
+      complete: true,
+    },
+    milliseconds: { connect: 1, firstByte: 2, total: 3 },
+    sent: NOT_OBSERVED,
+    arrived: null,
+    failure: null,
+    ...rest,
+  };
+}
+
+const LOST = { reply: null, failure: new Failure(Exit.emptyReply, "empty reply") };
+const WRONG = { failure: new Failure(Exit.sentChanged, "rewritten") };
+
+/** Runs a series without output. @param requester gets the number of the request, from 1 */
+async function seriesOf(
+  words: string,
+  outcome: (at: number, mark: Mark) => Partial<Exchange>,
+  server = SERVER,
+): Promise<{ failure: Failure | null; asked: string[] }> {
+  const asked: string[] = [];
+  const request: Requester = (target, mark) => {
+    const isMeasured = target === server.target;
+    asked.push(isMeasured ? mark.name! : target.isHttps ? "https" : "warm-up");
+    const at = asked.filter((name) => name !== "warm-up" && name !== "https").length;
+    return Promise.resolve(exchangeOf(mark, isMeasured ? outcome(at, mark) : {}));
+  };
+  const options = parseArguments(["-s", ...words.split(" ")]);
+  const failure = await series(server, options, request);
+  return { failure, asked };
+}
+
+Deno.test("a series first warms up at a server of its own", async () => {
+  const warm = Array(16).fill("warm-up");
+  const { asked } = await seriesOf("-d EF,DF -n 2", () => ({}));
+  assert.deepEqual(asked, [...warm, "EF", "DF", "EF", "DF"]);
+  const https = remoteServer({ ...SERVER.target, isHttps: true });
+  const { asked: askedTls } = await seriesOf("-n 1 -d EF,DF", () => ({}), https);
+  assert.deepEqual(askedTls, ["https", ...warm, "EF", "DF"]);
+});
+
+Deno.test("the warm-up ends when it fails", async () => {
+  let asked = 0;
+  const request: Requester = (target, mark) => {
+    if (target !== SERVER.target) asked++;
+    return Promise.resolve(exchangeOf(mark, target === SERVER.target ? {} : LOST));
+  };
+  assert.equal(await series(SERVER, parseArguments(["-s", "-n", "2"]), request), null);
+  assert.equal(asked, 1);
+});
+
+Deno.test("what would fail every request ends a series at once", async () => {
+  const denied = new Failure(Exit.cannotRun, "no permission");
+  const asked: number[] = [];
+  const run = seriesOf("-n 9", (at) => {
+    asked.push(at);
+    return at === 3 ? { reply: null, failure: denied } : {};
+  });
+  await assert.rejects(run, denied);
+  assert.deepEqual(asked, [1, 2, 3]);
+});
+
+Deno.test("a series ends with its first failure, or with the first wrong mark", async () => {
+  const empty = "empty reply", wrong = "rewritten";
+  for (
+    const [outcomes, code, message] of [
+      [[{}, {}, {}], undefined, undefined],
+      [[{}, LOST, {}], 52, `1 of 3 requests failed; the first: ${empty}`],
+      [[LOST, WRONG, LOST], 101, `2 of 3 requests failed; first wrong mark: ${wrong}`],
+      [[WRONG, {}, WRONG], 101, undefined],
+    ] as const
+  ) {
+    const { failure } = await seriesOf("-n 3", (at) => outcomes[at - 1]);
+    assert.equal(failure?.code, code);
+    if (message !== undefined) assert.equal(failure?.message, message);
+  }
+});
+
+Deno.test("the failure of a series has the counts of all its requests", () => {
+  const rows = [new Row(markOf(0xb8)), new Row(markOf(0))];
+  const first = new Failure(Exit.timeout, "it took long"), wrong = new Failure(102, "rewritten");
+  rows[0].requests = 3;
+  rows[1].requests = 2;
+  assert.equal(seriesFailure(rows, null), null);
+  rows[1].failed = 1;
+  const failed = seriesFailure(rows, first)!;
+  assert.equal(failed.message, "1 of 5 requests failed; the first: it took long");
+  assert.equal(failed.code, Exit.timeout);
+  rows[0].wrong = 2;
+  const both = "1 of 5 requests failed, 2 of 5 requests with a wrong mark";
+  assert.equal(seriesFailure(rows, wrong)!.message, `${both}; first wrong mark: rewritten`);
+  assert.equal(seriesFailure(rows, first)!.message, `${both}; the first: it took long`);
+  rows[1].failed = 0;
+  const only = "2 of 5 requests with a wrong mark; the first: rewritten";
+  assert.equal(seriesFailure(rows, wrong)!.message, only);
+});
+
+Deno.test("a signal ends a series also while it waits", async () => {
+  const { failure, asked } = await seriesOf("-n 9 --interval 1000 -m 0", (at) => {
+    // The signal comes when the series has begun to wait.
+    if (at === 1) setTimeout(() => Deno.kill(Deno.pid, "SIGTERM"));
+    return {};
+  });
+  assert.deepEqual([failure?.code, failure?.message], [143, "interrupted after 1 of 9 requests"]);
+  assert.ok(asked.filter((name) => name === "EF").length <= 2, asked.join());
+});
+
+Deno.test("a row counts what became of its requests", () => {
+  const sentWith = (tos: number, proved: boolean | null) => {
+    const packet = { tos } as Exchange["sent"]["packets"][number];
+    return { ...NOT_OBSERVED, proved, packets: [packet] };
+  };
+  const arrival = (
+    kept: boolean | null,
+    marked: number[],
+    ...changes: Arrival["changes"]
+  ): Partial<Arrival> => ({ kept, marked, changes });
+  const syn = { packet: "SYN", sent: 0, wanted: 0, arrived: 0x20 } as const;
+  const data = { packet: "data", sent: 0xb8, wanted: 0xb8, arrived: 0x20 } as const;
+  const timeout = { failure: new Failure(Exit.timeout, "") };
+  const isOver = { milliseconds: { connect: 4, firstByte: 5, total: 6 } };
+  const half = { reply: { ...exchangeOf(markOf(0)).reply!, complete: false } };
+  for (
+    const [rest, expected] of [
+      [{}, { total: [3], connect: [1] }],
+      [isOver, { total: [6], connect: [4] }],
+      [{ ...half, ...timeout }, { failed: 1, total: [], connect: [] }],
+      [{ ...WRONG, sent: sentWith(0x20, false) }, { wrong: 1, sent: [0x20] }],
+      [{ ...WRONG, ...half, sent: sentWith(0x20, false) }, { wrong: 1, failed: 1, total: [] }],
+      [{ sent: sentWith(0xb8, null) }, { sent: [0xb8] }],
+      [{ sent: { ...sentWith(0xb8, true), outerTos: 0 } }, { sent: [0xb8, 0] }],
+      [{ arrived: arrival(true, [0xb8, 0x28]) }, { arrived: [0xb8, 0x28] }],
+      [{ arrived: arrival(null, []) }, { arrived: [] }],
+      [{ arrived: arrival(false, [0x20], data) }, { wrong: 1, arrived: [0x20], changed: [] }],
+      [{ arrived: arrival(false, [0xb8], syn) }, { wrong: 1, changed: ["SYN 0x20"] }],
+      [{ arrived: arrival(false, [], syn), markSyn: true }, { wrong: 1, changed: [] }],
+    ] as const
+  ) {
+    const row = new Row(markOf(0xb8));
+    row.add(exchangeOf(row.mark, rest as Partial<Exchange>));
+    const { requests, failed, wrong, sent, arrived, changed, total, connect } = row;
+    const seen = {
+      requests,
+      failed,
+      wrong,
+      sent: [...sent],
+      arrived: [...arrived],
+      changed: [...changed],
+      total,
+      connect,
+    };
+    const same = { requests: 1, failed: 0, wrong: 0 };
+    const kept = Object.fromEntries(
+      Object.keys({ ...same, ...expected }).map((key) => [key, seen[key as keyof typeof seen]]),
+    );
+    assert.deepEqual(kept, { ...same, ...expected }, JSON.stringify(rest));
+  }
 });
