@@ -80,6 +80,7 @@ class ReportingServer {
       client.isAnswered = true;
       client.deadline = performance.now() + CLOSE_TIME;
       log?.add(logLine(request, seen));
+      if (!request.hasMore) return;
       // Closing with unread data sends an RST, which can discard the reply.
       await conn.closeWrite();
       await reading; // only after a timeout it goes on
@@ -96,7 +97,7 @@ class ReportingServer {
     for (const client of this.#clients.keys()) {
       if (performance.now() < client.deadline) continue;
       if (client.isAnswered) this.#drop(client);
-      else client.timeout.resolve({ status: "408 Request Timeout" });
+      else client.timeout.resolve({ status: "408 Request Timeout", hasMore: true });
     }
   }
 

@@ -411,7 +411,7 @@ Deno.test("a client that keeps its connection after the reply is closed", async 
   await using server = await FarEnd.start();
   const { pid } = server.process.child, before = openDescriptors(pid);
   using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
-  await send(conn, "GET / HTTP/1.1\r\n\r\n");
+  await send(conn, "GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n");
   assert.match(await firstLine(conn), /^HTTP\/1\.1 200 /);
   await until(() => openDescriptors(pid) <= before, "the connection to be closed");
 });
