@@ -59,10 +59,9 @@ class ReportingServer {
         if (this.#clients.size >= MOST_CLIENTS) this.#drop(this.#clients.keys().next().value!);
         this.#clients.set(client, this.#answer(client).finally(() => this.#drop(client)));
       } catch (error) {
-        const { BadResource, Interrupted, NotConnected } = Deno.errors;
-        if (error instanceof BadResource || error instanceof Interrupted) break;
+        if (error instanceof Deno.errors.BadResource) break;
         // NotConnected is a client that was reset; all others, like EMFILE, take time to pass.
-        if (!(error instanceof NotConnected)) await pause(100);
+        if (!(error instanceof Deno.errors.NotConnected)) await pause(100);
       }
     }
     await Promise.all(this.#clients.values());
