@@ -51,12 +51,30 @@ for (
   });
 }
 
+for (
+  const [what, text, hasMore] of [
+    ["a head alone", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", false],
+    ["a head alone with bare line feeds", "GET / HTTP/1.1\nHost: a\n\n", false],
+    ["a byte behind the head", "GET / HTTP/1.1\r\n\r\nx", true],
+    ["a length", "GET / HTTP/1.1\r\ncontent-Length: 3\r\n\r\n", true],
+    ["chunks", "GET / HTTP/1.1\r\nTransfer-encoding: chunked\r\n\r\n", true],
+    ["another header with such words", "GET / HTTP/1.1\r\nX-Content-Length: 3\r\n\r\n", false],
+    ["another method", "POST / HTTP/1.1\r\n\r\n", true],
+    ["garbage", "hello\n\n", true],
+  ] as const
+) {
+  Deno.test(`behind ${what} ${hasMore ? "more can come" : "nothing comes"}`, () => {
+    assert.equal(parseRequest(text, false)?.hasMore, hasMore);
+  });
+}
+
 const SEEN = {
   peer: { transport: "tcp", hostname: "::1", port: 80 } as const,
   arrived: { syn: 0, ack: null, data: 0xb8, sequence: 0xfedcba98 },
   replyTos: 0x88,
 };
-const OK = { status: "200 OK", method: "GET", path: "/" };
+const OK = { status: "200 OK", method: "GET", path: "/", hasMore: false };
+const NONE = { hasMore: true };
 
 /** Status line, header and body of a reply. */
 function partsOf(
@@ -103,14 +121,14 @@ Deno.test("HEAD gets the header alone, an error its reason, 405 the methods that
   const head = partsOf(encodeReply({ ...OK, method: "HEAD" }, SEEN, false));
   assert.equal(head.body, "");
   assert.ok(Number(head.header["Content-Length"]) > 10);
-  const error = partsOf(encodeReply({ status: "408 Request Timeout" }, SEEN, false));
+  const error = partsOf(encodeReply({ ...NONE, status: "408 Request Timeout" }, SEEN, false));
   assert.deepEqual([error.line, error.body], [
     "HTTP/1.1 408 Request Timeout",
     "408 Request Timeout\n",
   ]);
   assert.equal(error.header.Allow, undefined);
   assert.equal(error.header["Content-Type"], "text/plain; charset=utf-8");
-  const other = partsOf(encodeReply({ status: "405 Method Not Allowed" }, SEEN, false));
+  const other = partsOf(encodeReply({ ...NONE, status: "405 Method Not Allowed" }, SEEN, false));
   assert.equal(other.header.Allow, "GET, HEAD");
 });
 
@@ -118,7 +136,10 @@ Deno.test("the built-in server's page is for people, and its name is recognised 
   const { header, body } = partsOf(encodeReply(OK, SEEN, true));
   assert.match(body, /built-in server/);
   assert.equal(header["Content-Type"], "text/plain; charset=utf-8");
-  assert.equal(partsOf(encodeReply({ status: "400 Bad Request" }, SEEN, true)).body.length, 16);
+  assert.equal(
+    partsOf(encodeReply({ ...NONE, status: "400 Bad Request" }, SEEN, true)).body.length,
+    16,
+  );
   const from = (name: string, value: string) =>
     isFromBuiltIn({ headers: [["date", "now"], [name, value]] } as unknown as Reply);
   assert.ok(from("server", header.Server));
@@ -161,7 +182,7 @@ for (
 Deno.test("a line of the log is short and safe, and says what is unknown", () => {
   assert.equal(logLine(OK, SEEN), "[::1]:80 GET / 200 syn 0x00 ack - data 0xB8");
   assert.equal(
-    logLine({ status: "400 Bad Request" }, SEEN),
+    logLine({ ...NONE, status: "400 Bad Request" }, SEEN),
     "[::1]:80 - - 400 syn 0x00 ack - data 0xB8",
   );
   const long = logLine({ ...OK, path: "x".repeat(300) }, SEEN);

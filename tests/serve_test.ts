@@ -140,43 +140,6 @@ for (const isReflecting of [false, true]) {
   );
 }
 
-const TWINS = `import socket
-def connect(device):
-    conn = socket.socket(socket.AF_INET6)
-    conn.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    scope = socket.if_nametoindex(device)
-    conn.bind(("fe80::2", 4000, 0, scope))
-    conn.connect(("fe80::1", 8086, 0, scope))
-    return conn
-one, two = connect("c0"), connect("c1")
-one.sendall(b"G")
-two.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
-print(two.makefile().read())
-`;
-
-testWith(
-  ["root", "ip", "python3"],
-  "two connections with the same ends on two interfaces get a reply, and nothing is said of either",
-  async () => {
-    await using server = await Namespace.create();
-    await using client = await Namespace.create();
-    for (const at of [0, 1]) {
-      const link = `link add s${at} type veth peer name c${at} netns ${client.name}`;
-      await server.run("ip", ...link.split(" "));
-      for (const [host, device, address] of [[server, "s", 1], [client, "c", 2]] as const) {
-        const add = `addr add fe80::${address}/64 dev ${device}${at} nodad`.split(" ");
-        await host.run("ip", "-6", ...add);
-        await host.run("ip", "link", "set", `${device}${at}`, "up");
-      }
-    }
-    await using _far = await FarEnd.start("[::]:8086", server.under);
-    const { stdout, stderr } = await client.run("python3", "-c", TWINS);
-    assert.match(stdout, /^HTTP\/1\.1 200 OK$/m, stderr);
-    assert.doesNotMatch(stdout, /^(Arrived-(ToS|SYN|ACK|Data|Sequence)|Reply-ToS):/m);
-    assert.match(stdout, /^Arrived-Peer: \[fe80::2.*\]:4000$/m);
-  },
-);
-
 Deno.test("other methods are 405, garbage 400, a large header 431", async () => {
   await using server = await FarEnd.start();
   assert.match(
@@ -386,7 +349,7 @@ testWith(
     }
     const before = cpuTicks(pid), memory = residentMiB(pid);
     // Those that found a place have 10 seconds, and the others wait for theirs.
-    assert.match(await firstLine(clients[0]), /^HTTP\/1\.1 408 /);
+    assert.match(await within(firstLine(clients[0]), "408", 18), /^HTTP\/1\.1 408 /);
     const ticks = cpuTicks(pid) - before, grown = residentMiB(pid) - memory;
     assert.ok(ticks < 100, `${ticks} ticks`);
     assert.ok(grown < 30, `${grown} MiB`);
@@ -411,7 +374,7 @@ Deno.test("a client that keeps its connection after the reply is closed", async 
   await using server = await FarEnd.start();
   const { pid } = server.process.child, before = openDescriptors(pid);
   using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
-  await send(conn, "GET / HTTP/1.1\r\n\r\n");
+  await send(conn, "GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n");
   assert.match(await firstLine(conn), /^HTTP\/1\.1 200 /);
   await until(() => openDescriptors(pid) <= before, "the connection to be closed");
 });
