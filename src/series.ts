@@ -38,7 +38,7 @@ export class Row implements Sample {
   /** How many had any answer, and how many had all marked packets arrive as they should. */
   answered = 0;
   kept = 0;
-  /** How many ran out of time before the far end had acknowledged or answered them. */
+  /** How many ran out of time before the far end had acknowledged a marked packet, or answered. */
   lost = 0;
   /** How many of those had a connection, and were not seen leaving. */
   lostUnseen = 0;
@@ -80,10 +80,11 @@ export class Row implements Sample {
   }
 }
 
-/** Whether time ran out and nothing came back: what is sent again was not acknowledged. */
-function isLost({ connection, sent: { packets, repeats }, reply, failure }: Exchange): boolean {
+/** Whether time ran out and nothing marked came through: what is sent again was not acknowledged. */
+function isLost({ connection, markSyn, sent, reply, failure }: Exchange): boolean {
   if (failure?.code !== Exit.timeout || reply !== null) return false;
-  return connection === null || packets.length === 0 || repeats > 0;
+  if (connection === null) return markSyn;
+  return sent.packets.length === 0 || sent.repeats > 0;
 }
 
 /** A bar of `share` (0 to 1) of `width` characters, to an eighth of one. */
