@@ -113,6 +113,16 @@ testWith(
   },
 );
 
+testWith(NEEDS, "a late hop has one row when it was silent, and one when it answers", async () => {
+  await walk([{ late: 1500 }], async ({ client }) => {
+    const { stdout } = await dscpGet(["--trace", URLS.IPv4], client);
+    assert.match(
+      stdout,
+      /^hop .*\n {2}1 {2}\(no answer\)\n {2}1 {2}10\.99\.1\.1 .*EF \(0xB8\)\n {2}2 .*connected; .*\nEF /,
+    );
+  });
+});
+
 testWith(NEEDS, "a change behind nine silent hops is found", async () => {
   const silent = Array(9).fill({ silent: true });
   await walk([{}, ...silent, { rewrites: TO_CS1 }, {}], async ({ client }) => {
@@ -183,7 +193,7 @@ testWith(NEEDS, "a firewall that rejects probes is not the target", async () => 
   await walk([all, {}], async ({ client }) => {
     const { code, stdout, stderr } = await dscpGet(["--trace", URLS.IPv4], client);
     assert.equal(code, 7);
-    assert.match(stdout, /, and rejected: administratively prohibited\.$/m);
+    assert.match(stdout, /, and rejected: administratively\s+prohibited\.$/m);
     assert.match(stderr, /10\.99\.1\.1 answers: administratively prohibited$/m);
   });
 });

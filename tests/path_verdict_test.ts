@@ -76,7 +76,8 @@ function traced(
 }
 
 /** The row of the hop that came last. */
-const rowOf = (of: TracedPath, width = 80) => hopRow(of, of.path.at(-1)!, width);
+const rowOf = (of: TracedPath, width = 80) =>
+  hopRow(of, of.path.at(-1)!, width, of.path.length === 1);
 
 Deno.test("a change is between the last hop that received the mark and the first that did not", () => {
   const tests: [name: string, path: Hop[], changes: [number, number | null, number, number][]][] = [
