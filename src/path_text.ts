@@ -92,7 +92,7 @@ export function hopRow(traced: TracedPath, hop: Hop, width: number, isFirst: boo
     const isChanged = hop.tos !== null && changesOf(traced).some(({ at }) => at === hop.hop);
     const text = `${markThere(hop, mark, exchange?.arrived)}${isChanged ? "   changed" : ""}`;
     const isWide = start.length + 2 + text.length > width;
-    const indent = Math.max(3, Math.min(addressWidth + 12, width - 2 - text.length));
+    const indent = Math.max(3, width - 2 - text.length);
     row = `${start}${isWide ? `\n${" ".repeat(indent)}` : ""}  ${text}`;
   }
   return isFirst ? `${head}\n${row}\n` : `${row}\n`;

@@ -204,6 +204,12 @@ Deno.test("what became of a mark, in a word and in a sentence", () => {
       /^kept as far as hop 3 /,
     ],
     [
+      "changed by a rule that has a name",
+      traced([router(1, EF), router(2, 0xa0)]),
+      "changed",
+      /, as by Bleach-low or Bleach-some-low or Re-mark-DSCP \(RFC 9435, 4, 4\.3\)$/,
+    ],
+    [
       "changed before the first hop",
       traced([router(1, CS1)]),
       "changed",
@@ -253,9 +259,13 @@ Deno.test("what became of a mark, in a word and in a sentence", () => {
     ],
     [
       "lower bits",
-      traced([{ ...router(1, null), evidence: "icmp" }, router(2, null)]),
+      traced([
+        { ...router(1, null), evidence: "icmp" },
+        { ...router(2, null), evidence: "icmp" },
+        router(3, null),
+      ]),
       "not shown",
-      "kept in its lower bits as far as hop 1 (10.0.0.1); no more is known",
+      "kept in its lower bits as far as hop 2 (10.0.0.2); no more is known",
     ],
     [
       "not shown by routers",
@@ -404,6 +414,9 @@ Of 3 marks: 2 changed (EF, CS6), 1 kept all the way (AF41).
   assert.doesNotMatch(times(9), /^hop /);
   assert.equal(pathReport([], true, 80), "");
   assert.match(pathReport([all[0]], true, 80), /Of 1 mark: 1 changed\.\n$/);
+  const counted = (count: number) => pathReport([...Array(count).fill(all[1]), all[0]], true, 1000);
+  assert.match(counted(8), /: 8 kept all the way \((AF41, ){7}AF41\), 1 changed \(EF\)\./);
+  assert.match(counted(9), /: 9 kept all the way, 1 changed \(EF\)\./);
   const other = { ...router(1, EF), address: "10.0.0.7" };
   assert.match(
     pathReport([traced([router(1, EF)]), traced([other])], true, 80),
@@ -492,6 +505,21 @@ Deno.test("a mark that vanishes where others pass is dropped between two hops", 
       /EF is dropped between hop 1 .* and hop 2 .*; CS1, DF pass\./,
       /1 dropped/,
     ],
+    [
+      "behind the last hop that answered",
+      [lost([router(1, EF), router(2, EF), silent(3)], EF), kept],
+      /EF is dropped between hop 2 .* and hop 3 .*; DF passes\./,
+      /1 dropped/,
+    ],
+    ...[[0, 1], [1, 0]].map((order): [string, TracedPath[], RegExp, RegExp] => [
+      "a target at an unknown distance is the farthest",
+      [
+        lost([router(1, EF)], EF),
+        ...order.map((at) => [traced([target(null, CS1)], {}, CS1), kept][at]),
+      ],
+      /EF is dropped between hop 1 .* and hop 2 /,
+      /1 dropped/,
+    ]),
     [
       "many pass",
       [lost([router(1, EF)], EF), ...Array<TracedPath>(5).fill(kept)],
@@ -586,6 +614,7 @@ Deno.test("a silent hop is open if its answer can change what is said", () => {
     ["this host is an end that differs", [silent(1), router(2, CS1)], [1]],
     ["no farther hop shows the mark", [router(1, EF), silent(2), target(3)], [2]],
     ["hops that do not show it are no ends", [router(1, null), silent(2), router(3, EF)], []],
+    ["the nearest end counts", [router(1, EF), router(2, 0), silent(3), router(4, 0)], []],
     ["nothing answers behind it", [router(1, EF), silent(2), silent(3), silent(4)], [2]],
     ["nothing answers at all", [silent(1), silent(2)], [1]],
     ["a change behind an end that agrees", [silent(1), router(2, EF), silent(3), router(4, 0)], [
