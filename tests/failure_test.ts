@@ -246,5 +246,6 @@ Deno.test("a failure that nobody catches is printed with its hint, and where it 
   assert.match(stderr, hint);
   const plain = new Failure(1, "message"), hinted = new Failure(1, "message", "do this");
   assert.deepEqual([plain.message, hinted.message], ["message", "message"]);
+  assert.doesNotMatch(plain.stack!, /hint/);
   assert.match(hinted.stack!, /^Failure: message\nhint: do this\n +at .*failure_test\.ts/);
 });
