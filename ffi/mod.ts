@@ -25,7 +25,14 @@
 
 import type { DialedConn, DialOptions } from "./dial.ts";
 
-export { type Arrived, keepArrivals, readArrived, watchArriving } from "./arrived.ts";
+export {
+  type Arrived,
+  type ArrivedClient,
+  arrivedFrom,
+  keepArrivals,
+  readArrived,
+  watchArriving,
+} from "./arrived.ts";
 export { type ConnectOptions, MarkedConn } from "./conn.ts";
 export type { DialedConn, DialOptions } from "./dial.ts";
 export {
@@ -40,10 +47,17 @@ export {
   sameDscp,
 } from "./dscp.ts";
 export { LibcError } from "./errors.ts";
-export { type Connection, DescriptorError, fdOf, type Listening, type Socket } from "./fd.ts";
+export {
+  type Connection,
+  DescriptorError,
+  fdOf,
+  type Handshake,
+  type Listening,
+  type Socket,
+} from "./fd.ts";
 export { CannotRunError } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
-export type { Hop } from "./path.ts";
+export type { Hop } from "./probe.ts";
 export type { DialedTlsConn, Transport, Trust } from "./secure.ts";
 export { drainSent, type SentPacket, watchSent } from "./sent.ts";
 export { formatAddress } from "./sockaddr.ts";

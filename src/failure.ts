@@ -108,9 +108,8 @@ export function isAddress(host: string): boolean {
 function connectFailure(error: Error, to: Destination): Failure {
   const { hostname, port, family = null, isHttps } = to;
   const where = formatAddress({ hostname, port });
-  const isUnknown = error.message.startsWith("failed to lookup address information");
   // A zone that does not exist is 7, as curl has it.
-  if ((isUnknown && !hostname.includes("%")) || error instanceof URIError) {
+  if ((isUnknownHost(error) && !hostname.includes("%")) || error instanceof URIError) {
     const why = family === null ? "not found" : `has no IPv${family} address`;
     // As with curl, an address of the other family is a host that was found.
     const code = isAddress(hostname) ? Exit.cannotConnect : Exit.hostNotFound;
@@ -128,6 +127,12 @@ function connectFailure(error: Error, to: Destination): Failure {
     : `--serve ${port}, or python3 -m http.server ${port}`;
   const hint = `to start a server there: this script with ${ways}`;
   return new Failure(Exit.cannotConnect, message, hint);
+}
+
+/** Whether a name has no address. */
+export function isUnknownHost(error: unknown): boolean {
+  const said = "failed to lookup address information";
+  return error instanceof Error && error.message.startsWith(said);
 }
 
 /** Words for the certificate errors of Deno's two TLS libraries; a time in them becomes a date. */
