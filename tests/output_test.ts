@@ -208,6 +208,8 @@ testWith(["script"], "on a terminal the report begins on a line of its own", asy
   assert.match(stripped(stdout), /^connected .*\r\nmark .*\r\nok\r\nsent /);
   // So does an error, also without a report.
   await using cut = replying("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok");
+  const long = stripped((await execute(onTerminal(command([cut.url]).join(" ")))).stdout);
+  assert.match(long, /\r\nok\r\nsent .*\r\n([a-z]+ .*\r\n| +.*\r\n)+dscp-get: .*\r\n$/);
   const short = await execute(onTerminal(command(["-s", cut.url]).join(" ")));
   assert.match(short.stdout, /^ok\r\ndscp-get: /);
 });
