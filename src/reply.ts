@@ -52,7 +52,7 @@ class Reader {
     // Not before each read: if it gives a single byte, all that is here would move for it.
     if (this.from === this.to || this.to === this.buffer.length) this.#makeRoom();
     const size = await this.source.read(this.buffer.subarray(this.to));
-    this.to += size ?? 0;
+    if (size !== null) this.to += size;
     return size !== null;
   }
 
