@@ -85,7 +85,6 @@ let isLineOpen = false;
 
 /** Writes to standard error, from a new line on; if that is closed nobody is there to read it. */
 export function toStandardError(text: string): void {
-  if (text === "") return;
   if (isLineOpen && Deno.stderr.isTerminal()) text = `\n${text}`;
   isLineOpen = false;
   let bytes: Uint8Array = new TextEncoder().encode(text);
