@@ -239,7 +239,9 @@ const scratch = new Uint8Array(SOCKADDR_SIZE);
 function familyAt(fd: number, local: Uint8Array): number | null {
   if (libc.getsockname(fd, scratch) !== 0 || !sameEnd(scratch, local)) return null;
   const family = scratch[0];
-  return getOption(fd, libc.SO_PROTOCOL) === libc.IPPROTO_TCP ? family : null;
+  // mptcpize(8) turns a program's TCP sockets into Multipath TCP, which takes the same options.
+  const { IPPROTO_TCP, IPPROTO_MPTCP } = libc;
+  return [IPPROTO_TCP, IPPROTO_MPTCP].includes(getOption(fd, libc.SO_PROTOCOL)) ? family : null;
 }
 
 function hasPeer(fd: number, remote: Uint8Array): boolean {

@@ -106,6 +106,7 @@ export function icmpMeaning({ version, type, code }: Pick<IcmpError, "version" |
     ? [11, 3, UNREACHABLE_4] as const
     : [3, 1, UNREACHABLE_6] as const;
   if (type === exceeded && code === 0) return TIME_EXCEEDED;
+  if (type === (version === 4 ? 12 : 4)) return "parameter problem";
   const known = type === unreachable ? codes[code] : undefined;
   return known ?? `ICMP${version === 6 ? "v6" : ""} type ${type} code ${code}`;
 }
@@ -139,7 +140,6 @@ const UNREACHABLE_6: Record<number, string> = {
 
 /** Whether the ToS byte of an ICMP message shows that the lower bits of a mark were still there. */
 export function keptLowerBits(tos: number, icmpTos: number): boolean {
-  // A Linux router answers with (arrived & 0x1E) | 0xC0: 0 says nothing, it may be its own.
-  const LOWER = 0x1c;
-  return (tos & LOWER) !== 0 && (tos & LOWER) === (icmpTos & LOWER);
+  // A Linux router answers with (arrived & 0x1E) | 0xC0: without lower bits it may be its own.
+  return (tos & 0x1c) !== 0 && icmpTos === (tos & 0x1e | 0xc0);
 }

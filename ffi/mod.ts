@@ -35,7 +35,17 @@ export {
 } from "./arrived.ts";
 export { type ConnectOptions, MarkedConn } from "./conn.ts";
 export type { DialedConn, DialOptions } from "./dial.ts";
-export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
+export {
+  describe,
+  hex,
+  type Mark,
+  markOf,
+  nameOf,
+  parseDscp,
+  parseIpTos,
+  parseTos,
+  sameDscp,
+} from "./dscp.ts";
 export { LibcError } from "./errors.ts";
 export {
   type Connection,
@@ -47,7 +57,7 @@ export {
 } from "./fd.ts";
 export { CannotRunError } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
-export type { Hop } from "./path.ts";
+export type { Hop } from "./probe.ts";
 export type { DialedTlsConn, Transport, Trust } from "./secure.ts";
 export { drainSent, type SentPacket, watchSent } from "./sent.ts";
 export { formatAddress } from "./sockaddr.ts";

@@ -10,100 +10,69 @@
  * @module
  */
 
+import { destination, resolve } from "./dial.ts";
+import { TIME_EXCEEDED } from "./icmp.ts";
 import { checkPermission } from "./permission.ts";
-import { destination, DialedConn, resolve, startConnect } from "./dial.ts";
-import { denoError, orDenoError } from "./errors.ts";
-import { Socket } from "./fd.ts";
-import { type IcmpError, icmpMeaning, keptLowerBits, TIME_EXCEEDED } from "./icmp.ts";
-import { parseIcmpError, parseQuote } from "./icmp.ts";
-import * as libc from "./libc.ts";
-import { setTosAt } from "./mark.ts";
-import { getOption, setOption, setOptionInts } from "./option.ts";
-import { type Ends, handshakeTime, openPort, openRaw, probeEnds } from "./probe.ts";
-import { rawPackets, readErrorQueue, setProbing } from "./probe.ts";
-import { nextEvent, unwatch, watch } from "./poll.ts";
-import { AF_INET, AF_INET6, formatAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { freshEnds, type Hop, probeEnds, Prober, type ProbeResult, REFUSED } from "./probe.ts";
+import { resultOf, setResetOnClose } from "./probe.ts";
+import { formatAddress } from "./sockaddr.ts";
 import { pause } from "./wait.ts";
-
-/** What one hop answered to one mark. */
-export interface Hop {
-  /** How many hops away it is, from 1; `null` for a target at an unknown distance. */
-  readonly hop: number | null;
-  /** The address that answered; `null` if none did. */
-  readonly address: string | null;
-  /** The time until the answer; `null` if there was none. */
-  readonly milliseconds: number | null;
-  /** The byte with which packets reached it, 0 to 255; `null` if unknown. */
-  readonly tos: number | null;
-  /** The ToS byte of the ICMP message itself; `null` on IPv6, and if there was none. */
-  readonly icmpTos: number | null;
-  /**
-   * What shows the mark: the header that a router quotes, or what the server reports, both of which
-   * give `tos`; or `icmpTos`, which shows that the mark's lower three bits were kept.
-   */
-  readonly evidence: "quote" | "server" | "icmp" | null;
-  /** `time exceeded`, `connected`, `connection refused`, or what else it answered. */
-  readonly answer: string | null;
-}
-
-/** What one probe found. */
-export interface ProbeResult {
-  readonly hop: Hop;
-  /** The connection, if the probe came through: with the default TTL again. */
-  readonly conn: DialedConn | null;
-  /** Why the climb cannot go beyond this hop; `null` if it may. */
-  readonly error: Error | null;
-  /** When the probe left, on the clock of `performance.now()`. */
-  readonly started: number;
-}
-
-// ─── The climb ──────────────────────────────────────────────────────────────────────────────────
 
 /** Where a path leads, as in `ConnectOptions`. */
 export interface ClimbOptions {
   readonly hostname: string;
   readonly port: number;
   readonly family: 4 | 6 | null;
-  /** Resets connections when they are closed, so that the next can have the same ports at once. */
+  /** Whether several climbs follow each other; each connection is then reset when it is closed. */
   readonly many: boolean;
+  /** Called before silent hops are waited for once more. */
+  readonly onWait?: (milliseconds: number) => void;
 }
 
-// Milliseconds to wait for a hop: at first, then some times the slowest answer so far.
-const FIRST_WAIT = 1000, LEAST_WAIT = 200, MOST_WAIT = 1000, TIMES = 3;
-// Time for a SYN and the two that the kernel sends after 1 and 3 seconds.
-const TARGET_WAIT = 4000;
-const MOST_SILENT = 8;
+// Milliseconds to wait for a hop: first some times the slowest answer so far, then a second.
+const LEAST_WAIT = 200, MOST_WAIT = 1000, TIMES = 3;
+// For hops that were silent, as traceroute(8) waits.
+const LONGEST_WAIT = 5000;
+// Time for a SYN and the one or two that the kernel sends after 1 and 3 seconds.
+const TARGET_WAIT = 2000, FRESH_WAIT = 4000;
+// So many silent hops in a row, and all farther ones are probed at once.
+const MOST_SILENT = 4;
 // Linux routers send one answer a second, after a burst of six: icmp(7), icmp_ratelimit.
 const REST = 1000;
 
-/** A SYN that waits for its answer; `ttl` is `null` for the default, which reaches the target. */
-type Probe = Readonly<{ fd: number; ttl: number | null; tos: number; started: number }>;
+/** How a hop has answered so far. */
+interface HopStats {
+  answers: number;
+  /** Whether it lets marks pass, but does not answer. */
+  isMute: boolean;
+  /** When to probe it again, as it probably limits its answers. */
+  retryAfter: number;
+}
 
 /** Climbs a path, once for each mark; holds the local port and the raw socket meanwhile. */
 export class Climb implements Disposable {
   #addresses: string[] = [];
-  #ends: Ends | null = null;
-  /** The sockets that keep the local port while no probe has it, and that receive ICMP. */
-  #anchor: number | null = null;
-  #raw: number | null = null;
-  #slowest = 0;
+  #prober: Prober | null = null;
   #distance = Infinity;
-  /** How each hop has answered; one that was silent probably limits its answers for a while. */
-  readonly #stats = new Map<number, { answers: number; silences: number; retryAfter: number }>();
+  /** Whether the target has answered the port of the path. */
+  #isReached = false;
+  readonly #stats = new Map<number, HopStats>();
 
   /** Prepares a climb; nothing is opened before the first one. */
   constructor(private readonly options: ClimbOptions) {}
 
   /** Whether routers on this path can show the whole mark: on IPv4 this takes CAP_NET_RAW. */
   get isExact(): boolean {
-    return this.#raw !== null || this.#ends?.family === AF_INET6;
+    return this.#prober?.isExact ?? false;
   }
 
   /**
-   * Probes the path with one mark, hop after hop.
+   * Probes the path with one mark, hop after hop; hops that were silent once more, with more time,
+   * which are then yielded a second time. Several climbs leave that to {@linkcode Climb.reprobe}.
    *
    * @param tos the byte, 0 to 252, ECN bits zero
    * @param maxHops the largest TTL to try, 1 to 255
+   * @param deadline when `signal` aborts, on the clock of `performance.now()`
    * @returns the probe that connected; its hop is not among those yielded
    * @throws {Deno.errors.NotCapable} `--allow-net` does not allow the host and port
    * @throws {Deno.errors.ConnectionRefused | Deno.errors.TimedOut | Error} there is no connection
@@ -112,210 +81,247 @@ export class Climb implements Disposable {
     tos: number,
     maxHops: number,
     signal: AbortSignal,
+    deadline: number = Infinity,
   ): AsyncGenerator<Hop, ProbeResult> {
-    if (this.#ends === null) {
-      const { hostname, family } = this.options;
-      checkPermission(formatAddress(this.options));
-      this.#addresses = await resolve(hostname, family, signal);
-      this.#openNext();
-    }
-    let silent = 0;
-    for (let ttl = 1; ttl <= maxHops && silent < MOST_SILENT; ttl++) {
-      const reply = await this.#probeHop(ttl, tos, signal);
-      if (reply.conn !== null) return reply;
-      if (reply.error !== null && ttl === 1 && this.#openNext()) {
-        ttl = 0;
-        continue;
+    if (this.#prober === null) await this.#open(signal);
+    const silent: number[] = [], late = new Map<number, Hop>();
+    let found: ProbeResult | null = null, inRow = 0;
+    for (let ttl = 1; ttl <= Math.min(maxHops, this.#distance); ttl++) {
+      const reply = await this.#probeHop(ttl, tos, late, signal);
+      if (reply.error !== null) {
+        const whole = await this.#pastFirewall(reply, tos, signal);
+        if (whole === null && ttl === 1 && this.#openNext()) {
+          ttl = 0;
+          continue;
+        }
+        if (reply.hop.answer !== null) yield whole === null ? reply.hop : notTarget(reply.hop);
+        if (whole === null) throw reply.error;
+        return this.#release(whole);
       }
-      if (reply.hop.answer !== null || reply.error === null) yield reply.hop;
-      if (reply.error !== null) throw reply.error;
-      const hasAnswered = (this.#stats.get(ttl)?.answers ?? 0) > 0;
-      silent = hasAnswered ? 0 : silent + 1;
+      inRow = reply.hop.answer === null ? inRow + 1 : 0;
+      // What lets the mark pass and never answers will not answer other marks either.
+      for (const stats of inRow === 0 ? silent.map((hop) => this.#statsOf(hop)) : []) {
+        stats.isMute = stats.answers === 0;
+      }
+      if (reply.conn !== null) {
+        found = reply;
+        break;
+      }
+      yield reply.hop;
+      if (inRow > 0) silent.push(ttl);
+      if (inRow === MOST_SILENT && late.size === 0) {
+        const rest = Array.from({ length: maxHops - ttl }, (_, at) => ttl + 1 + at);
+        const wait = this.options.many ? MOST_WAIT : LONGEST_WAIT;
+        const hops = [...silent, ...rest].map((ttl) => ({ ttl, tos }));
+        await this.#scout(
+          hops,
+          late,
+          Math.min(wait, halfway(deadline) - performance.now()),
+          signal,
+        );
+      }
     }
-    const reply = await this.#probe(null, tos, TARGET_WAIT, signal);
-    if (reply.conn !== null) return reply;
-    if (reply.hop.answer !== null) yield reply.hop;
-    throw reply.error ?? new Deno.errors.TimedOut("Connection timed out");
+    const distance = found?.hop.hop ?? null, by = halfway(deadline);
+    if (silent.length > 0 && !this.options.many && by - performance.now() >= LEAST_WAIT) {
+      // The probes need its ports.
+      found?.conn?.close();
+      found = yield* this.#again(silent, tos, late, signal, by);
+    }
+    if (found === null) {
+      const reply = await this.#probeTarget(tos, signal);
+      found = { ...reply, hop: { ...reply.hop, hop: distance } };
+    }
+    if (found.conn !== null) return this.#release(found);
+    if (found.hop.answer !== null) yield found.hop;
+    throw found.error ?? new Deno.errors.TimedOut("Connection timed out");
   }
 
   /**
-   * Asks again, once for each mark, the hops that have answered to some of several marks; a second
-   * apart, as that is how often Linux routers answer. What they answer replaces their hop.
+   * Probes hops of several paths again, each router once a second, as that is how often Linux routers
+   * answer; one that never answered only if it does so within {@linkcode LONGEST_WAIT} to one mark.
+   * What comes of it replaces the hop in its path.
+   *
+   * @param paths the marks, those that came farthest first, and the hops to probe again
+   * @param onStep called after each probe
    */
-  async reprobe(paths: readonly { tos: number; path: Hop[] }[], signal: AbortSignal) {
-    const waiting = new Map<number, { tos: number; path: Hop[] }[]>();
-    for (const [ttl, { answers }] of this.#stats) {
-      if (answers === 0 || ttl >= this.#distance) continue;
-      const silent = paths.filter(({ path }) => path[ttl - 1]?.answer === null);
-      if (silent.length > 0) waiting.set(ttl, silent);
+  async reprobe(
+    paths: readonly { tos: number; path: Hop[]; hops: readonly number[] }[],
+    signal: AbortSignal,
+    onStep: (done: number, all: number) => void,
+  ): Promise<void> {
+    signal.throwIfAborted();
+    const late = new Map<number, Hop>(),
+      waiting = new Map<number, { tos: number; path: Hop[] }[]>();
+    for (const { tos, path, hops } of paths) {
+      for (const ttl of hops) waiting.set(ttl, [...waiting.get(ttl) ?? [], { tos, path }]);
     }
-    while (waiting.size > 0) {
+    const unknown = [...waiting].filter(([ttl]) => this.#statsOf(ttl).answers === 0);
+    await this.#scout(
+      unknown.map(([ttl, [{ tos }]]) => ({ ttl, tos })),
+      late,
+      LONGEST_WAIT,
+      signal,
+    );
+    for (const [ttl, hop] of late) {
+      if (hop.answer !== null) continue;
+      for (const { path } of waiting.get(ttl)!) path[ttl - 1] = hop;
+      waiting.delete(ttl);
+    }
+    const all = [...waiting.values()].reduce((sum, { length }) => sum + length, 0);
+    for (let done = 0; waiting.size > 0;) {
       await pause(REST, signal);
-      signal.throwIfAborted();
       for (const [ttl, [{ tos, path }, ...rest]] of waiting) {
-        const { hop } = await this.#probe(ttl, tos, this.#wait, signal);
-        if (hop.answer === TIME_EXCEEDED) path[ttl - 1] = hop;
+        const { hop } = await this.#prober!.probe(ttl, tos, this.#lateWait(late.get(ttl)), signal);
+        if (hop.answer === null || hop.answer === TIME_EXCEEDED) path[ttl - 1] = hop;
         if (rest.length > 0) waiting.set(ttl, rest);
         else waiting.delete(ttl);
+        onStep(++done, all);
       }
     }
   }
 
   /** Probes a hop, and a new one, or the target, once more if it is silent. */
-  async #probeHop(ttl: number, tos: number, signal: AbortSignal): Promise<ProbeResult> {
-    const known = this.#stats.get(ttl), isRouter = ttl < this.#distance;
-    const stats = known ?? { answers: 0, silences: 0, retryAfter: 0 };
-    this.#stats.set(ttl, stats);
-    const neverAnswers = stats.answers === 0 && stats.silences > 2;
-    if (isRouter && (neverAnswers || performance.now() < stats.retryAfter)) {
-      return { hop: { ...SILENT, hop: ttl }, conn: null, error: null, started: 0 };
+  async #probeHop(ttl: number, tos: number, late: ReadonlyMap<number, Hop>, signal: AbortSignal) {
+    const isKnown = this.#stats.has(ttl), isRouter = ttl < this.#distance;
+    const stats = this.#statsOf(ttl), now = performance.now(), scouted = late.get(ttl);
+    if (scouted?.answer === null) return resultOf({ ttl, started: now }, scouted);
+    if (isRouter && (stats.isMute || now < stats.retryAfter)) {
+      return resultOf({ ttl, started: now }, {});
     }
-    for (let tries = known && isRouter ? 1 : 2;; tries--) {
-      const reply = await this.#probe(ttl, tos, this.#wait, signal);
+    const waits = isKnown && isRouter ? [this.#wait] : [this.#wait, MOST_WAIT];
+    let reply: ProbeResult;
+    for (const wait of waits) {
+      reply = await this.#prober!.probe(ttl, tos, wait, signal);
       if (reply.hop.answer !== null || reply.error !== null) {
         stats.answers++;
-        if (reply.conn !== null) this.#distance = ttl;
+        if (reply.conn !== null) [this.#distance, this.#isReached] = [ttl, true];
         return reply;
       }
-      stats.silences++;
       stats.retryAfter = performance.now() + REST;
-      if (tries === 1) return reply;
+    }
+    return reply!;
+  }
+
+  /**
+   * Probes hops all at once, each from a port of its own, only to learn which answer, and how late:
+   * balanced load may make these probes take another path.
+   */
+  async #scout(
+    hops: readonly { ttl: number; tos: number }[],
+    late: Map<number, Hop>,
+    wait: number,
+    signal: AbortSignal,
+  ): Promise<void> {
+    if (hops.length > 0) this.options.onWait?.(wait);
+    const ends = freshEnds(this.#prober!.ends);
+    const probes = hops.map(({ ttl, tos }) => this.#prober!.probe(ttl, tos, wait, signal, ends));
+    for (const { hop, conn } of await Promise.all(probes)) {
+      late.set(hop.hop!, hop);
+      if (conn === null) continue;
+      conn.close();
+      this.#distance = Math.min(this.#distance, hop.hop!);
     }
   }
 
-  /** How long to wait for an answer, in milliseconds. */
+  /** Probes silent hops once more, those that answer other ports. @returns the target, if it is one */
+  async *#again(
+    silent: readonly number[],
+    tos: number,
+    late: Map<number, Hop>,
+    signal: AbortSignal,
+    by: number,
+  ): AsyncGenerator<Hop, ProbeResult | null> {
+    const rest = silent.filter((ttl) => !late.has(ttl)).map((ttl) => ({ ttl, tos }));
+    await this.#scout(rest, late, Math.min(LONGEST_WAIT, by - performance.now()), signal);
+    let hasRested = false;
+    for (const ttl of silent) {
+      const scouted = late.get(ttl)!;
+      if (scouted.answer === null) yield scouted;
+      if (scouted.answer === null || ttl > this.#distance || performance.now() > by) continue;
+      if (!hasRested) await pause(REST, signal);
+      hasRested = true;
+      const reply = await this.#prober!.probe(ttl, tos, this.#lateWait(scouted), signal);
+      if (reply.conn !== null) return reply;
+      yield reply.hop;
+    }
+    return null;
+  }
+
+  /** The default TTL behind a rejected probe: a firewall may reject probes alone. */
+  async #pastFirewall({ hop }: ProbeResult, tos: number, signal: AbortSignal) {
+    const reply = hop.answer === null ? null : await this.#probeTarget(tos, signal);
+    return reply?.conn ? reply : null;
+  }
+
+  /** Probes the target, and from a fresh port if it is silent: a firewall may pass one SYN a port. */
+  async #probeTarget(tos: number, signal: AbortSignal): Promise<ProbeResult> {
+    const reply = await this.#prober!.probe(null, tos, TARGET_WAIT, signal);
+    if (reply.hop.answer !== null || reply.error !== null || this.#isReached) return reply;
+    const fresh = await this.#prober!.probe(
+      null,
+      tos,
+      FRESH_WAIT,
+      signal,
+      freshEnds(this.#prober!.ends),
+    );
+    return { ...fresh, isFreshPort: true };
+  }
+
+  /** Makes an ordinary connection of a probe that came through. */
+  #release(reply: ProbeResult): ProbeResult {
+    if (!this.options.many) setResetOnClose(reply.fd, false);
+    return reply;
+  }
+
+  #statsOf(ttl: number): HopStats {
+    const stats = this.#stats.get(ttl) ?? { answers: 0, isMute: false, retryAfter: 0 };
+    this.#stats.set(ttl, stats);
+    return stats;
+  }
+
+  /** How long to wait for an answer, in milliseconds: a second for the first. */
   get #wait(): number {
-    if (this.#slowest === 0) return FIRST_WAIT;
-    return Math.min(MOST_WAIT, Math.max(LEAST_WAIT, TIMES * this.#slowest));
+    const { slowest } = this.#prober!;
+    return slowest === 0 ? MOST_WAIT : Math.min(MOST_WAIT, Math.max(LEAST_WAIT, TIMES * slowest));
   }
 
-  /** Sends one SYN and waits for its answer. @param ttl `null` for the default */
-  async #probe(ttl: number | null, tos: number, wait: number, signal: AbortSignal) {
-    signal.throwIfAborted();
-    const fd = orDenoError(libc.socket(this.#ends!.family));
-    let reply: ProbeResult | null = null;
-    try {
-      const probe = { fd, ttl, tos, started: this.#prepare(fd, ttl ?? -1, tos) };
-      const result = startConnect(fd, this.#ends!.remote);
-      watch(fd);
-      if (result !== -libc.EINPROGRESS) return resultOf(probe, {}, denoError(-result));
-      while ((reply = this.#connected(probe) ?? this.#refused(probe)) === null) {
-        const rest = wait - (performance.now() - probe.started);
-        if (rest <= 0) return resultOf(probe, {});
-        await eventWithin(fd, rest, signal);
-        signal.throwIfAborted();
-      }
-      return reply;
-    } finally {
-      if (!reply?.conn) {
-        unwatch(fd);
-        libc.close(fd);
-      }
-    }
+  /** How long to wait for a hop that answered another port, or none. */
+  #lateWait(scouted?: Hop): number {
+    return Math.min(LONGEST_WAIT, Math.max(MOST_WAIT, TIMES * (scouted?.milliseconds ?? 0)));
   }
 
-  /** Makes a socket a probe that has not left yet. @returns `performance.now()` */
-  #prepare(fd: number, ttl: number, tos: number): number {
-    const { family, local } = this.#ends!;
-    setOption(fd, libc.SO_REUSEADDR, 1);
-    orDenoError(libc.bind(fd, local));
-    setProbing(fd, family, true, ttl);
-    setTosAt(fd, family, tos);
-    for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
-    return performance.now();
-  }
-
-  /** The connection, if the probe came through; else `null`. */
-  #connected(probe: Probe): ProbeResult | null {
-    const { family, address } = this.#ends!, { fd, started } = probe;
-    const remote = new Uint8Array(SOCKADDR_SIZE), local = new Uint8Array(SOCKADDR_SIZE);
-    if (libc.getpeername(fd, remote) < 0) return null;
-    orDenoError(libc.getsockname(fd, local));
-    const milliseconds = this.#time(started, handshakeTime(fd));
-    setProbing(fd, family, false, -1);
-    // struct linger { int l_onoff; int l_linger; }, socket(7)
-    if (this.options.many) setOptionInts(fd, libc.SO_LINGER, new Int32Array([1, 0]));
-    const conn = new DialedConn(new Socket(fd, family, local, remote));
-    return { ...resultOf(probe, { address, milliseconds, answer: "connected" }), conn };
-  }
-
-  /** What a router or the target answered instead of connecting; `null` if nothing has come yet. */
-  #refused(probe: Probe): ProbeResult | null {
-    const { fd, ttl, tos, started } = probe;
-    for (let message; (message = readErrorQueue(fd)) !== null;) {
-      const error = parseIcmpError(message);
-      if (error === null) continue;
-      const { router, received } = error, answer = icmpMeaning(error);
-      const sent = performance.timeOrigin + started;
-      const milliseconds = this.#time(started, received === null ? 0 : received - sent);
-      const hop = { address: router, milliseconds, answer, ...this.#evidence(error, tos) };
-      if (answer === TIME_EXCEEDED && ttl !== null) return resultOf(probe, hop);
-      const loop = answer === TIME_EXCEEDED ? ", as in a routing loop" : "";
-      return resultOf(probe, hop, new Error(`${router} answers: ${answer}${loop}`));
-    }
-    const errno = getOption(fd, libc.SO_ERROR);
-    if (errno === 0) return null;
-    if (errno === libc.ECONNREFUSED) {
-      const { address } = this.#ends!, milliseconds = this.#time(started);
-      const hop = { address, milliseconds, answer: "connection refused" };
-      return resultOf(probe, hop, denoError(errno));
-    }
-    // An error without its ICMP message shows nothing.
-    return resultOf(probe, {}, ttl === null ? denoError(errno) : null);
-  }
-
-  /** Milliseconds from a probe to its answer: the kernel's, if known; ours include compiling. */
-  #time(started: number, known = 0): number {
-    const elapsed = performance.now() - started;
-    const milliseconds = known > 0 && known < elapsed ? known : elapsed;
-    this.#slowest = Math.max(this.#slowest, milliseconds);
-    return milliseconds;
-  }
-
-  /** What an ICMP error shows of the mark. */
-  #evidence(error: IcmpError, tos: number): Pick<Hop, "tos" | "icmpTos" | "evidence"> {
-    if (error.tos !== null) return { tos: error.tos, icmpTos: null, evidence: "quote" };
-    // The kernel gives the packet to raw sockets before it queues the error.
-    for (const packet of rawPackets(this.#raw)) {
-      const quote = parseQuote(packet, error, this.#ends!.remote);
-      if (quote !== null) return { ...quote, evidence: "quote" };
-    }
-    const { icmpTos } = error;
-    const isKept = icmpTos !== null && keptLowerBits(tos, icmpTos);
-    return { tos: null, icmpTos, evidence: isKept ? "icmp" : null };
+  async #open(signal: AbortSignal): Promise<void> {
+    const { hostname, family } = this.options;
+    checkPermission(formatAddress(this.options));
+    this.#addresses = await resolve(hostname, family, signal);
+    this.#openNext();
   }
 
   /** Takes a local port, and a raw socket, for the next address. @returns false after the last */
   #openNext(): boolean {
     const hostname = this.#addresses.shift();
     if (hostname === undefined) return false;
-    const ends = probeEnds(destination(hostname, this.options.port));
     this[Symbol.dispose]();
     this.#stats.clear();
-    [this.#slowest, this.#distance] = [0, Infinity];
-    this.#anchor = openPort(ends);
-    this.#ends = ends;
-    if (ends.family === AF_INET) this.#raw = openRaw();
+    [this.#distance, this.#isReached] = [Infinity, false];
+    this.#prober = new Prober(probeEnds(destination(hostname, this.options.port)));
     return true;
   }
 
   /** Gives the local port back. Connections stay. */
   [Symbol.dispose](): void {
-    for (const fd of [this.#anchor, this.#raw]) if (fd !== null) libc.close(fd);
-    this.#anchor = this.#raw = null;
+    this.#prober?.[Symbol.dispose]();
+    this.#prober = null;
   }
 }
 
-const NOTHING = { address: null, milliseconds: null, tos: null, icmpTos: null };
-const SILENT: Hop = { ...NOTHING, hop: null, evidence: null, answer: null };
-
-function resultOf({ ttl, started }: Probe, hop: Partial<Hop>, error: Error | null = null) {
-  return { hop: { ...SILENT, ...hop, hop: ttl }, conn: null, error, started };
+/** A hop that rejected a probe, though the target did not. */
+function notTarget(hop: Hop): Hop {
+  return hop.answer === REFUSED ? { ...hop, answer: "refused this probe only" } : hop;
 }
 
-/** Waits for an event of a descriptor, at most so many milliseconds, or until `signal` aborts. */
-async function eventWithin(fd: number, milliseconds: number, signal: AbortSignal): Promise<void> {
-  const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
-  await Promise.race([nextEvent(fd), pause(milliseconds, either)]);
-  over.abort();
+/** The time in the middle between now and a deadline. */
+function halfway(deadline: number): number {
+  const now = performance.now();
+  return now + (deadline - now) / 2;
 }

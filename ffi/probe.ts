@@ -1,14 +1,57 @@
 /**
- * The socket of a probe: its options, what the kernel reports on it, and its ends.
+ * A SYN whose time to live may run out, and its answer: the socket's options, its ends, what the
+ * kernel reports on it, and what that shows of the mark.
  *
  * @module
  */
-
-import { orDenoError } from "./errors.ts";
-import type { Message } from "./icmp.ts";
+import { DialedConn, startConnect } from "./dial.ts";
+import { denoError, orDenoError } from "./errors.ts";
+import { Socket } from "./fd.ts";
+import { type IcmpError, icmpMeaning, keptLowerBits, type Message } from "./icmp.ts";
+import { parseIcmpError, parseQuote, TIME_EXCEEDED } from "./icmp.ts";
 import * as libc from "./libc.ts";
-import { getOptionBytes, setOption } from "./option.ts";
-import { AF_INET, decode, headerAddress } from "./sockaddr.ts";
+import { setTosAt } from "./mark.ts";
+import { getOption, getOptionBytes, setOption, setOptionInts } from "./option.ts";
+import { nextEvent, unwatch, watch } from "./poll.ts";
+import { AF_INET, decode, headerAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { pause } from "./wait.ts";
+
+/** What one hop answered to one mark. */
+export interface Hop {
+  /** How many hops away it is, from 1; `null` for a target at an unknown distance. */
+  readonly hop: number | null;
+  /** The address that answered; `null` if none did. */
+  readonly address: string | null;
+  /** The time until the answer; `null` if there was none. */
+  readonly milliseconds: number | null;
+  /** The byte with which packets reached it, 0 to 255; `null` if unknown. */
+  readonly tos: number | null;
+  /** The ToS byte of the ICMP message itself; `null` on IPv6, and if there was none. */
+  readonly icmpTos: number | null;
+  /**
+   * What shows the mark: the header that a router quotes, or what the server reports, both of which
+   * give `tos`; or `icmpTos`, which shows that the mark's lower three bits were kept.
+   */
+  readonly evidence: "quote" | "server" | "icmp" | null;
+  /** `time exceeded`, `connected`, `connection refused`, or what else it answered. */
+  readonly answer: string | null;
+  /** Milliseconds of waiting in vain; `null` if it answered. */
+  readonly waited: number | null;
+}
+
+/** What one probe found. */
+export interface ProbeResult {
+  readonly fd: number;
+  readonly hop: Hop;
+  /** The connection, if the probe came through: with the default TTL again. */
+  readonly conn: DialedConn | null;
+  /** Why the climb cannot go beyond this hop; `null` if it may. */
+  readonly error: Error | null;
+  /** When the probe left, on the clock of `performance.now()`. */
+  readonly started: number;
+  /** Whether it had another local port than the rest of the path. */
+  readonly isFreshPort: boolean;
+}
 
 /** A local port and one address of the target: all probes between them take the same path. */
 export interface Ends {
@@ -28,9 +71,14 @@ export function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
   if (size === 4) {
     remote.set([AF_INET, 0, sockaddr[2], sockaddr[3], ...sockaddr.subarray(at, at + 4)]);
   }
-  const local = new Uint8Array(remote.length);
-  local[0] = remote[0];
-  return { family: remote[0], local, remote, address: decode(remote).hostname };
+  return freshEnds({ family: remote[0], local: remote, remote, address: decode(remote).hostname });
+}
+
+/** The same with a local port that the kernel chooses. */
+export function freshEnds(ends: Ends): Ends {
+  const local = new Uint8Array(ends.local.length);
+  local[0] = ends.family;
+  return { ...ends, local };
 }
 
 /** A socket that keeps a local port while no probe has it: `ends` is given the port. */
@@ -77,6 +125,15 @@ export function setProbing(fd: number, family: number, isProbe: boolean, ttl: nu
   if (!isIPv4) setOption(fd, libc.IPV6_AUTOFLOWLABEL, 0);
 }
 
+/**
+ * Whether closing a socket resets its connection: its ends are then free at once, also if a SYN-ACK
+ * has come just before.
+ */
+export function setResetOnClose(fd: number, isOn: boolean): void {
+  // struct linger { int l_onoff; int l_linger; }, socket(7)
+  setOptionInts(fd, libc.SO_LINGER, new Int32Array([isOn ? 1 : 0, 0]));
+}
+
 /** Milliseconds from a connection's SYN to its SYN-ACK; 0 if the SYN was sent again. */
 export function handshakeTime(fd: number): number {
   // struct tcp_info: tcpi_rtt in microseconds, include/uapi/linux/tcp.h
@@ -110,4 +167,162 @@ export function readErrorQueue(fd: number): Message | null {
     data: block.subarray(DATA, DATA + size),
     flags: Number(words[6]),
   };
+}
+
+/** The answer of a target that refuses, or of a firewall in its place. */
+export const REFUSED = "connection refused";
+
+const NOTHING = { address: null, milliseconds: null, tos: null, icmpTos: null, waited: null };
+const SILENT: Hop = { ...NOTHING, hop: null, evidence: null, answer: null };
+
+/** The result of a probe that did not connect. */
+export function resultOf(
+  { fd = -1, ttl, started }: Pick<Probe, "ttl" | "started"> & Partial<Probe>,
+  hop: Partial<Hop>,
+  error: Error | null = null,
+): ProbeResult {
+  return {
+    fd,
+    hop: { ...SILENT, ...hop, hop: ttl },
+    conn: null,
+    error,
+    started,
+    isFreshPort: false,
+  };
+}
+
+/** A SYN that waits for its answer; `ttl` is `null` for the default, which reaches the target. */
+type Probe = Readonly<
+  { fd: number; ends: Ends; ttl: number | null; tos: number; started: number }
+>;
+
+/** Sends probes of one path; holds its local port and the raw socket meanwhile. */
+export class Prober implements Disposable {
+  /** The slowest answer so far, in milliseconds. */
+  slowest = 0;
+  /** Keeps the local port while no probe has it. */
+  readonly #anchor: number;
+  readonly #raw: number | null;
+
+  constructor(readonly ends: Ends) {
+    this.#anchor = openPort(ends);
+    this.#raw = ends.family === AF_INET ? openRaw() : null;
+  }
+
+  /** Whether routers on this path can show the whole mark: on IPv4 this takes CAP_NET_RAW. */
+  get isExact(): boolean {
+    return this.#raw !== null || this.ends.family !== AF_INET;
+  }
+
+  /** Sends one SYN and waits for its answer. @param ttl `null` for the default */
+  async probe(
+    ttl: number | null,
+    tos: number,
+    wait: number,
+    signal: AbortSignal,
+    ends: Ends = this.ends,
+  ): Promise<ProbeResult> {
+    signal.throwIfAborted();
+    const fd = orDenoError(libc.socket(ends.family));
+    let reply: ProbeResult | null = null;
+    try {
+      const probe = { fd, ends, ttl, tos, started: this.#prepare(fd, ends, ttl ?? -1, tos) };
+      const result = startConnect(fd, ends.remote);
+      watch(fd);
+      if (result !== -libc.EINPROGRESS) return resultOf(probe, {}, denoError(-result));
+      while ((reply = this.#connected(probe) ?? this.#refused(probe)) === null) {
+        const rest = wait - (performance.now() - probe.started);
+        if (rest <= 0) return resultOf(probe, { waited: wait });
+        await eventWithin(fd, rest, signal);
+        signal.throwIfAborted();
+      }
+      return reply;
+    } finally {
+      if (!reply?.conn) {
+        unwatch(fd);
+        libc.close(fd);
+      }
+    }
+  }
+
+  /** Makes a socket a probe that has not left yet. @returns `performance.now()` */
+  #prepare(fd: number, { family, local }: Ends, ttl: number, tos: number): number {
+    setOption(fd, libc.SO_REUSEADDR, 1);
+    orDenoError(libc.bind(fd, local));
+    setProbing(fd, family, true, ttl);
+    setResetOnClose(fd, true);
+    setTosAt(fd, family, tos);
+    for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
+    return performance.now();
+  }
+
+  /** The connection, if the probe came through; else `null`. */
+  #connected(probe: Probe): ProbeResult | null {
+    const { fd, ends: { family, address }, started } = probe;
+    const remote = new Uint8Array(SOCKADDR_SIZE), local = new Uint8Array(SOCKADDR_SIZE);
+    if (libc.getpeername(fd, remote) < 0) return null;
+    orDenoError(libc.getsockname(fd, local));
+    const milliseconds = this.#time(started, handshakeTime(fd));
+    setProbing(fd, family, false, -1);
+    const conn = new DialedConn(new Socket(fd, family, local, remote));
+    return { ...resultOf(probe, { address, milliseconds, answer: "connected" }), conn };
+  }
+
+  /** What a router or the target answered instead of connecting; `null` if nothing has come yet. */
+  #refused(probe: Probe): ProbeResult | null {
+    const { fd, ttl, tos, started } = probe;
+    for (let message; (message = readErrorQueue(fd)) !== null;) {
+      const error = parseIcmpError(message);
+      if (error === null) continue;
+      const { router, received } = error, answer = icmpMeaning(error);
+      const sent = performance.timeOrigin + started;
+      const milliseconds = this.#time(started, received === null ? 0 : received - sent);
+      const hop = { address: router, milliseconds, answer, ...this.#evidence(error, tos) };
+      if (answer === TIME_EXCEEDED && ttl !== null) return resultOf(probe, hop);
+      const loop = answer === TIME_EXCEEDED ? ", as in a routing loop" : "";
+      return resultOf(probe, hop, new Error(`${router} answers: ${answer}${loop}`));
+    }
+    const errno = getOption(fd, libc.SO_ERROR);
+    if (errno === 0) return null;
+    if (errno === libc.ECONNREFUSED) {
+      const { address } = probe.ends, milliseconds = this.#time(started);
+      return resultOf(probe, { address, milliseconds, answer: REFUSED }, denoError(errno));
+    }
+    // An error without its ICMP message shows nothing.
+    return resultOf(probe, {}, ttl === null ? denoError(errno) : null);
+  }
+
+  /** Milliseconds from a probe to its answer: the kernel's, if known; ours include compiling. */
+  #time(started: number, known = 0): number {
+    const elapsed = performance.now() - started;
+    const milliseconds = known > 0 && known < elapsed ? known : elapsed;
+    this.slowest = Math.max(this.slowest, milliseconds);
+    return milliseconds;
+  }
+
+  /** What an ICMP error shows of the mark. */
+  #evidence(error: IcmpError, tos: number): Pick<Hop, "tos" | "icmpTos" | "evidence"> {
+    if (error.tos !== null) return { tos: error.tos, icmpTos: null, evidence: "quote" };
+    // The kernel gives the packet to raw sockets before it queues the error.
+    for (const packet of rawPackets(this.#raw)) {
+      const quote = parseQuote(packet, error, this.ends.remote);
+      if (quote !== null) return { ...quote, evidence: "quote" };
+    }
+    const { icmpTos } = error;
+    const isKept = icmpTos !== null && keptLowerBits(tos, icmpTos);
+    return { tos: null, icmpTos, evidence: isKept ? "icmp" : null };
+  }
+
+  /** Gives the local port back. Connections stay. */
+  [Symbol.dispose](): void {
+    libc.close(this.#anchor);
+    if (this.#raw !== null) libc.close(this.#raw);
+  }
+}
+
+/** Waits for an event of a descriptor, at most so many milliseconds, or until `signal` aborts. */
+async function eventWithin(fd: number, milliseconds: number, signal: AbortSignal): Promise<void> {
+  const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
+  await Promise.race([nextEvent(fd), pause(milliseconds, either)]);
+  over.abort();
 }

@@ -28,8 +28,6 @@ interface Rule extends Behaviour {
   readonly parameters?: number;
 }
 
-const range = (from: number, to: number) =>
-  Array.from({ length: to - from + 1 }, (_, n) => n + from);
 const isNetworkControl = (dscp: number) => dscp >> 4 === 3;
 
 const RULES: readonly Rule[] = [

@@ -6,6 +6,7 @@
  */
 
 import { describe, type Hop, type Mark, markOf, sameDscp } from "../ffi/mod.ts";
+import { behaviourText } from "./behaviour.ts";
 import type { Arrival, Change, Exchange, Path } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
 import { markLabel } from "./report.ts";
@@ -16,6 +17,8 @@ import { coversAllData, NOT_OBSERVED } from "./verdict.ts";
 export interface TracedPath extends Pick<Path, "mark" | "path"> {
   /** What became of the request; `null` before there is one. */
   readonly exchange: Pick<Exchange, "sent" | "arrived" | "failure"> | null;
+  /** Whether the target answered only another port of this host than the probes had. */
+  readonly isFreshPort: boolean;
 }
 
 /** Where a mark was changed on a path, nearest first. */
@@ -30,6 +33,24 @@ export function changesOf({ mark, path }: Pick<Path, "mark" | "path">): Change[]
   return changes;
 }
 
+/** Whether a mark comes back after it was changed, as if packets took several ways. */
+function isDisagreeing({ mark, path }: Pick<Path, "mark" | "path">): boolean {
+  const seen = new Set([mark.dscp]);
+  return changesOf({ mark, path }).some(({ to }) => seen.size === seen.add(to >> 2).size);
+}
+
+/** The silent hops whose answer could change what is said of the mark. */
+export function openHops({ mark, path }: Pick<Path, "mark" | "path">): number[] {
+  const last = path.findLastIndex(hasAnswered);
+  return path.flatMap(({ hop, answer }, at) => {
+    // Behind the last answer, others can only follow if the next hop answers.
+    if (hop === null || answer !== null || at > last + 1) return [];
+    const before = path.slice(0, at).findLast(({ tos }) => tos !== null)?.tos ?? mark.tos;
+    const behind = path.slice(at).find(({ tos }) => tos !== null)?.tos ?? null;
+    return behind !== null && sameDscp(before, behind) ? [] : [hop];
+  });
+}
+
 /** What went wrong: 102 if a hop received another mark, unless it was changed on this host. */
 export function pathFailure(traced: TracedPath): Failure | null {
   const { mark, path, exchange } = traced, failure = exchange?.failure ?? null;
@@ -38,6 +59,11 @@ export function pathFailure(traced: TracedPath): Failure | null {
   if (change === undefined || own.includes(failure?.code ?? 0)) return failure;
   const other = failure?.code === Exit.arrivedChanged ? failure.cause : failure;
   const more = other instanceof Failure ? `; ${other.message}` : "";
+  if (isDisagreeing(traced)) {
+    const message = `the hops disagree on ${describe(mark)}, as if packets took several ways; ` +
+      `${hopName(change.at, path, false)} received ${describe(markOf(change.to))}${more}`;
+    return new Failure(Exit.arrivedChanged, message, failure?.hint);
+  }
   // Nobody saw the SYN leave, so this host may have changed it.
   const cause = change.after === 0 ? "this host or the path" : "the path";
   const message = `${cause} changed ${describe(mark)} to ${describe(markOf(change.to))} ` +
@@ -53,9 +79,9 @@ export function reportedPacket(arrived: Arrival | null): { packet: string; tos: 
   return { packet, tos: tos! };
 }
 
-/** The row of the hop that came last, below the table's head if it is the first. */
-export function hopRow(traced: TracedPath, width: number): string {
-  const { mark, path, exchange } = traced, hop = path.at(-1)!;
+/** The row of a hop, below the table's head if it is the first. */
+export function hopRow(traced: TracedPath, hop: Hop, width: number): string {
+  const { mark, path, exchange } = traced;
   const addressWidth = Math.max(15, path[0].address?.length ?? 0);
   const head = `hop  ${"address".padEnd(addressWidth)}     ms  mark there`.slice(0, width);
   const number = String(hop.hop ?? "?").padStart(3);
@@ -63,7 +89,7 @@ export function hopRow(traced: TracedPath, width: number): string {
   if (hop.address !== null) {
     const time = shortTime(hop.milliseconds!).padStart(6);
     const start = `${number}  ${hop.address.padEnd(addressWidth)} ${time}`;
-    const isChanged = hop.tos !== null && changesOf(traced).at(-1)?.at === hop.hop;
+    const isChanged = hop.tos !== null && changesOf(traced).some(({ at }) => at === hop.hop);
     const text = `${markThere(hop, mark, exchange?.arrived)}${isChanged ? "   changed" : ""}`;
     const isWide = start.length + 2 + text.length > width;
     const indent = Math.max(3, Math.min(addressWidth + 12, width - 2 - text.length));
@@ -101,14 +127,17 @@ function isTarget({ answer }: Hop): boolean {
 /** What became of a mark, in a word and in a sentence that begins "it was". */
 export function pathOutcome(traced: TracedPath): { sort: string; text: string } {
   const { path, exchange } = traced, { sent = NOT_OBSERVED, arrived = null } = exchange ?? {};
+  if (isDisagreeing(traced)) return { sort: "changed", text: disagreement(path) };
   const places = changesOf(traced).map((change) => {
     const isHere = change.after === 0 && sent.wrong !== null;
     const place = isHere ? "on this host" : placeOf(change, path);
-    return `to ${describe(markOf(change.to))} ${place}`;
+    const pair = { sent: change.from >> 2, arrived: change.to >> 2 };
+    return `to ${describe(markOf(change.to))} ${place}, ${behaviourText([pair])}`;
   });
   if (places.length > 0) return { sort: "changed", text: `changed ${places.join(", then ")}` };
   const seen = path.findLast(({ tos }) => tos !== null);
-  if (seen === undefined) return { sort: "not shown", text: unseenText(path) };
+  const end = isRejected(traced) ? "rejected" : isLost(traced) ? "no answer" : null;
+  if (seen === undefined) return { sort: end ?? "not shown", text: unseenText(path) };
   const isWhole = seen.evidence === "server", later = arrived?.changes[0];
   const far = isWhole ? "all the way" : `as far as ${hopName(seen.hop, path)}`;
   const other = sent.wrong !== null
@@ -118,11 +147,53 @@ export function pathOutcome(traced: TracedPath): { sort: string; text: string } 
     : null;
   if (other !== null) return { sort: "changed", text: `kept ${far} on the SYN, but ${other}` };
   if (!isWhole) {
-    return { sort: "kept as far as shown", text: `kept ${far}, the last that showed it` };
+    const note = end === "rejected"
+      ? `and rejected: ${path.at(-1)!.answer}`
+      : end === "no answer"
+      ? "and nothing behind it answered"
+      : "the last that showed it";
+    return { sort: end ?? "kept as far as shown", text: `kept ${far}, ${note}` };
   }
   const isAll = arrived !== null && coversAllData(arrived, sent);
   const text = isAll ? ": the server reports it" : " on the packets that the server reports";
   return { sort: "kept all the way", text: `kept ${far}${text}` };
+}
+
+/** Whether the last answer came from a router that did not let the mark pass. */
+function isRejected({ path }: TracedPath): boolean {
+  const last = path.at(-1);
+  return last !== undefined && last.answer !== null && last.answer !== "time exceeded" &&
+    !isTarget(last);
+}
+
+/** Whether nothing answered any more: neither routers nor the target. */
+function isLost({ path, exchange }: TracedPath): boolean {
+  return exchange?.failure?.code === Exit.timeout && !path.some(isTarget);
+}
+
+/** Which hops received which mark. */
+function disagreement(path: readonly Hop[]): string {
+  const shown = path.filter(({ tos }) => tos !== null);
+  const parts = [...Map.groupBy(shown, ({ tos }) => tos! >> 2)].map(([dscp, hops]) =>
+    `as ${describe(markOf(dscp << 2))} by ${hopList(hops.map(({ hop }) => hop))}`
+  );
+  return `received ${parts.join(", ")}: the hops disagree, as if packets took several ways`;
+}
+
+/** Numbers of hops, those that follow each other as a range. */
+export function hopList(hops: readonly (number | null)[]): string {
+  const ranges: [number, number][] = [];
+  for (const hop of hops) {
+    if (hop === null) continue;
+    const range = ranges.at(-1);
+    if (range !== undefined && range[1] === hop - 1) range[1] = hop;
+    else ranges.push([hop, hop]);
+  }
+  const numbers = ranges.map(([from, to]) =>
+    from === to ? `${from}` : to === from + 1 ? `${from}, ${to}` : `${from} to ${to}`
+  ).join(", ");
+  const named = numbers === "" ? [] : [`hop${/\D/.test(numbers) ? "s" : ""} ${numbers}`];
+  return [...named, ...hops.includes(null) ? ["the target"] : []].join(" and ");
 }
 
 /** What is known of a mark that no hop showed. */
@@ -152,51 +223,166 @@ export function placeOf({ after, at }: Pick<Change, "after" | "at">, path: reado
 
 /** What is printed last: what became of the marks. @param isMany whether several were asked for */
 export function pathReport(all: readonly TracedPath[], isMany: boolean, width: number): string {
-  if (isMany) return all.length === 0 ? "" : marksReport(all, width);
-  const [{ mark, path }] = all;
-  if (path.length === 0) return "";
-  return wrap(`${describe(mark)} was ${pathOutcome(all[0]).text}.`, width);
+  const known = all.filter(({ path }) => isMany || path.length > 0);
+  if (known.length === 0) return "";
+  const [first] = known, notes = [...silenceLines(known), ...portLines(known)];
+  if (isMany) return marksReport(known, notes, width);
+  return wrap(
+    [`${describe(first.mark)} was ${pathOutcome(first).text}.`, ...notes].join(" "),
+    width,
+  );
 }
 
-/** Several marks: a table if it fits, what was changed in words, and how many were kept. */
-function marksReport(all: readonly TracedPath[], width: number): string {
-  const rows = [["hop", "address", ...all.map(({ mark }) => markLabel(mark))]],
-    lines: string[] = [];
-  const longest = all.reduce((a, b) => a.path.length < b.path.length ? b : a);
-  for (const [at, { hop }] of longest.path.entries()) {
-    const hops = all.map(({ path }) => path[at]), answered = hops.filter((hop) => hop?.address);
-    const [address = "(no answer)", ...others] = new Set(answered.map(({ address }) => address!));
-    const cells = hops.map((hop, column) => markCell(hop, all[column].mark));
-    const more = others.length > 0 ? ` +${others.length}` : "";
-    rows.push([String(hop ?? "?").padStart(3), `${address}${more}`, ...cells]);
-    if (answered.length === 0 || answered.length === hops.length) continue;
-    const share = `it answered ${answered.length} of ${hops.length} probes`;
-    lines.push(`Hop ${hop} (${address}) is partly silent: ${share}.`);
-  }
-  const changed = all.flatMap((traced) =>
-    changesOf(traced).map((change) => ({
-      label: markLabel(traced.mark),
-      place: placeOf(change, traced.path),
-      to: markLabel(markOf(change.to)),
-    }))
+/** Which hops nearer than the target did not answer, and how long they were given. */
+function silenceLines(all: readonly TracedPath[]): string[] {
+  const targets = all.flatMap(({ path }) =>
+    path.filter(isTarget).map(({ hop }) => hop ?? Infinity)
   );
-  for (const [place, here] of Map.groupBy(changed, ({ place }) => place)) {
-    const words = [...Map.groupBy(here, ({ to }) => to)].map(([to, marks]) =>
-      `${marks.map(({ label }) => label).join(", ")} → ${to}`
-    );
-    lines.push(`B${place.slice(1)}: ${words.join("; ")}`);
-  }
-  const outcomes = all.map((traced) => ({ traced, ...pathOutcome(traced) }));
-  for (const { traced, sort, text } of outcomes) {
-    if (sort !== "changed" || changesOf(traced).length > 0) continue;
-    lines.push(`${markLabel(traced.mark)} was ${text}.`);
-  }
-  const counts = [...Map.groupBy(outcomes, ({ sort }) => sort)].map(([sort, some]) =>
-    `${some.length} ${sort}`
+  const end = Math.min(...targets);
+  const silent = hopsOf(all).flatMap(([number, same]) => {
+    const isSilent = number !== null && number < end && !same.some(({ hop }) => hasAnswered(hop));
+    const waited = Math.max(...same.map(({ hop }) => hop.waited ?? 0));
+    return isSilent ? [{ number, waited: shortSeconds(waited) }] : [];
+  });
+  return [...Map.groupBy(silent, ({ waited }) => waited)].map(([waited, same]) =>
+    `No answer within ${waited} from ${hopList(same.map(({ number }) => number))}.`
   );
-  lines.push(`Of ${plural(all.length, "mark")}: ${counts.join(", ")}.`);
-  return (all.length <= 8 ? tableOf(rows, width) : "") +
+}
+
+/** Seconds in few characters: `5 s`, `0.2 s`. */
+export function shortSeconds(milliseconds: number): string {
+  return `${Number((milliseconds / 1000).toPrecision(2))} s`;
+}
+
+function portLines(all: readonly TracedPath[]): string[] {
+  const fresh = all.filter(({ isFreshPort }) => isFreshPort);
+  if (fresh.length === 0) return [];
+  const marks = all.length > 1 ? ` (${labels(fresh)})` : "";
+  return [
+    `The target answered only another port than the probes had${marks}, as behind a firewall ` +
+    "that lets one SYN of a connection pass.",
+  ];
+}
+
+/** Several marks: a table if it fits, what became of them in words, and how many there are of each. */
+function marksReport(all: readonly TracedPath[], notes: readonly string[], width: number): string {
+  const drops = dropsOf(all), lost = new Set(drops.flatMap(({ marks }) => marks));
+  const outcomes = all.map((traced) => {
+    const { sort, text } = pathOutcome(traced);
+    return { traced, text, sort: sort === "no answer" && lost.has(traced) ? "dropped" : sort };
+  });
+  const isInWords = ({ traced, sort }: typeof outcomes[number]) =>
+    sort === "changed" && (changesOf(traced).length === 0 || isDisagreeing(traced));
+  const sorts = [...Map.groupBy(outcomes, ({ sort }) => sort)];
+  const counts = sorts.map(([sort, some]) => {
+    const isNamed = sorts.length > 1 && some.length <= 8;
+    return `${some.length} ${sort}${
+      isNamed ? ` (${labels(some.map(({ traced }) => traced))})` : ""
+    }`;
+  });
+  const lines = [
+    ...partlySilentLines(all),
+    ...changeLines(all.filter((traced) => !isDisagreeing(traced))),
+    ...drops.map(({ marks, text }) =>
+      `${labels(marks)} ${marks.length > 1 ? "are" : "is"} ${text}.`
+    ),
+    ...outcomes.filter(isInWords).map(({ traced, text }) => `${labels([traced])} was ${text}.`),
+    ...notes,
+    `Of ${plural(all.length, "mark")}: ${counts.join(", ")}.`,
+  ];
+  return (all.length <= 8 ? hopTable(all, width) : "") +
     lines.map((line) => wrap(line, width)).join("");
+}
+
+function labels(all: readonly TracedPath[]): string {
+  return all.map(({ mark }) => markLabel(mark)).join(", ");
+}
+
+/** Marks that vanish where others pass. */
+function dropsOf(all: readonly TracedPath[]): { marks: TracedPath[]; text: string }[] {
+  const drops = all.filter(isLost).flatMap((traced) => {
+    const after = traced.path.findLast(hasAnswered)?.hop ?? 0;
+    const beyond = ({ path }: TracedPath) =>
+      path.find(({ hop, answer }) => answer !== null && (hop ?? Infinity) > after);
+    const passing = all.filter((other) => other !== traced && beyond(other) !== undefined);
+    if (passing.length === 0) return [];
+    const [nearest] = passing.toSorted((a, b) =>
+      (beyond(a)!.hop ?? Infinity) - (beyond(b)!.hop ?? Infinity)
+    );
+    const from = hopName(after, traced.path), to = hopName(beyond(nearest)!.hop, nearest.path);
+    const others = passing.length > 4
+      ? `${passing.length} marks pass`
+      : passing.length > 1
+      ? `${labels(passing)} pass`
+      : `${labels(passing)} passes`;
+    return { traced, text: `dropped between ${from} and ${to}; ${others}` };
+  });
+  return [...Map.groupBy(drops, ({ text }) => text)].map(([text, same]) => ({
+    marks: same.map(({ traced }) => traced),
+    text,
+  }));
+}
+
+/** Where marks were changed, to what, and which behaviour explains all marks there. */
+function changeLines(all: readonly TracedPath[]): string[] {
+  const changed = all.flatMap((traced) =>
+    changesOf(traced).map((change) => ({ traced, change, place: placeOf(change, traced.path) }))
+  );
+  return [...Map.groupBy(changed, ({ place }) => place)].map(([place, here]) => {
+    const toLabel = ({ change }: typeof here[number]) => markLabel(markOf(change.to));
+    const words = [...Map.groupBy(here, toLabel)].map(([to, same]) =>
+      `${labels(same.map(({ traced }) => traced))} → ${to}`
+    );
+    const { after, at } = here[0].change;
+    const pairs = all.flatMap(({ mark, path }) => {
+      const tosAt = (wanted: number | null) => path.find(({ hop }) => hop === wanted)?.tos ?? null;
+      const sent = after === 0 ? mark.tos : tosAt(after), arrived = tosAt(at);
+      return sent === null || arrived === null ? [] : [{ sent: sent >> 2, arrived: arrived >> 2 }];
+    });
+    return `B${place.slice(1)}: ${words.join("; ")}, ${behaviourText(pairs)}.`;
+  });
+}
+
+/** Hops that answered some marks only, of those that passed them. */
+function partlySilentLines(all: readonly TracedPath[]): string[] {
+  return hopsOf(all).flatMap(([hop, same]) => {
+    const probed = same.filter(({ of: { path }, hop }) =>
+      hasAnswered(hop) ||
+      (hop.waited !== null && path.indexOf(hop) < path.findLastIndex(hasAnswered))
+    );
+    const answered = probed.filter(({ hop }) => hasAnswered(hop)).length;
+    if (hop === null || answered === 0 || answered === probed.length) return [];
+    const { address } = probed.find(({ hop }) => hasAnswered(hop))!.hop;
+    return `Hop ${hop} (${address}) is partly silent: it answered ${answered} of ${probed.length} probes.`;
+  });
+}
+
+function hasAnswered({ answer }: Hop): boolean {
+  return answer !== null;
+}
+
+/** What each hop answered to each mark, nearest first, those at an unknown distance last. */
+function hopsOf(all: readonly TracedPath[]) {
+  const hops = all.flatMap((traced) => traced.path.map((hop) => ({ of: traced, hop })));
+  return [...Map.groupBy(hops, ({ hop }) => hop.hop)]
+    .toSorted(([a], [b]) => (a ?? Infinity) - (b ?? Infinity));
+}
+
+/** A row for each hop up to the last that answered, a column for each mark; empty if it is too wide. */
+function hopTable(all: readonly TracedPath[], width: number): string {
+  const rows = [["hop", "address", ...all.map(({ mark }) => markLabel(mark))]];
+  const hops = hopsOf(all);
+  const last = hops.findLastIndex(([, same]) => same.some(({ hop }) => hasAnswered(hop)));
+  for (const [number, same] of hops.slice(0, last + 1)) {
+    const addresses = new Set(same.flatMap(({ hop }) => hop.address ?? []));
+    const [address = "(no answer)", ...others] = addresses;
+    const more = others.length > 0 ? ` +${others.length}` : "";
+    const cells = all.map((traced) =>
+      markCell(same.find(({ of }) => of === traced)?.hop, traced.mark)
+    );
+    rows.push([String(number ?? "?").padStart(3), `${address}${more}`, ...cells]);
+  }
+  return tableOf(rows, width);
 }
 
 /** What a table says of one mark at one hop. */

@@ -54,19 +54,17 @@ class Reader {
     if (this.from === this.to || this.to === this.buffer.length) this.#makeRoom();
     const size = await this.source.read(this.buffer.subarray(this.to));
     this.to += size ?? 0;
-    return size !== null && size > 0;
+    return size !== null;
   }
 
   #makeRoom(): void {
     const unused = this.buffer.subarray(this.from, this.to);
     if (unused.length === HEAD_LIMIT) throw badReply("a line is longer than 256 KiB");
-    const size = this.buffer.length;
-    if (this.to === size && size < HEAD_LIMIT) {
-      this.buffer = new Uint8Array(Math.min(16 * size, HEAD_LIMIT));
+    if (this.to === FIRST_READ && this.buffer.length === FIRST_READ) {
+      this.buffer = new Uint8Array(HEAD_LIMIT);
     }
     this.buffer.set(unused);
-    this.#searched = Math.max(0, this.#searched - this.from);
-    this.from = 0;
+    this.from = this.#searched = 0;
     this.to = unused.length;
   }
 
@@ -120,7 +118,6 @@ export async function readReply(
   const deliver = async (give: () => void | Promise<void>) => {
     try {
       const passing = give();
-      if (passing === undefined) return;
       signal?.throwIfAborted();
       // Not Promise.race, which would keep something of every piece until the end of the reply.
       await new Promise<void>((resolve, reject) => {
@@ -246,11 +243,11 @@ function framingOf(reply: Reply): number | "chunked" {
   if (reply.status === 204 || reply.status === 304) return 0;
   const codings = listOf(reply, "transfer-encoding").map((coding) => coding.toLowerCase());
   const lengths = listOf(reply, "content-length");
-  // "identity" of RFC 2616 is no coding at all.
-  const named = codings.filter((coding) => coding !== "" && coding !== "identity");
-  if (named.length === 1 && named[0] === "chunked") return "chunked";
-  const names = excerpt(codings.join(", "));
-  if (named.length > 0) throw badReply(`Transfer-Encoding ${names} was not asked for`);
+  // "identity" of RFC 2616 is no coding at all, and "chunked" again is a mistake of a proxy's.
+  const named = new Set(codings.filter((coding) => coding !== "" && coding !== "identity"));
+  const isChunked = named.delete("chunked"), names = excerpt(codings.join(", "));
+  if (named.size > 0) throw badReply(`Transfer-Encoding ${names} was not asked for`);
+  if (isChunked) return "chunked";
   if (codings.length > 0 || lengths.length === 0) return Infinity;
   const first = Number(lengths[0]);
   for (const text of lengths) {
@@ -277,17 +274,17 @@ async function readLength(
   }
 }
 
-/** RFC 9112 section 7.1; the data of all chunks that are here is moved together and passed on. */
+/** RFC 9112 section 7.1. The data of all chunks that are here moves to the front, and on together. */
 async function readChunks(
   reader: Reader,
   reply: Reply,
   deliver: Deliver,
 ): Promise<void> {
-  let size = 0, missing = 0, start = 0, end = 0;
+  let size = 0, missing = 0, end = 0;
   const flush = async () => {
-    const piece = reader.buffer.subarray(start, end);
-    start = end = 0;
-    if (piece.length > 0) await deliver(piece);
+    const data = reader.buffer.subarray(0, end);
+    end = 0;
+    if (data.length > 0) await deliver(data);
   };
   const more = async () => {
     await flush();
@@ -307,8 +304,7 @@ async function readChunks(
       while (missing > 0) {
         if (reader.from === reader.to) await more();
         const at = reader.from, count = Math.min(missing, reader.to - at);
-        if (start === end) start = end = at;
-        if (end < at) reader.buffer.copyWithin(end, at, at + count);
+        reader.buffer.copyWithin(end, at, at + count);
         end += count;
         missing -= count;
         reader.from += count;

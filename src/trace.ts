@@ -15,7 +15,8 @@ import { MAX_HOPS, REQUEST_DEFAULTS, requestOptionsOf, withDefaults } from "./op
 import { TRACE_TIMEOUT } from "./options.ts";
 import { lineToStandardError, LiveText, onInterrupt, widthOf } from "./output.ts";
 import { toStandardError, toStandardOutput } from "./output.ts";
-import { changesOf, hopRow, pathFailure, pathReport, reportedPacket } from "./path_text.ts";
+import { changesOf, hopRow, openHops, pathFailure, pathReport } from "./path_text.ts";
+import { reportedPacket, shortSeconds } from "./path_text.ts";
 import { json, markedReport, outcomeReport, sinkFor } from "./report.ts";
 import type { Server } from "./server.ts";
 import type { Target } from "./target.ts";
@@ -58,6 +59,8 @@ export class Trace implements AsyncIterable<Hop> {
   readonly path: Hop[] = [];
   /** The request, once the hops are there. */
   exchange: Exchange | null = null;
+  /** Whether the target answered only another port of this host than the probes had. */
+  isFreshPort = false;
   readonly #route: Route;
 
   /** For {@linkcode trace}. */
@@ -81,17 +84,22 @@ export class Trace implements AsyncIterable<Hop> {
     const options = { ...route.options, markSyn: true };
     using own = tools ? null : await openTools(target, options, false);
     const { climb, limits, requestLimits } = tools ?? own!;
-    const signal = limits.begin({ ...target, isHttps: false });
-    const hops = climb.climb(this.mark.tos, options.maxHops, signal);
     let last: Hop | null = null, started = performance.now();
+    const { connectTimeout, maxHops } = options;
+    const deadline = connectTimeout > 0 ? started + connectTimeout * 1000 : Infinity;
+    const signal = limits.begin({ ...target, isHttps: false });
+    const hops = climb.climb(this.mark.tos, maxHops, signal, deadline);
     let connect: () => Promise<MarkedConn>;
     try {
       let step;
       while (!(step = await hops.next()).done) {
-        this.path.push(step.value);
+        const { hop } = step.value;
+        if (hop === null) this.path.push(step.value);
+        else this.path[hop - 1] = step.value;
         yield step.value;
       }
-      const { conn } = step.value;
+      const { conn, isFreshPort } = step.value;
+      this.isFreshPort = isFreshPort;
       [last, started] = [step.value.hop, step.value.started];
       connect = () => Promise.resolve(MarkedConn.adopt(conn!));
     } catch (error) {
@@ -104,6 +112,8 @@ export class Trace implements AsyncIterable<Hop> {
     if (last !== null) {
       const tos = reportedPacket(exchange.arrived)?.tos ?? null;
       last = { ...last, tos, evidence: tos === null ? null : "server" };
+      // What was taken for silent hops behind a slow target is none.
+      if (last.hop !== null) this.path.splice(last.hop - 1);
       this.path.push(last);
     }
     this.exchange = exchange;
@@ -112,9 +122,14 @@ export class Trace implements AsyncIterable<Hop> {
 }
 
 /** Loads what climbs. @param many for several marks, one after the other */
-async function openTools(target: Target, options: RequestOptions, many: boolean): Promise<Tools> {
-  const { Climb } = await import("../ffi/path.ts"), { host: hostname, port } = target;
-  const climb = new Climb({ hostname, port, family: options.family, many });
+async function openTools(
+  { host: hostname, port }: Target,
+  options: RequestOptions,
+  many: boolean,
+  onWait?: (milliseconds: number) => void,
+): Promise<Tools> {
+  const { Climb } = await import("../ffi/path.ts");
+  const climb = new Climb({ hostname, port, family: options.family, many, onWait });
   return {
     climb,
     limits: new Limits({ ...options, maxTime: 0 }),
@@ -135,7 +150,11 @@ export async function runTrace(
 ): Promise<Failure | null> {
   const { marks } = options, { target } = server, isMany = marks.length > 1;
   const requestOptions = { ...await requestOptionsOf(options), maxHops: options.maxHops };
-  using tools = await openTools(target, requestOptions, isMany);
+  const isQuiet = options.json || options.silent, width = widthOf(Deno.stdout);
+  using screen = new LiveText(!isQuiet);
+  const onWait = (milliseconds: number) =>
+    screen.update(() => `waiting ${shortSeconds(milliseconds)} for silent hops, Ctrl-C to stop\n`);
+  using tools = await openTools(target, requestOptions, isMany, onWait);
   const { climb, limits, requestLimits } = tools, interrupted = Promise.withResolvers<void>();
   using _signals = onInterrupt((code) => {
     if (Deno.stderr.isTerminal()) toStandardError("\n");
@@ -143,24 +162,32 @@ export async function runTrace(
     interrupted.resolve();
   });
   // Standard output may have a reader that has stopped.
-  const print = (text: string) =>
-    Promise.race([toStandardOutput(text), interrupted.promise.then(() => pause(200))]);
+  const print = (text: string) => {
+    screen.clear();
+    return Promise.race([toStandardOutput(text), interrupted.promise.then(() => pause(200))]);
+  };
   const route = { target, options: requestOptions, sink: sinkFor(options), request, tools };
   const all = marks.map((mark) => new Trace(mark, route));
-  const isQuiet = options.json || options.silent, width = widthOf(Deno.stdout);
-  using screen = new LiveText(isMany && !isQuiet);
   for (const [done, trace] of all.entries()) {
-    screen.update(() => `${done + 1} of ${all.length} marks, Ctrl-C to stop\n`);
-    for await (const _hop of trace) {
-      if (!isMany && !options.json) await print(hopRow(trace, width));
+    const show = (hop: string) =>
+      screen.update(() => `${done + 1} of ${all.length} marks${hop}, Ctrl-C to stop\n`);
+    if (isMany) show("");
+    let rows = 0;
+    for await (const hop of trace) {
+      if (isMany) show(`, hop ${hop.hop ?? "?"}`);
+      else if (options.json) continue;
+      // One that stays silent has its row.
+      else if (hop.hop === null || hop.hop > rows || hop.answer !== null) {
+        await print(hopRow(trace, hop, width));
+      }
+      rows = Math.max(rows, hop.hop ?? 0);
     }
     if (limits.stopped !== null) break;
     if (done === 0) server.checkPresent(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }
-  if (isMany) await reprobe(all, target, tools);
-  screen.clear();
+  if (isMany) await reprobe(all, target, tools, screen);
   const known = all.filter(({ exchange }) => exchange !== null);
   const context = { ...server, url: target.url };
   const lines = known.map((path) => json(path.exchange, path.failure, { ...context, path }));
@@ -178,11 +205,20 @@ export async function runTrace(
   return isMany ? marksFailure(all) : all[0].failure;
 }
 
-/** Probes the hops again that answered to some marks only, as long as a climb may take. */
-async function reprobe(all: readonly Trace[], target: Target, { climb, limits }: Tools) {
+/** Probes silent hops again that can change what is said of a mark, as long as a climb may take. */
+async function reprobe(
+  all: readonly Trace[],
+  target: Target,
+  { climb, limits }: Tools,
+  screen: LiveText,
+): Promise<void> {
+  const reach = ({ path }: Trace) => path.findLastIndex(({ answer }) => answer !== null);
+  const paths = all.toSorted((a, b) => reach(b) - reach(a))
+    .map((trace) => ({ tos: trace.mark.tos, path: trace.path, hops: openHops(trace) }));
   try {
-    const paths = all.map(({ mark, path }) => ({ tos: mark.tos, path }));
-    await climb.reprobe(paths, limits.begin({ ...target, isHttps: false }));
+    await climb.reprobe(paths, limits.begin({ ...target, isHttps: false }), (done, all) => {
+      screen.update(() => `${done} of ${all} silent hops asked again, Ctrl-C to stop\n`);
+    });
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
   } finally {

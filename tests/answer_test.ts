@@ -1,5 +1,13 @@
 import assert from "node:assert/strict";
-import { encodeReply, isFromBuiltIn, logLine, parseRequest, strongest } from "../src/answer.ts";
+import {
+  encodeReply,
+  isFromBuiltIn,
+  listeningLines,
+  logLine,
+  parseRequest,
+  strongest,
+  UNKNOWN,
+} from "../src/answer.ts";
 import { VERSION } from "../src/version.ts";
 import type { Reply } from "../src/exchange.ts";
 
@@ -45,7 +53,8 @@ for (
 
 const SEEN = {
   peer: { transport: "tcp", hostname: "::1", port: 80 } as const,
-  arrived: { syn: 0, ack: null, data: 0xb8 },
+  arrived: { syn: 0, ack: null, data: 0xb8, sequence: 0xfedcba98 },
+  replyTos: 0x88,
 };
 const OK = { status: "200 OK", method: "GET", path: "/" };
 
@@ -69,9 +78,25 @@ Deno.test("a reply has what arrived in its header, and in its body for programs"
     "Arrived-SYN": "0x00",
     "Arrived-Data": "0xB8",
     "Arrived-Peer": "[::1]:80",
+    "Arrived-Sequence": "4275878552",
+    "Reply-ToS": "0x88",
     "Connection": "close",
   });
   assert.deepEqual(JSON.parse(body), { peer: { address: "::1", port: 80 }, ...SEEN.arrived });
+});
+
+Deno.test("what is unknown is not in the header: not the mark of the reply either", () => {
+  const seen = { ...SEEN, arrived: UNKNOWN, replyTos: null };
+  const { header } = partsOf(encodeReply(OK, seen, false));
+  assert.deepEqual(Object.keys(header).filter((name) => /^Arrived|^Reply/.test(name)), [
+    "Arrived-Peer",
+  ]);
+  const zero = { syn: 0, ack: 0, data: 0, sequence: 0 };
+  const known = partsOf(encodeReply(OK, { ...SEEN, arrived: zero, replyTos: 0 }, false)).header;
+  assert.deepEqual(
+    [known["Arrived-ToS"], known["Arrived-ACK"], known["Arrived-Sequence"], known["Reply-ToS"]],
+    ["0x00", "0x00", "0", "0x00"],
+  );
 });
 
 Deno.test("HEAD gets the header alone, an error its reason, 405 the methods that are allowed", () => {
@@ -112,6 +137,26 @@ Deno.test("data says most about the mark of a request, then the SYN, then the AC
   assert.equal(strongest({ syn: 4, ack: null, data: 0 }), 0);
   assert.equal(strongest({ syn: null, ack: null, data: null }), null);
 });
+
+for (
+  const [hostname, isForAll] of [
+    ["127.0.0.1", false],
+    ["127.1.2.3", false],
+    ["::1", false],
+    ["0.0.0.0", true],
+    ["::", true],
+    ["192.0.2.127", true],
+    ["2001:db8::1", true],
+    ["::12", true],
+  ] as const
+) {
+  Deno.test(`the log says who can reach ${hostname}`, () => {
+    const lines = listeningLines({ transport: "tcp", hostname, port: 80 });
+    assert.match(lines[0], /^listening on .*:80; Ctrl-C ends it$/);
+    assert.equal(lines.length, isForAll ? 1 : 2);
+    if (!isForAll) assert.match(lines[1], /^only this host .*: --serve '\[::\]:80'$/);
+  });
+}
 
 Deno.test("a line of the log is short and safe, and says what is unknown", () => {
   assert.equal(logLine(OK, SEEN), "[::1]:80 GET / 200 syn 0x00 ack - data 0xB8");

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Namespace } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import {
   command,
@@ -93,6 +94,86 @@ testWith(
         assert.equal(data.tos, 0x88);
       }
     }
+  },
+);
+
+for (const isReflecting of [false, true]) {
+  const reflecting = isReflecting ? ", net.ipv4.tcp_reflect_tos = 1" : "";
+
+  testWith(
+    ["root", "ip", "tcpdump"],
+    `replies have the request's mark, or a fixed one, and Reply-ToS says which${reflecting}`,
+    async () => {
+      await using namespace = await Namespace.create();
+      const reflect = `net.ipv4.tcp_reflect_tos=${isReflecting ? 1 : 0}`;
+      await namespace.run("sysctl", "-qw", reflect);
+      const server = new URL("../src/server.ts", import.meta.url);
+      for (
+        const [fixed, args, synAck, reply] of [
+          [null, ["-d", "AF41"], 0, 0x88],
+          [null, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0, 0x88],
+          [null, ["-d", "DF"], 0, 0],
+          [0xb8, ["-d", "AF41"], isReflecting ? 0 : 0xb8, 0xb8],
+          [0xb8, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0xb8, 0xb8],
+          [0, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0, 0],
+        ] as const
+      ) {
+        const script = `import { serveUntilSignal } from "${server}";
+          await serveUntilSignal({ hostname: "::", port: 8086 }, false, ${fixed});`;
+        await using _far = await FarEnd.of([...namespace.under, Deno.execPath(), "eval", script]);
+        for (const url of ["http://127.0.0.1:8086/", "http://[::1]:8086/"]) {
+          await using capture = await Capture.start(8086, "lo", namespace.under);
+          const { code, stdout, stderr } = await dscpGet(["--json", ...args, url], namespace);
+          assert.equal(code, 0, stderr);
+          const { headers } = JSON.parse(stdout).reply;
+          const reported = headers.find(([name]: string[]) => name === "reply-tos")[1];
+          const sent = (await capture.connection()).filter(({ from, flags }) =>
+            from === 8086 && !flags.includes("R")
+          );
+          const what = `${fixed} ${args} ${url}`;
+          assert.equal(sent[0].tos, synAck, what);
+          const data = sent.filter(({ length }) => length > 0).map(({ tos }) => tos);
+          assert.deepEqual([new Set(data), Number(reported)], [new Set([reply]), reply], what);
+        }
+      }
+    },
+  );
+}
+
+const TWINS = `import socket
+def connect(device):
+    conn = socket.socket(socket.AF_INET6)
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    scope = socket.if_nametoindex(device)
+    conn.bind(("fe80::2", 4000, 0, scope))
+    conn.connect(("fe80::1", 8086, 0, scope))
+    return conn
+one, two = connect("c0"), connect("c1")
+one.sendall(b"G")
+two.sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+print(two.makefile().read())
+`;
+
+testWith(
+  ["root", "ip", "python3"],
+  "two connections with the same ends on two interfaces get a reply, and nothing is said of either",
+  async () => {
+    await using server = await Namespace.create();
+    await using client = await Namespace.create();
+    for (const at of [0, 1]) {
+      const link = `link add s${at} type veth peer name c${at} netns ${client.name}`;
+      await server.run("ip", ...link.split(" "));
+      for (const [host, device, address] of [[server, "s", 1], [client, "c", 2]] as const) {
+        const add = `addr add fe80::${address}/64 dev ${device}${at} nodad`.split(" ");
+        await host.run("ip", "-6", ...add);
+        await host.run("ip", "link", "set", `${device}${at}`, "up");
+      }
+    }
+    await using _far = await FarEnd.start("[::]:8086", server.under);
+    const { stdout, stderr } = await client.run("python3", "-c", TWINS);
+    assert.match(stdout, /^HTTP\/1\.1 200 OK$/m, stderr);
+    assert.doesNotMatch(stdout, /^(Arrived-(ToS|SYN|ACK|Data|Sequence)|Reply-ToS):/m);
+    assert.match(stdout, /^Arrived-Peer: \[fe80::2.*\]:4000$/m);
   },
 );
 
