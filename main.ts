@@ -132,8 +132,7 @@ async function request(
     limits.stage = "securing";
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""), options.trust);
     limits.stage = "connected";
-    // The GET. A server may reply before it has read all of a large one, and what it has sent can
-    // still be read after our write has failed.
+    // The GET; what the server has sent can be read also after our write has failed.
     conn.write(get).catch((error) => {
       writeError = error;
       if (!isPeerGone(error)) conn?.close();

@@ -228,8 +228,8 @@ export class MarkedConn implements Disposable {
   }
 
   /**
-   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the latest
-   * packet with data before the first call, with CAP_NET_RAW; `null` without.
+   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the
+   * latest packet with data before the first call, with CAP_NET_RAW; `null` without.
    */
   get arrivedTos(): number | null {
     if (this.#raw !== null) {

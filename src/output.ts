@@ -1,9 +1,9 @@
 /**
  * Standard output and standard error, the terminal's width, Ctrl-C, and lines that are replaced.
  *
- * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace, JSON.
- * Report, progress and errors go to standard error. No line is wider than 80 columns, or than a
- * narrower terminal. Nothing else in this program prints.
+ * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace,
+ * JSON. Report, progress and errors go to standard error. No line is wider than 80 columns, or than
+ * a narrower terminal. Nothing else in this program prints.
  *
  * @module
  */

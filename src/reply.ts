@@ -41,7 +41,12 @@ class Reader {
     private readonly signal?: AbortSignal,
   ) {}
 
-  /** Reads more behind what is here. @returns false at the end @throws {Failure} no room for more */
+  /**
+   * Reads more behind what is here.
+   *
+   * @returns false at the end
+   * @throws {Failure} no room for more
+   */
   async fill(): Promise<boolean> {
     this.signal?.throwIfAborted();
     // If data is always ready, timers and signals never get their turn.
@@ -98,7 +103,8 @@ const endedEarly = (why: string) => new Failure(Exit.endedEarly, `the reply ende
 /**
  * Reads one reply, RFC 9112 sections 4 to 7, and passes its body on as it comes.
  *
- * @param exchange its `reply` is filled as it comes, so that a failed one is known as far as it came
+ * @param exchange its `reply` is filled as it comes, so that a failed one is known as far as it
+ * came
  * @param signal ends the reading, also while the sink waits
  * @throws {Failure} malformed (8), ended early (18), empty (52)
  * @throws {SinkError} what the sink throws, unless that is a {@linkcode Failure}
@@ -273,7 +279,9 @@ async function readLength(
   }
 }
 
-/** RFC 9112 section 7.1. The data of all chunks that are here moves to the front, and on together. */
+/**
+ * RFC 9112 section 7.1. The data of all chunks that are here moves to the front, and on together.
+ */
 async function readChunks(
   reader: Reader,
   reply: Reply,

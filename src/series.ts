@@ -80,7 +80,9 @@ export class Row implements Sample {
   }
 }
 
-/** Whether time ran out and nothing marked came through: what is sent again was not acknowledged. */
+/**
+ * Whether time ran out and nothing marked came through: what is sent again was not acknowledged.
+ */
 function isLost({ connection, markSyn, sent, reply, failure }: Exchange): boolean {
   if (failure?.code !== Exit.timeout || reply !== null) return false;
   if (connection === null) return markSyn;
