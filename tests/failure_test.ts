@@ -5,6 +5,7 @@ import {
   Failure,
   failureOf,
   isAddress,
+  isPeerGone,
   missingPermission,
   type Stage,
 } from "../src/failure.ts";
@@ -258,4 +259,12 @@ Deno.test("a port below 1024 that is denied has a hint", () => {
     const failure = failureOf(error, "listening", { hostname: "127.0.0.1", port });
     assert.deepEqual([failure.code, failure.hint], [Exit.cannotConnect, hint]);
   }
+});
+
+Deno.test("errors of a peer that has gone are told from others", () => {
+  const { BrokenPipe, ConnectionAborted } = Deno.errors;
+  for (const type of [BrokenPipe, ConnectionReset, ConnectionAborted]) {
+    assert.ok(isPeerGone(new type("x")), type.name);
+  }
+  for (const error of [new TimedOut("x"), new Error("x"), null]) assert.ok(!isPeerGone(error));
 });
