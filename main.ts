@@ -20,12 +20,14 @@ import { type Mark, parseDscp } from "./ffi/mod.ts";
 import { completions } from "./src/completions.ts";
 import type {
   Arrival,
+  ArrivedChange,
   Change,
   Exchange,
   Field,
   Reply,
   RequestContext,
   RequestOptions,
+  Returned,
   Sent,
   Sink,
 } from "./src/exchange.ts";
@@ -86,6 +88,7 @@ import { VERSION } from "./src/version.ts";
 export { Exit, Failure, Trace };
 export type {
   Arrival,
+  ArrivedChange,
   Change,
   Exchange,
   Field,
@@ -93,6 +96,7 @@ export type {
   Header,
   Reply,
   RequestOptions,
+  Returned,
   Sent,
   Sink,
   Target,
