@@ -8,7 +8,7 @@
 import { latestClass, watchArriving } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
 import { denoError, LibcError } from "./errors.ts";
-import { fdOf, remember, type Socket, socketOf } from "./fd.ts";
+import { fdOf, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTos } from "./mark.ts";
 import { setOption } from "./option.ts";
@@ -69,6 +69,8 @@ export class MarkedConn implements Disposable {
   readBack: number | null = null;
   #stream: Stream;
   readonly #socket: Socket;
+  /** What it was opened as: by it the functions of this folder know its socket. */
+  readonly #opened: Deno.TcpConn | DialedConn;
   readonly #packets: SentPacket[] = [];
   #dataSent: number | null = 0;
   #isWatched = false;
@@ -84,13 +86,13 @@ export class MarkedConn implements Disposable {
   #reset: Error | null = null;
 
   private constructor(stream: Deno.TcpConn | DialedConn) {
-    this.#stream = stream;
+    this.#stream = this.#opened = stream;
     this.#socket = socketOf(stream);
     this.fd = this.#socket.fd;
     this.localAddr = stream.localAddr;
     this.remoteAddr = stream.remoteAddr;
-    this.#socket.onEvent = () => this.#drain();
-    remember(this, this.#socket);
+    // Deno's own socket has no events; a function there would keep the connection in memory.
+    if ("startTls" in stream) this.#socket.onEvent = () => this.#drain();
   }
 
   /**
@@ -117,7 +119,7 @@ export class MarkedConn implements Disposable {
    * @throws {LibcError | MarkError} the kernel does not accept the mark
    */
   setTos(tos: number): void {
-    this.readBack = setTos(this, tos);
+    this.readBack = setTos(this.#opened, tos);
   }
 
   /**
@@ -134,7 +136,7 @@ export class MarkedConn implements Disposable {
     }
     this.#watch();
     // Otherwise the request waits for the ACK of the handshake's last packet: 41 ms.
-    setOption(fdOf(this), libc.TCP_NODELAY, 1);
+    setOption(fdOf(this.#opened), libc.TCP_NODELAY, 1);
     this.#isTls = true;
     if (this.#stream.startTls !== undefined) {
       this.#stream = await this.#stream.startTls(hostname, trust);
@@ -154,8 +156,8 @@ export class MarkedConn implements Disposable {
     if (this.#isWatched) return;
     this.#raw = openReturned(this.#socket);
     try {
-      watchArriving(this);
-      watchSent(this);
+      watchArriving(this.#opened);
+      watchSent(this.#opened);
       this.#isWatched = true;
     } catch (error) {
       // The mark is set; what left is "not observed".
@@ -222,12 +224,12 @@ export class MarkedConn implements Disposable {
     if (!this.#isWatched || this.#isClosed || !this.#socket.isOurs) return;
     // TLS's own bytes are known to the kernel alone.
     if (this.#isTls) this.#dataSent = dataSent(this.fd);
-    this.#packets.push(...drainSent(this));
+    this.#packets.push(...drainSent(this.#opened));
   }
 
   /**
-   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the latest
-   * packet with data before the first call, with CAP_NET_RAW; `null` without.
+   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the
+   * latest packet with data before the first call, with CAP_NET_RAW; `null` without.
    */
   get arrivedTos(): number | null {
     if (this.#raw !== null) {

@@ -266,8 +266,9 @@ function search(matches: Matches): Found | null {
 }
 
 /**
- * Descriptors that may be open. Connections that follow each other get the same ones, or ones beside
- * them: without a look there first, 10,000 requests to the built-in server take 1.9 times as long.
+ * Descriptors that may be open. Connections that follow each other get the same ones, or ones
+ * beside them: without a look there first, 10,000 requests to the built-in server take 1.9 times as
+ * long.
  */
 function* candidates(): Generator<number> {
   for (const step of [0, 1, -1, 2, -2]) yield Math.max(0, lastFound + step);

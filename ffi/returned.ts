@@ -28,7 +28,8 @@ export function openReturned({ local, remote }: Socket): number | null {
 
 /** Has the kernel drop TCP packets for other ports, socket(7); some kernels refuse that. */
 function filterPorts(fd: number, local: Uint8Array, remote: Uint8Array): void {
-  // struct sock_filter { __u16 code; __u8 jt, jf; __u32 k; }; BPF of include/uapi/linux/bpf_common.h
+  // struct sock_filter { __u16 code; __u8 jt, jf; __u32 k; }; BPF of
+  // include/uapi/linux/bpf_common.h
   const LDX_IP_HEADER = 0xb1, LDH_BEHIND = 0x48, JUMP_IF_EQUAL = 0x15, RETURN = 0x06;
   const port = (end: Uint8Array) => end[2] << 8 | end[3];
   const filter = Uint32Array.from([
@@ -58,7 +59,9 @@ function bare(sockaddr: Uint8Array): Uint8Array<ArrayBuffer> {
 // The queue holds as many packets as fit the receive buffer, some hundreds; more are dropped.
 const MOST_PACKETS = 1024;
 
-/** The ToS byte of the latest packet with data on that socket, 0 to 255; `null` if there is none. */
+/**
+ * The ToS byte of the latest packet with data on that socket, 0 to 255; `null` if there is none.
+ */
 export function readReturned(fd: number, { local, remote }: Socket): number | null {
   const packet = new Uint8Array(128);
   let tos: number | null = null;

@@ -72,7 +72,9 @@ export function drainSent(connection: Connection): SentPacket[] {
 // Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
 const copy = new Uint8Array(256);
 
-/** Bytes of data that one packet of a TCP connection can carry now, so that a copy shows all of it. */
+/**
+ * Bytes of data that one packet of a TCP connection can carry now, so that a copy shows all of it.
+ */
 export function segmentSize(fd: number): number {
   return getOption(fd, libc.TCP_MAXSEG);
 }

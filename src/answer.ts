@@ -18,6 +18,8 @@ export interface ParsedRequest {
   readonly status: string;
   readonly method?: string;
   readonly path?: string;
+  /** Whether more has come, or is to come, than the head. */
+  readonly hasMore: boolean;
 }
 
 /** What the server saw of a client, and the mark of the reply. */
@@ -48,12 +50,21 @@ export function parseRequest(text: string, isWhole: boolean): ParsedRequest | nu
   const LONGEST_HEAD = 16 * 1024;
   const end = /\n\r?\n/.exec(text), head = text.slice(0, end?.index);
   const line = /^(?:\r?\n)?([!-~]+) ([!-~]+) HTTP\/1\.\d\r?(?:\n|$)/.exec(head);
-  const answer = (status: string) => ({ status, method: line?.[1], path: line?.[2] });
+  const size = end === null ? text.length : end.index + end[0].length;
+  const hasBody = text.length > size || /^(content-length|transfer-encoding):/im.test(head);
+  const answer = (status: string, hasMore = true) => ({
+    status,
+    method: line?.[1],
+    path: line?.[2],
+    hasMore,
+  });
   if (head.length > LONGEST_HEAD) return answer("431 Request Header Fields Too Large");
   // A TLS handshake record: the client means https.
   if (end === null && !isWhole && !text.startsWith("\x16")) return null;
   if (end === null || line === null) return answer("400 Bad Request");
-  return answer(/^(GET|HEAD)$/.test(line[1]) ? "200 OK" : "405 Method Not Allowed");
+  return /^(GET|HEAD)$/.test(line[1])
+    ? answer("200 OK", hasBody)
+    : answer("405 Method Not Allowed");
 }
 
 /** The byte that says most about the request. */

@@ -1,15 +1,15 @@
 /**
  * Standard output and standard error, the terminal's width, Ctrl-C, and lines that are replaced.
  *
- * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace, JSON.
- * Report, progress and errors go to standard error. No line is wider than 80 columns, or than a
- * narrower terminal. Nothing else in this program prints.
+ * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace,
+ * JSON. Report, progress and errors go to standard error. No line is wider than 80 columns, or than
+ * a narrower terminal. Nothing else in this program prints.
  *
  * @module
  */
 
 import { getenv } from "../ffi/libc.ts";
-import { makeBlocking, widenPipe } from "../ffi/pipe.ts";
+import { makeBlocking } from "../ffi/pipe.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { errorText, plural, wrap } from "./text.ts";
 
@@ -49,8 +49,8 @@ export function onInterrupt(stop: (code: number) => void): Disposable {
   };
 }
 
-/** Whether standard output is made ready for large bodies. */
-let isPrepared = false;
+/** Whether it is known that writes to standard output wait for room. */
+let isBlocking = false;
 
 /** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
 export async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
@@ -59,13 +59,12 @@ export async function toStandardOutput(bytes: Uint8Array | string): Promise<void
   // What a pipe takes whole or not at all, pipe(7): it can be written again if it did not fit.
   const PIPE_BUF = 4096;
   try {
-    if (bytes.length > PIPE_BUF && !isPrepared) prepareStandardOutput();
+    if (bytes.length > PIPE_BUF) blockStandardOutput();
     // Time limits and signals go on while another thread waits for a slow reader.
     while (bytes.length > 0) bytes = bytes.subarray(await Deno.stdout.write(bytes));
   } catch (error) {
-    // A parent may have made it non-blocking.
-    if (error instanceof Deno.errors.WouldBlock && !isPrepared) {
-      prepareStandardOutput();
+    if (error instanceof Deno.errors.WouldBlock && !isBlocking) {
+      blockStandardOutput();
       return await toStandardOutput(bytes);
     }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
@@ -74,12 +73,11 @@ export async function toStandardOutput(bytes: Uint8Array | string): Promise<void
   }
 }
 
-function prepareStandardOutput(): void {
-  isPrepared = true;
+/** A parent may have made it non-blocking, where Deno does not say how much it has written. */
+function blockStandardOutput(): void {
   // The help must not need a permission.
-  if (!isGranted({ name: "ffi" })) return;
-  makeBlocking(1);
-  widenPipe(1);
+  if (!isBlocking && isGranted({ name: "ffi" })) makeBlocking(1);
+  isBlocking = true;
 }
 
 /** Whether the last line on the terminal has no end, as of a body without one. */
@@ -87,7 +85,6 @@ let isLineOpen = false;
 
 /** Writes to standard error, from a new line on; if that is closed nobody is there to read it. */
 export function toStandardError(text: string): void {
-  if (text === "") return;
   if (isLineOpen && Deno.stderr.isTerminal()) text = `\n${text}`;
   isLineOpen = false;
   let bytes: Uint8Array = new TextEncoder().encode(text);

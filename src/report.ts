@@ -125,8 +125,8 @@ function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival
   const reported = Object.entries({ request: data, SYN: syn, ACK: data === null ? ack : null })
     .flatMap(([packet, tos]) => tos === null ? [] : [`${packet} ${hex(tos)}`]);
   if (isOther) {
-    return `${reported.join(", ")}, reported by the server for another connection:\n` +
-      "a proxy is in between, or a firewall that changes sequence numbers";
+    return `${reported.join(", ")} on another connection: a proxy is in between, or a firewall ` +
+      "that changes sequence numbers";
   }
   const through = nat === null ? "" : `\nthrough NAT: the server sees ${printable(nat)}`;
   const bits = ecn === null ? "" : `\nECN ${ecn} on the way`;

@@ -38,7 +38,7 @@ export class Row implements Sample {
   /** How many had any answer, and how many had all marked packets arrive as they should. */
   answered = 0;
   kept = 0;
-  /** How many ran out of time before the far end had acknowledged or answered them. */
+  /** How many ran out of time before the far end had acknowledged a marked packet, or answered. */
   lost = 0;
   /** How many of those had a connection, and were not seen leaving. */
   lostUnseen = 0;
@@ -80,10 +80,11 @@ export class Row implements Sample {
   }
 }
 
-/** Whether time ran out and nothing came back: what is sent again was not acknowledged. */
-function isLost({ connection, sent: { packets, repeats }, reply, failure }: Exchange): boolean {
+/** Whether time ran out and nothing marked came through: what is sent again was not acked. */
+function isLost({ connection, markSyn, sent, reply, failure }: Exchange): boolean {
   if (failure?.code !== Exit.timeout || reply !== null) return false;
-  return connection === null || packets.length === 0 || repeats > 0;
+  if (connection === null) return markSyn;
+  return sent.packets.length === 0 || sent.repeats > 0;
 }
 
 /** A bar of `share` (0 to 1) of `width` characters, to an eighth of one. */
@@ -118,7 +119,7 @@ function columnsOf(rows: readonly Row[]): string[][] {
 const DISPENSABLE = "connect ms median|requests|arrived|sent|failed|wrong mark|max|p95".split("|");
 
 /** The rows as a table of at most `width` columns; a bar shows each median if there is room. */
-export function table(rows: readonly Row[], width = 80): string {
+export function table(rows: readonly Row[], width: number): string {
   let columns = columnsOf(rows);
   const nameOf = ([title, under]: string[]) => `${title} ${under}`.trim();
   const widthOf = (column: string[]) => Math.max(...column.map(({ length }) => length));
@@ -149,8 +150,8 @@ interface Compared extends Comparison {
   readonly name: string;
 }
 
-/** What the network did to marks: sentences of at most `width` columns a line; none for one mark. */
-export function comparisonText(rows: readonly Row[], width = 80): string {
+/** What the network did to marks, in lines of at most `width` columns; nothing of one mark. */
+export function comparisonText(rows: readonly Row[], width: number): string {
   const baseline = baselineOf(rows);
   const compared = compare(rows).flatMap((one, at): Compared[] =>
     one === null ? [] : [{ ...one, row: rows[at], baseline, name: markLabel(rows[at].mark) }]
@@ -176,7 +177,7 @@ function fewOf(sentences: string[]): string[] {
   ];
 }
 
-/** Whether more requests fail. A cause is named only if all of them were lost, for what is known. */
+/** Whether more requests fail. A cause is named only if all of those that failed were lost. */
 function failedText({ failed, row, baseline }: Compared): string[] {
   const { count, of, against, p, differs } = failed;
   const isOurs = count / of > against.count / against.of;
@@ -243,20 +244,29 @@ function timesText(compared: readonly Compared[], threshold: number): string[] {
 /** Which marks pass: what became of each, as far as it is known. */
 function passText(rows: readonly Row[]): string {
   const isSame = ({ mark, arrived }: Row) => [...arrived].every((tos) => sameDscp(tos, mark.tos));
-  const passing = rows.filter((row) => row.kept === row.requests && isSame(row));
-  const changed = rows.filter((row) => row.wrong > 0 || !isSame(row));
-  const silent = rows.filter((row) => row.answered === 0 && !changed.includes(row));
-  const unknown = rows.length - passing.length - changed.length - silent.length;
-  const names = passing.map(({ mark }) => markLabel(mark)).join(", ");
-  const parts = ([
-    [passing.length, `pass unchanged${passing.length < rows.length ? `: ${names}` : ""}`],
-    [changed.length, "are changed"],
-    [silent.length, "get no answer"],
-    [unknown, "get answers that do not report what arrived, or not all"],
-  ] as const).filter(([count]) => count > 0);
-  const [[first, what], ...others] = parts;
-  const rest = others.map(([count, what]) => `; ${count} ${what}`).join("");
-  return `${first} of ${rows.length} marks ${what}${rest}.`;
+  const fateOf = (row: Row) =>
+    row.wrong > 0 || !isSame(row)
+      ? "are changed"
+      : row.answered === 0
+      ? "get no answer"
+      : row.answered < row.requests
+      ? "are answered in part"
+      : row.kept === row.requests
+      ? "pass unchanged"
+      : "are answered without a report of what arrived";
+  const fates = [
+    "pass unchanged",
+    "are changed",
+    "get no answer",
+    "are answered in part",
+    "are answered without a report of what arrived",
+  ].map((fate) => ({ fate, marks: rows.filter((row) => fateOf(row) === fate) }));
+  return fates.filter(({ marks }) => marks.length > 0).map(({ fate, marks }, at) => {
+    const of = at === 0 ? ` of ${rows.length} marks` : "";
+    const isNamed = fate === "pass unchanged" && marks.length < rows.length;
+    const names = isNamed ? `: ${marks.map(({ mark }) => markLabel(mark)).join(", ")}` : "";
+    return `${marks.length}${of} ${fate}${names}`;
+  }).join("; ") + ".";
 }
 
 /** A probability in few characters: `0.021`, `5.2e-6`. */
@@ -264,7 +274,8 @@ function shortP(p: number): string {
   return p < 0.001 ? Math.max(p, Number.MIN_VALUE).toExponential(1) : p.toPrecision(2);
 }
 
-function summaryJson(rows: readonly Row[]): string {
+/** The rows as one line of JSON. */
+export function summaryJson(rows: readonly Row[]): string {
   const compared = compare(rows);
   const summary = rows.map(({ mark, requests, failed, wrong, connect, total, ...row }, at) => ({
     mark,

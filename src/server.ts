@@ -1,5 +1,6 @@
 /**
- * `--serve`, which answers a GET with the marks that arrived, and the server of a run without a URL.
+ * `--serve`, which answers a GET with the marks that arrived, and the server of a run without a
+ * URL.
  *
  * @module
  */
@@ -25,7 +26,9 @@ import { localTarget, type Target } from "./target.ts";
 import { unmapIPv4 } from "./verdict.ts";
 
 const MOST_CLIENTS = 1024;
-/** Milliseconds for the head of a request; to close after the reply, or once the server is stopped. */
+/**
+ * Milliseconds for the head of a request; to close after the reply, or once the server is stopped.
+ */
 const HEAD_TIME = 10_000, CLOSE_TIME = 1000;
 
 /** A client that sends its head, or that has its reply and has not closed yet. */
@@ -59,10 +62,9 @@ class ReportingServer {
         if (this.#clients.size >= MOST_CLIENTS) this.#drop(this.#clients.keys().next().value!);
         this.#clients.set(client, this.#answer(client).finally(() => this.#drop(client)));
       } catch (error) {
-        const { BadResource, Interrupted, NotConnected } = Deno.errors;
-        if (error instanceof BadResource || error instanceof Interrupted) break;
+        if (error instanceof Deno.errors.BadResource) break;
         // NotConnected is a client that was reset; all others, like EMFILE, take time to pass.
-        if (!(error instanceof NotConnected)) await pause(100);
+        if (!(error instanceof Deno.errors.NotConnected)) await pause(100);
       }
     }
     await Promise.all(this.#clients.values());
@@ -80,6 +82,7 @@ class ReportingServer {
       client.isAnswered = true;
       client.deadline = performance.now() + CLOSE_TIME;
       log?.add(logLine(request, seen));
+      if (!request.hasMore) return;
       // Closing with unread data sends an RST, which can discard the reply.
       await conn.closeWrite();
       await reading; // only after a timeout it goes on
@@ -96,7 +99,7 @@ class ReportingServer {
     for (const client of this.#clients.keys()) {
       if (performance.now() < client.deadline) continue;
       if (client.isAnswered) this.#drop(client);
-      else client.timeout.resolve({ status: "408 Request Timeout" });
+      else client.timeout.resolve({ status: "408 Request Timeout", hasMore: true });
     }
   }
 

@@ -18,8 +18,9 @@ export function quantile(values: readonly number[], share: number): number {
 }
 
 /**
- * The two-sided p-value of the Mann–Whitney U test, by its normal approximation with corrections for
- * ties and for continuity: how likely two samples of the same kind would be as far apart in rank.
+ * The two-sided p-value of the Mann–Whitney U test, by its normal approximation with corrections
+ * for ties and for continuity: how likely two samples of the same kind would be as far apart in
+ * rank.
  *
  * @returns 0 to 1; 1 if a sample is empty or all values are equal
  */
@@ -68,7 +69,7 @@ export function fisher(a: number, ofA: number, b: number, ofB: number): number {
   return add(asUnlikely) / add(weights);
 }
 
-/** The values in a random order (Fisher and Yates). @param random gives numbers from 0 to below 1 */
+/** The values in a random order (Fisher and Yates). @param random gives 0 to below 1 */
 export function shuffled<T>(values: readonly T[], random: () => number = Math.random): T[] {
   const all = [...values];
   for (let at = all.length - 1; at > 0; at--) {
@@ -145,7 +146,7 @@ export function baselineOf<T extends { readonly mark: Mark }>(samples: readonly 
   return samples.find(({ mark }) => mark.dscp === 0) ?? samples[0];
 }
 
-/** Below this p-value a difference is no chance: of many questions some would seem so (Bonferroni). */
+/** The p-value of a real difference is below this: of many questions some seem so (Bonferroni). */
 export function thresholdFor(samples: number): number {
   return SIGNIFICANT / (3 * (samples - 1));
 }
@@ -200,10 +201,10 @@ function compareShares(
 }
 
 /**
- * The p-value of a test, unless the rounds contradict it. The test takes all requests for independent;
- * but if every second connection goes to a slower server, one mark's luck is the other's misfortune.
- * What is random for certain is the order in each round, so the sign of each round's difference.
- * Where too few rounds differ for that to decide anything, the test stands alone.
+ * The p-value of a test, unless the rounds contradict it. The test takes all requests for
+ * independent; but if every second connection goes to a slower server, one mark's luck is the
+ * other's misfortune. What is random for certain is the order in each round, and with it the sign
+ * of each round's difference. If too few rounds differ to decide anything, the test stands alone.
  *
  * @param differences of each round
  * @returns `p`, or that of the signs if only `p` is below the threshold

@@ -3,6 +3,7 @@ import { Exit, Failure } from "../main.ts";
 import type { Stage } from "../src/failure.ts";
 import { Limits } from "../src/limits.ts";
 import { localTarget, parseTarget } from "../src/target.ts";
+import { execute } from "./support/processes.ts";
 
 /** Waits until a request is over, ten seconds at the most. @returns why it is */
 async function end(signal: AbortSignal): Promise<Failure> {
@@ -92,4 +93,51 @@ Deno.test("once stopped, the current request and all that follow are over for th
   limits.end();
   assert.equal(limits.begin(TARGET).reason, reason);
   limits.end();
+});
+
+Deno.test("a request that was over is not the end of the next", async () => {
+  const limits = new Limits({ connectTimeout: 0, maxTime: 0.002 });
+  await end(limits.begin(TARGET));
+  limits.end();
+  assert.equal(limits.begin(TARGET).aborted, false);
+  limits.end();
+});
+
+Deno.test("what a request waits for until it is connected is known, and nothing before or after", () => {
+  const limits = new Limits({ connectTimeout: 10, maxTime: 10 });
+  const said = [limits.waitsFor];
+  limits.begin(parseTarget("http://a.test/"));
+  for (const stage of ["connecting", "securing", "connected"] as const) {
+    limits.stage = stage;
+    said.push(limits.waitsFor);
+  }
+  limits.begin(TARGET);
+  said.push(limits.waitsFor);
+  limits.end();
+  assert.deepEqual([...said, limits.waitsFor], [
+    null,
+    "looking up or connecting to a.test:80",
+    "the TLS handshake with a.test:80",
+    null,
+    "connecting to 127.0.0.1:80",
+    null,
+  ]);
+});
+
+Deno.test("no timer keeps a program alive whose requests have ended", async () => {
+  const program = `import { Limits } from ${
+    JSON.stringify(import.meta.resolve("../src/limits.ts"))
+  };
+    const limits = new Limits({ connectTimeout: 0.01, maxTime: 100 });
+    const target = { host: "127.0.0.1", port: 80 };
+    limits.begin(target);
+    limits.stage = "connected";
+    // By then the timer is set for the end.
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    limits.end();
+    limits.begin(target);
+    limits.end();
+    Deno.unrefTimer(setTimeout(() => console.log("something else does"), 2000));`;
+  const { code, stdout, stderr } = await execute([Deno.execPath(), "eval", program]);
+  assert.deepEqual([code, stdout, stderr], [0, "", ""]);
 });

@@ -194,7 +194,7 @@ Deno.test("the line of what arrived says what the server knows, and of whom", ()
         "other",
         { isOther: true, kept: null },
         {},
-        /for another connection: a proxy is in between, or a firewall/,
+        /on another connection: a proxy is in between, or a firewall/,
       ],
       [
         "NAT",

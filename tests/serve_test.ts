@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Namespace } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import {
   command,
@@ -95,6 +96,49 @@ testWith(
     }
   },
 );
+
+for (const isReflecting of [false, true]) {
+  const reflecting = isReflecting ? ", net.ipv4.tcp_reflect_tos = 1" : "";
+
+  testWith(
+    ["root", "ip", "tcpdump"],
+    `replies have the request's mark, or a fixed one, and Reply-ToS says which${reflecting}`,
+    async () => {
+      await using namespace = await Namespace.create();
+      const reflect = `net.ipv4.tcp_reflect_tos=${isReflecting ? 1 : 0}`;
+      await namespace.run("sysctl", "-qw", reflect);
+      const server = new URL("../src/server.ts", import.meta.url);
+      for (
+        const [fixed, args, synAck, reply] of [
+          [null, ["-d", "AF41"], 0, 0x88],
+          [null, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0, 0x88],
+          [null, ["-d", "DF"], 0, 0],
+          [0xb8, ["-d", "AF41"], isReflecting ? 0 : 0xb8, 0xb8],
+          [0xb8, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0xb8, 0xb8],
+          [0, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0, 0],
+        ] as const
+      ) {
+        const script = `import { serveUntilSignal } from "${server}";
+          await serveUntilSignal({ hostname: "::", port: 8086 }, false, ${fixed});`;
+        await using _far = await FarEnd.of([...namespace.under, Deno.execPath(), "eval", script]);
+        for (const url of ["http://127.0.0.1:8086/", "http://[::1]:8086/"]) {
+          await using capture = await Capture.start(8086, "lo", namespace.under);
+          const { code, stdout, stderr } = await dscpGet(["--json", ...args, url], namespace);
+          assert.equal(code, 0, stderr);
+          const { headers } = JSON.parse(stdout).reply;
+          const reported = headers.find(([name]: string[]) => name === "reply-tos")[1];
+          const sent = (await capture.connection()).filter(({ from, flags }) =>
+            from === 8086 && !flags.includes("R")
+          );
+          const what = `${fixed} ${args} ${url}`;
+          assert.equal(sent[0].tos, synAck, what);
+          const data = sent.filter(({ length }) => length > 0).map(({ tos }) => tos);
+          assert.deepEqual([new Set(data), Number(reported)], [new Set([reply]), reply], what);
+        }
+      }
+    },
+  );
+}
 
 Deno.test("other methods are 405, garbage 400, a large header 431", async () => {
   await using server = await FarEnd.start();
@@ -305,7 +349,7 @@ testWith(
     }
     const before = cpuTicks(pid), memory = residentMiB(pid);
     // Those that found a place have 10 seconds, and the others wait for theirs.
-    assert.match(await firstLine(clients[0]), /^HTTP\/1\.1 408 /);
+    assert.match(await within(firstLine(clients[0]), "408", 18), /^HTTP\/1\.1 408 /);
     const ticks = cpuTicks(pid) - before, grown = residentMiB(pid) - memory;
     assert.ok(ticks < 100, `${ticks} ticks`);
     assert.ok(grown < 30, `${grown} MiB`);
@@ -330,7 +374,7 @@ Deno.test("a client that keeps its connection after the reply is closed", async 
   await using server = await FarEnd.start();
   const { pid } = server.process.child, before = openDescriptors(pid);
   using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
-  await send(conn, "GET / HTTP/1.1\r\n\r\n");
+  await send(conn, "GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n");
   assert.match(await firstLine(conn), /^HTTP\/1\.1 200 /);
   await until(() => openDescriptors(pid) <= before, "the connection to be closed");
 });
