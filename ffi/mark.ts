@@ -33,9 +33,9 @@ export class MarkError extends Error {
  * Sets the byte that the connection's packets carry from now on: `IP_TOS` on an IPv4 socket; on an
  * IPv6 one `IPV6_TCLASS` for IPv6 peers and `IP_TOS` for IPv4-mapped ones. Then reads it back: the
  * kernel accepted it, but see {@linkcode drainSent} for what left. The sockets that a listener
- * accepts inherit its byte, unless sysctl `net.ipv4.tcp_reflect_tos` is 1: then each has that of its
- * client's SYN, which a connection to a listener of its own on 127.0.0.1 shows, and this throws.
- * There the accepted connections have to be marked, as `setTos` of {@linkcode arrivedFrom} does.
+ * accepts inherit its byte, unless sysctl `net.ipv4.tcp_reflect_tos` is 1: then each has that of
+ * its client's SYN. A connection to a listener of its own on 127.0.0.1 shows that, and this throws;
+ * the accepted connections have to be marked, as `setTos` of {@linkcode arrivedFrom} does.
  *
  * ```ts
  * import { setTos } from "./mod.ts";
