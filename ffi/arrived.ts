@@ -76,7 +76,8 @@ export function watchArriving(connection: Connection): void {
   watchClass(socketOf(connection));
 }
 
-function watchClass({ fd, family }: Socket): void {
+/** {@linkcode watchArriving} of a socket. */
+export function watchClass({ fd, family }: Socket): void {
   if (family === AF_INET6) setOption(fd, libc.IPV6_RECVTCLASS, 1);
 }
 

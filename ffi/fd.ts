@@ -135,6 +135,11 @@ export function socketOf(socket: Connection | Listening): Socket {
   return found;
 }
 
+/** The socket behind a connection, for an owner that keeps it; the errors of {@linkcode fdOf}. */
+export function findSocket(connection: Connection): Socket {
+  return known.get(connection) ?? findConnection(connection);
+}
+
 function findConnection({ localAddr, remoteAddr }: Connection): Socket {
   const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
   const ends = () => `${formatAddress(tcp(localAddr))} to ${formatAddress(tcp(remoteAddr))}`;

@@ -55,7 +55,6 @@ export class MarkError extends Error {
  * @throws {DescriptorError} the connection is closed
  */
 export function setTos(socket: Connection | Listening, tos: number): number {
-  checkTos(tos);
   const { fd, family } = socketOf(socket), readBack = setTosAt(fd, family, tos);
   if ("addr" in socket && reflectsTos()) {
     const why = " on what the listener accepts: sysctl net.ipv4.tcp_reflect_tos is 1";
@@ -85,6 +84,7 @@ function reflectsTos(): boolean {
 
 /** {@linkcode setTos} of a descriptor that the caller owns, of this address family. */
 export function setTosAt(fd: number, family: number, tos: number): number {
+  checkTos(tos);
   for (const option of optionsOf(family)) {
     setOption(fd, option, tos);
     const readBack = getOption(fd, option);

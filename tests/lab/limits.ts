@@ -174,7 +174,7 @@ function passageTable(passages: readonly Passage[]): string {
       ];
     }),
   ].map(([label, ...cells]) => label.padEnd(12) + cells.map((cell) => cell.padStart(10)).join(""));
-  const small = table(passages.map(({ row }) => row));
+  const small = table(passages.map(({ row }) => row), 80);
   return `${lines.join("\n")}\n\nSmall GETs meanwhile:\n${small}`;
 }
 

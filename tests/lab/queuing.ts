@@ -155,7 +155,7 @@ export function showPriority(measured: Measured): Shown {
   }
   sentences.push(statistics([df, ef, syn]));
   return {
-    table: table(rows),
+    table: table(rows, 80),
     sentences,
     picture: {
       title: "Priority queuing: one GET through a busy 5 Mbit/s link",
@@ -296,7 +296,7 @@ export function showCall(call: Call): Shown {
     shaded: { ...download, label: "download" },
   } as const;
   return {
-    table: table([...df, ...ef]),
+    table: table([...df, ...ef], 80),
     sentences,
     picture: {
       title: "A call beside a download, on a 5 Mbit/s link",
@@ -398,7 +398,7 @@ export function showTos(measured: Measured): Shown {
   }
   sentences.push(statistics(rows));
   return {
-    table: table(rows),
+    table: table(rows, 80),
     sentences,
     picture: {
       title: "ToS and DSCP: pfifo_fast reads the old bits",
