@@ -596,3 +596,15 @@ Deno.test({
     close(fd);
   },
 });
+
+Deno.test({
+  name: "under mptcpize a run without a URL is marked, and what left is not observed",
+  ignore: mptcp < 0 || missing(["root", "ip", "mptcpize"]).length > 0,
+  async fn() {
+    await using namespace = await Namespace.create();
+    const under = [...namespace.under, "mptcpize", "run"];
+    const { code, stdout, stderr } = await dscpGet(["--json"], { under });
+    const { mark, sent, arrived } = JSON.parse(stdout);
+    assert.deepEqual([code, mark.readBack, sent.proved, arrived], [0, 0xb8, null, null], stderr);
+  },
+});
