@@ -6,7 +6,7 @@
  */
 
 import { keepArrivals, readArrived } from "../ffi/arrived.ts";
-import { DescriptorError, LibcError, markOf, setTos } from "../ffi/mod.ts";
+import { DescriptorError, LibcError, MarkError, markOf, setTos } from "../ffi/mod.ts";
 import { pause } from "../ffi/wait.ts";
 import {
   encodeReply,
@@ -124,6 +124,15 @@ function markReply(conn: Deno.TcpConn, fixed: number | null): Pick<Seen, "arrive
   }
 }
 
+/** Marks the SYN-ACKs of a listener, unless this host returns each client's byte in them. */
+function markListener(listener: Deno.TcpListener, tos: number): void {
+  try {
+    setTos(listener, tos);
+  } catch (error) {
+    if (!(error instanceof MarkError)) throw error;
+  }
+}
+
 /** @returns `null` if another socket has the port @throws {Failure} cannot listen there */
 function listenIfFree(where: { hostname: string; port: number }): Deno.TcpListener | null {
   try {
@@ -154,7 +163,7 @@ export async function serveUntilSignal(
 ): Promise<void> {
   const log = isSilent ? null : new Log(), listener = listenIfFree(where);
   if (listener === null) throw failureOf(new Error("address already in use"), "listening", where);
-  if (replyTos !== null) setTos(listener, replyTos);
+  if (replyTos !== null) markListener(listener, replyTos);
   const server = new ReportingServer(listener, { replyTos, log });
   using _signals = onInterrupt(() => server.stop());
   const sweeping = setInterval(() => server.sweep(), 200);

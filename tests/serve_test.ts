@@ -90,7 +90,7 @@ testWith(
         const isIPv6 = url === "[::1]";
         assert.deepEqual([sawSyn, sawAck, sawData], [syn.tos, null, data.tos]);
         assert.equal(answer.tos, data.tos, "the request's mark comes back");
-        assert.equal(reply.tos, isIPv6 ? answer.tos : undefined);
+        assert.equal(reply.tos, answer.tos);
         assert.equal(data.tos, 0x88);
       }
     }
