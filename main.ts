@@ -20,12 +20,14 @@ import { type Mark, parseDscp } from "./ffi/mod.ts";
 import { completions } from "./src/completions.ts";
 import type {
   Arrival,
+  ArrivedChange,
   Change,
   Exchange,
   Field,
   Reply,
   RequestContext,
   RequestOptions,
+  Returned,
   Sent,
   Sink,
 } from "./src/exchange.ts";
@@ -86,6 +88,7 @@ import { VERSION } from "./src/version.ts";
 export { Exit, Failure, Trace };
 export type {
   Arrival,
+  ArrivedChange,
   Change,
   Exchange,
   Field,
@@ -93,6 +96,7 @@ export type {
   Header,
   Reply,
   RequestOptions,
+  Returned,
   Sent,
   Sink,
   Target,
@@ -132,8 +136,7 @@ async function request(
     limits.stage = "securing";
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""), options.trust);
     limits.stage = "connected";
-    // The GET. A server may reply before it has read all of a large one, and what it has sent can
-    // still be read after our write has failed.
+    // The GET; what the server has sent can be read also after our write has failed.
     conn.write(get).catch((error) => {
       writeError = error;
       if (!isPeerGone(error)) conn?.close();

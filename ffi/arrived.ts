@@ -3,8 +3,8 @@
  * data.
  *
  * Needs no privilege. The kernel keeps the SYN's headers if asked to (`TCP_SAVE_SYN`). On IPv4 it
- * reports the ToS byte of the packet that made the accepted socket (ip(7), `IP_PKTOPTIONS`), on IPv6
- * the Traffic Class of the latest packet (RFC 2292 section 13).
+ * reports the ToS byte of the packet that made the accepted socket (ip(7), `IP_PKTOPTIONS`), on
+ * IPv6 the Traffic Class of the latest packet (RFC 2292 section 13).
  *
  * @module
  */
@@ -56,7 +56,8 @@ export function keepArrivals(listener: Listening): void {
   const socket = socketOf(listener);
   // Makes the accepted socket of the first packet with data instead of the handshake's ACK. The
   // kernel rounds to 1, 3, 7 seconds, tcp(7). A client behind a satellite (0.6 s) that loses its
-  // first data sends it again after 2.4 s; a client slower than 1 s is sent the SYN-ACK again anyhow.
+  // first data sends it again after 2.4 s; a client slower than 1 s is sent the SYN-ACK again
+  // anyhow.
   setOption(socket.fd, libc.TCP_DEFER_ACCEPT, 3);
   // The last, so that a saved SYN implies the others.
   setOption(socket.fd, libc.IP_RECVTOS, 1);
@@ -75,7 +76,8 @@ export function watchArriving(connection: Connection): void {
   watchClass(socketOf(connection));
 }
 
-function watchClass({ fd, family }: Socket): void {
+/** {@linkcode watchArriving} of a socket. */
+export function watchClass({ fd, family }: Socket): void {
   if (family === AF_INET6) setOption(fd, libc.IPV6_RECVTCLASS, 1);
 }
 
@@ -91,8 +93,8 @@ export function readArrived(connection: Connection): Arrived {
 }
 
 /**
- * What has arrived from a client of any TCP server on which {@linkcode keepArrivals} was called, such
- * as `Deno.serve`, and a way to mark the reply.
+ * What has arrived from a client of any TCP server on which {@linkcode keepArrivals} was called,
+ * such as `Deno.serve`, and a way to mark the reply.
  *
  * ```ts
  * import { arrivedFrom, hex, keepArrivals } from "./mod.ts";
@@ -107,12 +109,12 @@ export function readArrived(connection: Connection): Arrived {
  * ```
  *
  * Of several requests on one connection IPv4 knows the first packet of the first one only. A call
- * takes some 30 µs; about 1 ms if the listener has any address (`0.0.0.0`, `::`), as all descriptors
- * are then looked through for a second connection with the client's port.
+ * takes some 30 µs; about 1 ms if the listener has any address (`0.0.0.0`, `::`), as all
+ * descriptors are then looked through for a second connection with the client's port.
  *
  * @param remoteAddr the client, as `info.remoteAddr` of a handler
- * @throws {DescriptorError} the connection is closed; or the client has connections from one port to
- * two addresses of this host, of which the listener has both
+ * @throws {DescriptorError} the connection is closed; or the client has connections from one port
+ * to two addresses of this host, of which the listener has both
  * @throws {TypeError} the socket is not TCP
  */
 export function arrivedFrom(listener: Listening, remoteAddr: Deno.Addr): ArrivedClient {

@@ -5,16 +5,16 @@
  * @module
  */
 
-import { latestClass, watchArriving } from "./arrived.ts";
+import { latestClass, watchClass } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
 import { denoError, LibcError } from "./errors.ts";
-import { fdOf, type Socket, socketOf } from "./fd.ts";
+import { DescriptorError, findSocket, type Socket } from "./fd.ts";
 import * as libc from "./libc.ts";
-import { setTos } from "./mark.ts";
+import { setTosAt } from "./mark.ts";
 import { setOption } from "./option.ts";
 import { openReturned, readReturned } from "./returned.ts";
 import type { Trust } from "./secure.ts";
-import { dataSent, drainSent, segmentSize, type SentPacket, watchSent } from "./sent.ts";
+import { dataSent, drainSentAt, segmentSize, type SentPacket, watchSentAt } from "./sent.ts";
 import { pause } from "./wait.ts";
 
 /** Where to connect, and what decides whose socket it takes. */
@@ -69,8 +69,6 @@ export class MarkedConn implements Disposable {
   readBack: number | null = null;
   #stream: Stream;
   readonly #socket: Socket;
-  /** What it was opened as: by it the functions of this folder know its socket. */
-  readonly #opened: Deno.TcpConn | DialedConn;
   readonly #packets: SentPacket[] = [];
   #dataSent: number | null = 0;
   #isWatched = false;
@@ -86,8 +84,8 @@ export class MarkedConn implements Disposable {
   #reset: Error | null = null;
 
   private constructor(stream: Deno.TcpConn | DialedConn) {
-    this.#stream = this.#opened = stream;
-    this.#socket = socketOf(stream);
+    this.#stream = stream;
+    this.#socket = findSocket(stream);
     this.fd = this.#socket.fd;
     this.localAddr = stream.localAddr;
     this.remoteAddr = stream.remoteAddr;
@@ -119,7 +117,8 @@ export class MarkedConn implements Disposable {
    * @throws {LibcError | MarkError} the kernel does not accept the mark
    */
   setTos(tos: number): void {
-    this.readBack = setTos(this.#opened, tos);
+    if (!this.#socket.isOurs) throw new DescriptorError("the connection is closed");
+    this.readBack = setTosAt(this.fd, this.#socket.family, tos);
   }
 
   /**
@@ -136,7 +135,7 @@ export class MarkedConn implements Disposable {
     }
     this.#watch();
     // Otherwise the request waits for the ACK of the handshake's last packet: 41 ms.
-    setOption(fdOf(this.#opened), libc.TCP_NODELAY, 1);
+    setOption(this.fd, libc.TCP_NODELAY, 1);
     this.#isTls = true;
     if (this.#stream.startTls !== undefined) {
       this.#stream = await this.#stream.startTls(hostname, trust);
@@ -156,8 +155,8 @@ export class MarkedConn implements Disposable {
     if (this.#isWatched) return;
     this.#raw = openReturned(this.#socket);
     try {
-      watchArriving(this.#opened);
-      watchSent(this.#opened);
+      watchClass(this.#socket);
+      watchSentAt(this.#socket);
       this.#isWatched = true;
     } catch (error) {
       // The mark is set; what left is "not observed".
@@ -224,12 +223,12 @@ export class MarkedConn implements Disposable {
     if (!this.#isWatched || this.#isClosed || !this.#socket.isOurs) return;
     // TLS's own bytes are known to the kernel alone.
     if (this.#isTls) this.#dataSent = dataSent(this.fd);
-    this.#packets.push(...drainSent(this.#opened));
+    this.#packets.push(...drainSentAt(this.#socket));
   }
 
   /**
-   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the latest
-   * packet with data before the first call, with CAP_NET_RAW; `null` without.
+   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the
+   * latest packet with data before the first call, with CAP_NET_RAW; `null` without.
    */
   get arrivedTos(): number | null {
     if (this.#raw !== null) {

@@ -135,6 +135,11 @@ export function socketOf(socket: Connection | Listening): Socket {
   return found;
 }
 
+/** The socket behind a connection, for an owner that keeps it; the errors of {@linkcode fdOf}. */
+export function findSocket(connection: Connection): Socket {
+  return known.get(connection) ?? findConnection(connection);
+}
+
 function findConnection({ localAddr, remoteAddr }: Connection): Socket {
   const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
   const ends = () => `${formatAddress(tcp(localAddr))} to ${formatAddress(tcp(remoteAddr))}`;
@@ -266,8 +271,9 @@ function search(matches: Matches): Found | null {
 }
 
 /**
- * Descriptors that may be open. Connections that follow each other get the same ones, or ones beside
- * them: without a look there first, 10,000 requests to the built-in server take 1.9 times as long.
+ * Descriptors that may be open. Connections that follow each other get the same ones, or ones
+ * beside them: without a look there first, 10,000 requests to the built-in server take 1.9 times as
+ * long.
  */
 function* candidates(): Generator<number> {
   for (const step of [0, 1, -1, 2, -2]) yield Math.max(0, lastFound + step);

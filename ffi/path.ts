@@ -89,14 +89,14 @@ export class Climb implements Disposable {
     for (let ttl = 1; ttl <= Math.min(maxHops, this.#distance); ttl++) {
       const reply = await this.#probeHop(ttl, tos, late, signal);
       if (reply.error !== null) {
-        const whole = await this.#pastFirewall(reply, tos, signal);
-        if (whole === null && ttl === 1 && this.#openNext()) {
+        const isReached = await this.#isReachable(reply, tos, signal);
+        if (!isReached && ttl === 1 && this.#openNext()) {
           ttl = 0;
           continue;
         }
-        if (reply.hop.answer !== null) yield whole === null ? reply.hop : notTarget(reply.hop);
-        if (whole === null) throw reply.error;
-        return this.#release(whole);
+        if (reply.hop.answer !== null) yield isReached ? notTarget(reply.hop) : reply.hop;
+        if (!isReached) throw reply.error;
+        break;
       }
       inRow = reply.hop.answer === null ? inRow + 1 : 0;
       // What lets the mark pass and never answers will not answer other marks either.
@@ -137,9 +137,9 @@ export class Climb implements Disposable {
   }
 
   /**
-   * Probes hops of several paths again, each router once a second, as that is how often Linux routers
-   * answer; one that never answered only if it does so within {@linkcode LONGEST_WAIT} to one mark.
-   * What comes of it replaces the hop in its path.
+   * Probes hops of several paths again, each router once a second, as Linux routers answer; one
+   * that never answered only if it does so within {@linkcode LONGEST_WAIT} to one mark. What comes
+   * of it replaces the hop in its path.
    *
    * @param paths the marks, those that came farthest first, and the hops to probe again
    * @param onStep called after each probe
@@ -214,16 +214,16 @@ export class Climb implements Disposable {
   ): Promise<void> {
     if (hops.length > 0) this.options.onWait?.(wait);
     const ends = freshEnds(this.#prober!.ends);
-    const probes = hops.map(({ ttl, tos }) => this.#prober!.probe(ttl, tos, wait, signal, ends));
-    for (const { hop, conn } of await Promise.all(probes)) {
-      late.set(hop.hop!, hop);
-      if (conn === null) continue;
+    await Promise.all(hops.map(async ({ ttl, tos }) => {
+      const { hop, conn } = await this.#prober!.probe(ttl, tos, wait, signal, ends);
+      late.set(ttl, hop);
+      if (conn === null) return;
       conn.close();
-      this.#distance = Math.min(this.#distance, hop.hop!);
-    }
+      this.#distance = Math.min(this.#distance, ttl);
+    }));
   }
 
-  /** Probes silent hops once more, those that answer other ports. @returns the target, if it is one */
+  /** Probes silent hops again that answer other ports. @returns the target, if it is one */
   async *#again(
     silent: readonly number[],
     tos: number,
@@ -247,13 +247,14 @@ export class Climb implements Disposable {
     return null;
   }
 
-  /** The default TTL behind a rejected probe: a firewall may reject probes alone. */
-  async #pastFirewall({ hop }: ProbeResult, tos: number, signal: AbortSignal) {
+  /** Whether the target answers the default TTL, as a firewall may reject small ones alone. */
+  async #isReachable({ hop }: ProbeResult, tos: number, signal: AbortSignal): Promise<boolean> {
     const reply = hop.answer === null ? null : await this.#probeTarget(tos, signal);
-    return reply?.conn ? reply : null;
+    reply?.conn?.close();
+    return reply !== null && reply.conn !== null;
   }
 
-  /** Probes the target, and from a fresh port if it is silent: a firewall may pass one SYN a port. */
+  /** Probes the target; also from a fresh port, as a firewall may pass one SYN of two ports. */
   async #probeTarget(tos: number, signal: AbortSignal): Promise<ProbeResult> {
     const reply = await this.#prober!.probe(null, tos, TARGET_WAIT, signal);
     if (reply.hop.answer !== null || reply.error !== null || this.#isReached) return reply;

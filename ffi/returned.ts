@@ -18,10 +18,34 @@ export function openReturned({ local, remote }: Socket): number | null {
   if (headerAddress(local).size !== 4) return null;
   const fd = libc.socket(AF_INET, libc.SOCK_RAW, libc.IPPROTO_TCP);
   if (fd < 0) return null;
-  // With both addresses the kernel passes on few packets of others; it knows no ports here.
+  // With both addresses the kernel passes on few packets of others, and with a filter none: those
+  // between two busy hosts, or on a busy loopback, would fill the queue.
+  filterPorts(fd, local, remote!);
   if (libc.bind(fd, bare(local)) >= 0 && libc.connect(fd, bare(remote!)) >= 0) return fd;
   libc.close(fd);
   return null;
+}
+
+/** Has the kernel drop TCP packets for other ports, socket(7); some kernels refuse that. */
+function filterPorts(fd: number, local: Uint8Array, remote: Uint8Array): void {
+  // struct sock_filter { __u16 code; __u8 jt, jf; __u32 k; }; BPF of
+  // include/uapi/linux/bpf_common.h
+  const LDX_IP_HEADER = 0xb1, LDH_BEHIND = 0x48, JUMP_IF_EQUAL = 0x15, RETURN = 0x06;
+  const port = (end: Uint8Array) => end[2] << 8 | end[3];
+  const filter = Uint32Array.from([
+    ...[LDX_IP_HEADER, 0],
+    ...[LDH_BEHIND, 0],
+    ...[JUMP_IF_EQUAL | 3 << 24, port(remote)],
+    ...[LDH_BEHIND, 2],
+    ...[JUMP_IF_EQUAL | 1 << 24, port(local)],
+    ...[RETURN, 128],
+    ...[RETURN, 0],
+  ]);
+  // struct sock_fprog { unsigned short len; struct sock_filter *filter; }
+  const program = new BigUint64Array(2);
+  program[0] = BigInt(filter.length / 2);
+  program[1] = BigInt(Deno.UnsafePointer.value(Deno.UnsafePointer.of(filter)));
+  libc.setsockopt(fd, libc.SO_ATTACH_FILTER, new Int32Array(program.buffer));
 }
 
 /** The IPv4 address of a `sockaddr`, without the port. */
@@ -35,7 +59,9 @@ function bare(sockaddr: Uint8Array): Uint8Array<ArrayBuffer> {
 // The queue holds as many packets as fit the receive buffer, some hundreds; more are dropped.
 const MOST_PACKETS = 1024;
 
-/** The ToS byte of the latest packet with data on that socket, 0 to 255; `null` if there is none. */
+/**
+ * The ToS byte of the latest packet with data on that socket, 0 to 255; `null` if there is none.
+ */
 export function readReturned(fd: number, { local, remote }: Socket): number | null {
   const packet = new Uint8Array(128);
   let tos: number | null = null;

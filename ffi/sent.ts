@@ -9,7 +9,7 @@
  * @module
  */
 
-import { type Connection, fdOf, socketOf } from "./fd.ts";
+import { type Connection, type Socket, socketOf } from "./fd.ts";
 import { isHostAddress } from "./interfaces.ts";
 import * as libc from "./libc.ts";
 import { getOption, getOptionBytes, setOption } from "./option.ts";
@@ -45,9 +45,14 @@ export interface SentPacket {
  * @throws {DescriptorError} the connection is closed
  */
 export function watchSent(connection: Connection): void {
+  watchSentAt(socketOf(connection));
+}
+
+/** {@linkcode watchSent} of a socket. */
+export function watchSentAt({ fd }: Socket): void {
   const SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1, SOF_TIMESTAMPING_SOFTWARE = 1 << 4;
   const flags = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
-  setOption(fdOf(connection), libc.SO_TIMESTAMPING, flags);
+  setOption(fd, libc.SO_TIMESTAMPING, flags);
 }
 
 /**
@@ -59,7 +64,11 @@ export function watchSent(connection: Connection): void {
  * @throws {DescriptorError} the connection is closed
  */
 export function drainSent(connection: Connection): SentPacket[] {
-  const { fd, local, remote } = socketOf(connection);
+  return drainSentAt(socketOf(connection));
+}
+
+/** {@linkcode drainSent} of a socket. */
+export function drainSentAt({ fd, local, remote }: Socket): SentPacket[] {
   const packets: SentPacket[] = [];
   for (;;) {
     const size = libc.recv(fd, copy, libc.MSG_ERRQUEUE | libc.MSG_DONTWAIT);
@@ -72,7 +81,9 @@ export function drainSent(connection: Connection): SentPacket[] {
 // Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
 const copy = new Uint8Array(256);
 
-/** Bytes of data that one packet of a TCP connection can carry now, so that a copy shows all of it. */
+/**
+ * Bytes of data that one packet of a TCP connection can carry now, so that a copy shows all of it.
+ */
 export function segmentSize(fd: number): number {
   return getOption(fd, libc.TCP_MAXSEG);
 }

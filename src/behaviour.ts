@@ -22,7 +22,9 @@ export interface Behaviour {
 }
 
 interface Rule extends Behaviour {
-  /** What becomes of a DSCP, `parameter` being a value that a network may choose for all packets. */
+  /**
+   * What becomes of a DSCP, `parameter` being a value that a network may choose for all packets.
+   */
   readonly apply: (dscp: number, parameter: number) => number;
   /** The greatest parameter, from 1 up; without it there is none. */
   readonly parameters?: number;

@@ -50,7 +50,10 @@ export class Limits implements TimeLimits {
     this.#abort.abort(failure);
   }
 
-  /** Ends the request if its time is over, or else sets the alarm, which may be an earlier request's. */
+  /**
+   * Ends the request if its time is over, or else sets the alarm, which may be an earlier
+   * request's.
+   */
   readonly #check = (): void => {
     const { maxTime, connectTimeout } = this.options, now = performance.now();
     const endBy = this.#started + 1000 * (maxTime || Infinity);

@@ -81,7 +81,7 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
   "The mark": {
     "-d, --dscp NAME[,NAME…]": [
       "EF (the default), VA or VOICE-ADMIT, NQB, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a " +
-      "number from 0 to 63; several are used in rotation; all means all 64",
+      "number from 0 to 63; several take turns; all means all 64",
       (o, v) => o.marks = [...o.marks === DEFAULTS.marks ? [] : o.marks, ...parseMarks(v)],
     ],
     "    --tos BYTE": [
@@ -145,8 +145,8 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
   },
   "Did the network care?": {
     "-n, --count N": [
-      "N rounds of requests, one after the other, and a table of their times; one more, which is " +
-      "not measured, goes to the target first",
+      "N rounds of requests, the marks of each in random order, and a table of their times; one " +
+      "more request, which is not measured, goes to the target first",
       (o, v, flag) => o.count = parseWhole(flag, v, 1_000_000),
     ],
     "    --interval S": [

@@ -1,9 +1,9 @@
 /**
  * Standard output and standard error, the terminal's width, Ctrl-C, and lines that are replaced.
  *
- * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace, JSON.
- * Report, progress and errors go to standard error. No line is wider than 80 columns, or than a
- * narrower terminal. Nothing else in this program prints.
+ * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace,
+ * JSON. Report, progress and errors go to standard error. No line is wider than 80 columns, or than
+ * a narrower terminal. Nothing else in this program prints.
  *
  * @module
  */
@@ -85,7 +85,6 @@ let isLineOpen = false;
 
 /** Writes to standard error, from a new line on; if that is closed nobody is there to read it. */
 export function toStandardError(text: string): void {
-  if (text === "") return;
   if (isLineOpen && Deno.stderr.isTerminal()) text = `\n${text}`;
   isLineOpen = false;
   let bytes: Uint8Array = new TextEncoder().encode(text);

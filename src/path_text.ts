@@ -80,7 +80,7 @@ export function reportedPacket(arrived: Arrival | null): { packet: string; tos: 
 }
 
 /** The row of a hop, below the table's head if it is the first. */
-export function hopRow(traced: TracedPath, hop: Hop, width: number): string {
+export function hopRow(traced: TracedPath, hop: Hop, width: number, isFirst: boolean): string {
   const { mark, path, exchange } = traced;
   const addressWidth = Math.max(15, path[0].address?.length ?? 0);
   const head = `hop  ${"address".padEnd(addressWidth)}     ms  mark there`.slice(0, width);
@@ -92,10 +92,10 @@ export function hopRow(traced: TracedPath, hop: Hop, width: number): string {
     const isChanged = hop.tos !== null && changesOf(traced).some(({ at }) => at === hop.hop);
     const text = `${markThere(hop, mark, exchange?.arrived)}${isChanged ? "   changed" : ""}`;
     const isWide = start.length + 2 + text.length > width;
-    const indent = Math.max(3, Math.min(addressWidth + 12, width - 2 - text.length));
+    const indent = Math.max(3, width - 2 - text.length);
     row = `${start}${isWide ? `\n${" ".repeat(indent)}` : ""}  ${text}`;
   }
-  return path.length === 1 ? `${head}\n${row}\n` : `${row}\n`;
+  return isFirst ? `${head}\n${row}\n` : `${row}\n`;
 }
 
 /** What is known of the mark at a hop that answered. */
@@ -264,7 +264,7 @@ function portLines(all: readonly TracedPath[]): string[] {
   ];
 }
 
-/** Several marks: a table if it fits, what became of them in words, and how many there are of each. */
+/** Several marks: a table if it fits, what became of them in words, and how many of each. */
 function marksReport(all: readonly TracedPath[], notes: readonly string[], width: number): string {
   const drops = dropsOf(all), lost = new Set(drops.flatMap(({ marks }) => marks));
   const outcomes = all.map((traced) => {
@@ -353,7 +353,8 @@ function partlySilentLines(all: readonly TracedPath[]): string[] {
     const answered = probed.filter(({ hop }) => hasAnswered(hop)).length;
     if (hop === null || answered === 0 || answered === probed.length) return [];
     const { address } = probed.find(({ hop }) => hasAnswered(hop))!.hop;
-    return `Hop ${hop} (${address}) is partly silent: it answered ${answered} of ${probed.length} probes.`;
+    const share = `it answered ${answered} of ${probed.length} probes`;
+    return `Hop ${hop} (${address}) is partly silent: ${share}.`;
   });
 }
 
@@ -368,7 +369,7 @@ function hopsOf(all: readonly TracedPath[]) {
     .toSorted(([a], [b]) => (a ?? Infinity) - (b ?? Infinity));
 }
 
-/** A row for each hop up to the last that answered, a column for each mark; empty if it is too wide. */
+/** A row for each hop up to the last that answered, a column for each mark; empty if too wide. */
 function hopTable(all: readonly TracedPath[], width: number): string {
   const rows = [["hop", "address", ...all.map(({ mark }) => markLabel(mark))]];
   const hops = hopsOf(all);

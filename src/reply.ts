@@ -18,7 +18,6 @@ type Deliver = (piece: Uint8Array) => Promise<void>;
 type DeliverLine = (line: string) => Promise<void>;
 
 const TAB = 0x09, LF = 0x0a, CR = 0x0d, SPACE = 0x20, SEMICOLON = 0x3b;
-const HEX_DIGITS = new TextEncoder().encode("0123456789abcdef0123456789ABCDEF");
 
 const MAX_INTERIM = 100, HEAD_LIMIT = 256 * 1024;
 
@@ -42,7 +41,12 @@ class Reader {
     private readonly signal?: AbortSignal,
   ) {}
 
-  /** Reads more behind what is here. @returns false at the end @throws {Failure} no room for more */
+  /**
+   * Reads more behind what is here.
+   *
+   * @returns false at the end
+   * @throws {Failure} no room for more
+   */
   async fill(): Promise<boolean> {
     this.signal?.throwIfAborted();
     // If data is always ready, timers and signals never get their turn.
@@ -53,7 +57,7 @@ class Reader {
     // Not before each read: if it gives a single byte, all that is here would move for it.
     if (this.from === this.to || this.to === this.buffer.length) this.#makeRoom();
     const size = await this.source.read(this.buffer.subarray(this.to));
-    this.to += size ?? 0;
+    if (size !== null) this.to += size;
     return size !== null;
   }
 
@@ -99,7 +103,8 @@ const endedEarly = (why: string) => new Failure(Exit.endedEarly, `the reply ende
 /**
  * Reads one reply, RFC 9112 sections 4 to 7, and passes its body on as it comes.
  *
- * @param exchange its `reply` is filled as it comes, so that a failed one is known as far as it came
+ * @param exchange its `reply` is filled as it comes, so that a failed one is known as far as it
+ * came
  * @param signal ends the reading, also while the sink waits
  * @throws {Failure} malformed (8), ended early (18), empty (52)
  * @throws {SinkError} what the sink throws, unless that is a {@linkcode Failure}
@@ -274,7 +279,9 @@ async function readLength(
   }
 }
 
-/** RFC 9112 section 7.1. The data of all chunks that are here moves to the front, and on together. */
+/**
+ * RFC 9112 section 7.1. The data of all chunks that are here moves to the front, and on together.
+ */
 async function readChunks(
   reader: Reader,
   reply: Reply,
@@ -320,10 +327,10 @@ async function readChunks(
 
 /** The size that the line at `start` gives; it is there with its end. */
 function chunkSize(buffer: Uint8Array, start: number): number {
-  // By hand: as text, a million chunks of a byte take three times as long.
+  // By hand: with indexOf, a million chunks of a byte take three times as long, as text six times.
   let size = 0, at = start;
-  for (let digit; (digit = HEX_DIGITS.indexOf(buffer[at])) >= 0; at++) {
-    size = size * 16 + digit % 16;
+  for (let digit; (digit = hexDigit(buffer[at])) >= 0; at++) {
+    size = size * 16 + digit;
   }
   const digits = at - start;
   while (buffer[at] === SPACE || buffer[at] === TAB || buffer[at] === CR) at++;
@@ -332,4 +339,11 @@ function chunkSize(buffer: Uint8Array, start: number): number {
   if (isEnd && digits >= 1 && digits <= 16 && Number.isSafeInteger(size)) return size;
   const text = lineText(latin1(buffer.subarray(start, buffer.indexOf(LF, start) + 1)));
   throw badReply(`bad chunk size ${excerpt(text)}`);
+}
+
+/** The value of a hexadecimal digit, or -1. */
+function hexDigit(byte: number): number {
+  if (byte >= 0x30 && byte <= 0x39) return byte - 0x30;
+  const small = byte | 0x20;
+  return small >= 0x61 && small <= 0x66 ? small - 0x57 : -1;
 }

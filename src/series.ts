@@ -38,7 +38,7 @@ export class Row implements Sample {
   /** How many had any answer, and how many had all marked packets arrive as they should. */
   answered = 0;
   kept = 0;
-  /** How many ran out of time before the far end had acknowledged or answered them. */
+  /** How many ran out of time before the far end had acknowledged a marked packet, or answered. */
   lost = 0;
   /** How many of those had a connection, and were not seen leaving. */
   lostUnseen = 0;
@@ -80,10 +80,11 @@ export class Row implements Sample {
   }
 }
 
-/** Whether time ran out and nothing came back: what is sent again was not acknowledged. */
-function isLost({ connection, sent: { packets, repeats }, reply, failure }: Exchange): boolean {
+/** Whether time ran out and nothing marked came through: what is sent again was not acked. */
+function isLost({ connection, markSyn, sent, reply, failure }: Exchange): boolean {
   if (failure?.code !== Exit.timeout || reply !== null) return false;
-  return connection === null || packets.length === 0 || repeats > 0;
+  if (connection === null) return markSyn;
+  return sent.packets.length === 0 || sent.repeats > 0;
 }
 
 /** A bar of `share` (0 to 1) of `width` characters, to an eighth of one. */
@@ -118,7 +119,7 @@ function columnsOf(rows: readonly Row[]): string[][] {
 const DISPENSABLE = "connect ms median|requests|arrived|sent|failed|wrong mark|max|p95".split("|");
 
 /** The rows as a table of at most `width` columns; a bar shows each median if there is room. */
-export function table(rows: readonly Row[], width = 80): string {
+export function table(rows: readonly Row[], width: number): string {
   let columns = columnsOf(rows);
   const nameOf = ([title, under]: string[]) => `${title} ${under}`.trim();
   const widthOf = (column: string[]) => Math.max(...column.map(({ length }) => length));
@@ -150,7 +151,7 @@ interface Compared extends Comparison {
 }
 
 /** What the network did to marks, in lines of at most `width` columns; nothing of one mark. */
-export function comparisonText(rows: readonly Row[], width = 80): string {
+export function comparisonText(rows: readonly Row[], width: number): string {
   const baseline = baselineOf(rows);
   const compared = compare(rows).flatMap((one, at): Compared[] =>
     one === null ? [] : [{ ...one, row: rows[at], baseline, name: markLabel(rows[at].mark) }]
@@ -273,7 +274,8 @@ function shortP(p: number): string {
   return p < 0.001 ? Math.max(p, Number.MIN_VALUE).toExponential(1) : p.toPrecision(2);
 }
 
-function summaryJson(rows: readonly Row[]): string {
+/** The rows as one line of JSON. */
+export function summaryJson(rows: readonly Row[]): string {
   const compared = compare(rows);
   const summary = rows.map(({ mark, requests, failed, wrong, connect, total, ...row }, at) => ({
     mark,

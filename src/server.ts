@@ -1,5 +1,6 @@
 /**
- * `--serve`, which answers a GET with the marks that arrived, and the server of a run without a URL.
+ * `--serve`, which answers a GET with the marks that arrived, and the server of a run without a
+ * URL.
  *
  * @module
  */
@@ -25,7 +26,9 @@ import { localTarget, type Target } from "./target.ts";
 import { unmapIPv4 } from "./verdict.ts";
 
 const MOST_CLIENTS = 1024;
-/** Milliseconds for the head of a request; to close after the reply, or once the server is stopped. */
+/**
+ * Milliseconds for the head of a request; to close after the reply, or once the server is stopped.
+ */
 const HEAD_TIME = 10_000, CLOSE_TIME = 1000;
 
 /** A client that sends its head, or that has its reply and has not closed yet. */

@@ -172,16 +172,8 @@ export async function runTrace(
     const show = (hop: string) =>
       screen.update(() => `${done + 1} of ${all.length} marks${hop}, Ctrl-C to stop\n`);
     if (isMany) show("");
-    let rows = 0;
-    for await (const hop of trace) {
-      if (isMany) show(`, hop ${hop.hop ?? "?"}`);
-      else if (options.json) continue;
-      // One that stays silent has its row.
-      else if (hop.hop === null || hop.hop > rows || hop.answer !== null) {
-        await print(hopRow(trace, hop, width));
-      }
-      rows = Math.max(rows, hop.hop ?? 0);
-    }
+    if (!isMany && !options.json) await printRows(trace, width, print);
+    else for await (const { hop } of trace) if (isMany) show(`, hop ${hop ?? "?"}`);
     if (limits.stopped !== null) break;
     if (done === 0) server.checkPresent(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
@@ -203,6 +195,15 @@ export async function runTrace(
     lineToStandardError(`hint: to see the whole mark at routers on IPv4, ${way}`);
   }
   return isMany ? marksFailure(all) : all[0].failure;
+}
+
+/** Prints hops as they answer, those that were silent again only if they do. */
+async function printRows(trace: Trace, width: number, print: (text: string) => Promise<void>) {
+  let rows = 0;
+  for await (const hop of trace) {
+    if (hop.answer !== null || hop.hop! > rows) await print(hopRow(trace, hop, width, rows === 0));
+    rows = Math.max(rows, hop.hop ?? 1);
+  }
 }
 
 /** Probes silent hops again that can change what is said of a mark, as long as a climb may take. */

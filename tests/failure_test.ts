@@ -5,6 +5,7 @@ import {
   Failure,
   failureOf,
   isAddress,
+  isPeerGone,
   missingPermission,
   type Stage,
 } from "../src/failure.ts";
@@ -246,5 +247,24 @@ Deno.test("a failure that nobody catches is printed with its hint, and where it 
   assert.match(stderr, hint);
   const plain = new Failure(1, "message"), hinted = new Failure(1, "message", "do this");
   assert.deepEqual([plain.message, hinted.message], ["message", "message"]);
+  assert.doesNotMatch(plain.stack!, /hint/);
   assert.match(hinted.stack!, /^Failure: message\nhint: do this\n +at .*failure_test\.ts/);
+});
+
+Deno.test("a port below 1024 that is denied has a hint", () => {
+  const hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE: take 8086, or another above";
+  const denied = new Deno.errors.PermissionDenied("Permission denied (os error 13)");
+  const rows = [[denied, 1023, hint], [denied, 1024, undefined], [new Error("x"), 80, undefined]];
+  for (const [error, port, hint] of rows as [Error, number, string?][]) {
+    const failure = failureOf(error, "listening", { hostname: "127.0.0.1", port });
+    assert.deepEqual([failure.code, failure.hint], [Exit.cannotConnect, hint]);
+  }
+});
+
+Deno.test("errors of a peer that has gone are told from others", () => {
+  const { BrokenPipe, ConnectionAborted } = Deno.errors;
+  for (const type of [BrokenPipe, ConnectionReset, ConnectionAborted]) {
+    assert.ok(isPeerGone(new type("x")), type.name);
+  }
+  for (const error of [new TimedOut("x"), new Error("x"), null]) assert.ok(!isPeerGone(error));
 });

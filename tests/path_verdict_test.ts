@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { Hop } from "../ffi/mod.ts";
-import { icmpMeaning, keptLowerBits } from "../ffi/icmp.ts";
+import { keptLowerBits } from "../ffi/icmp.ts";
 import { markOf } from "../ffi/mod.ts";
 import type { Arrival, Sent } from "../src/exchange.ts";
 import { Exit, Failure } from "../src/failure.ts";
@@ -76,7 +76,8 @@ function traced(
 }
 
 /** The row of the hop that came last. */
-const rowOf = (of: TracedPath, width = 80) => hopRow(of, of.path.at(-1)!, width);
+const rowOf = (of: TracedPath, width = 80) =>
+  hopRow(of, of.path.at(-1)!, width, of.path.length === 1);
 
 Deno.test("a change is between the last hop that received the mark and the first that did not", () => {
   const tests: [name: string, path: Hop[], changes: [number, number | null, number, number][]][] = [
@@ -203,6 +204,12 @@ Deno.test("what became of a mark, in a word and in a sentence", () => {
       /^kept as far as hop 3 /,
     ],
     [
+      "changed by a rule that has a name",
+      traced([router(1, EF), router(2, 0xa0)]),
+      "changed",
+      /, as by Bleach-low or Bleach-some-low or Re-mark-DSCP \(RFC 9435, 4, 4\.3\)$/,
+    ],
+    [
       "changed before the first hop",
       traced([router(1, CS1)]),
       "changed",
@@ -252,9 +259,13 @@ Deno.test("what became of a mark, in a word and in a sentence", () => {
     ],
     [
       "lower bits",
-      traced([{ ...router(1, null), evidence: "icmp" }, router(2, null)]),
+      traced([
+        { ...router(1, null), evidence: "icmp" },
+        { ...router(2, null), evidence: "icmp" },
+        router(3, null),
+      ]),
       "not shown",
-      "kept in its lower bits as far as hop 1 (10.0.0.1); no more is known",
+      "kept in its lower bits as far as hop 2 (10.0.0.2); no more is known",
     ],
     [
       "not shown by routers",
@@ -403,6 +414,9 @@ Of 3 marks: 2 changed (EF, CS6), 1 kept all the way (AF41).
   assert.doesNotMatch(times(9), /^hop /);
   assert.equal(pathReport([], true, 80), "");
   assert.match(pathReport([all[0]], true, 80), /Of 1 mark: 1 changed\.\n$/);
+  const counted = (count: number) => pathReport([...Array(count).fill(all[1]), all[0]], true, 1000);
+  assert.match(counted(8), /: 8 kept all the way \((AF41, ){7}AF41\), 1 changed \(EF\)\./);
+  assert.match(counted(9), /: 9 kept all the way, 1 changed \(EF\)\./);
   const other = { ...router(1, EF), address: "10.0.0.7" };
   assert.match(
     pathReport([traced([router(1, EF)]), traced([other])], true, 80),
@@ -423,43 +437,6 @@ Deno.test("one mark: its outcome as a sentence, wrapped, and nothing without a h
   );
   for (const line of pathReport([traced([router(1, EF)])], false, 40).split("\n")) {
     assert.ok(line.length <= 40);
-  }
-});
-
-Deno.test("each ICMP error has its words", () => {
-  const words: Record<string, string> = {
-    "4/11/0": "time exceeded",
-    "4/11/1": "ICMP type 11 code 1",
-    "4/3/0": "network unreachable",
-    "4/3/1": "host unreachable",
-    "4/3/2": "protocol unreachable",
-    "4/3/3": "port unreachable",
-    "4/3/4": "ICMP type 3 code 4",
-    "4/3/6": "network unknown",
-    "4/3/7": "host unknown",
-    "4/3/9": "network administratively prohibited",
-    "4/3/10": "host administratively prohibited",
-    "4/3/11": "network unreachable for this ToS",
-    "4/3/12": "host unreachable for this ToS",
-    "4/3/13": "administratively prohibited",
-    "4/12/0": "parameter problem",
-    "4/4/0": "ICMP type 4 code 0",
-    "6/3/0": "time exceeded",
-    "6/3/1": "ICMPv6 type 3 code 1",
-    "6/1/0": "no route",
-    "6/1/1": "administratively prohibited",
-    "6/1/2": "beyond scope of source address",
-    "6/1/3": "address unreachable",
-    "6/1/4": "port unreachable",
-    "6/1/5": "source address failed policy",
-    "6/1/6": "reject route",
-    "6/1/7": "ICMPv6 type 1 code 7",
-    "6/4/0": "parameter problem",
-    "6/12/0": "ICMPv6 type 12 code 0",
-  };
-  for (const [numbers, meaning] of Object.entries(words)) {
-    const [version, type, code] = numbers.split("/").map(Number);
-    assert.equal(icmpMeaning({ version: version as 4 | 6, type, code }), meaning, numbers);
   }
 });
 
@@ -528,6 +505,21 @@ Deno.test("a mark that vanishes where others pass is dropped between two hops", 
       /EF is dropped between hop 1 .* and hop 2 .*; CS1, DF pass\./,
       /1 dropped/,
     ],
+    [
+      "behind the last hop that answered",
+      [lost([router(1, EF), router(2, EF), silent(3)], EF), kept],
+      /EF is dropped between hop 2 .* and hop 3 .*; DF passes\./,
+      /1 dropped/,
+    ],
+    ...[[0, 1], [1, 0]].map((order): [string, TracedPath[], RegExp, RegExp] => [
+      "a target at an unknown distance is the farthest",
+      [
+        lost([router(1, EF)], EF),
+        ...order.map((at) => [traced([target(null, CS1)], {}, CS1), kept][at]),
+      ],
+      /EF is dropped between hop 1 .* and hop 2 /,
+      /1 dropped/,
+    ]),
     [
       "many pass",
       [lost([router(1, EF)], EF), ...Array<TracedPath>(5).fill(kept)],
@@ -622,6 +614,7 @@ Deno.test("a silent hop is open if its answer can change what is said", () => {
     ["this host is an end that differs", [silent(1), router(2, CS1)], [1]],
     ["no farther hop shows the mark", [router(1, EF), silent(2), target(3)], [2]],
     ["hops that do not show it are no ends", [router(1, null), silent(2), router(3, EF)], []],
+    ["the nearest end counts", [router(1, EF), router(2, 0), silent(3), router(4, 0)], []],
     ["nothing answers behind it", [router(1, EF), silent(2), silent(3), silent(4)], [2]],
     ["nothing answers at all", [silent(1), silent(2)], [1]],
     ["a change behind an end that agrees", [silent(1), router(2, EF), silent(3), router(4, 0)], [

@@ -74,8 +74,9 @@ testWith(
         await open(isDialed),
       ];
       await reply(one, 0x20);
+      // More than a queue holds.
+      for (let count = 0; count < 1000; count++) await reply(other, 0x88);
       await reply(one, 0x28);
-      await reply(other, 0x88);
       // Closing sends a packet without data and another mark.
       setTos(one.server, 0xe0);
       await one.server.closeWrite();

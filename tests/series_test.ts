@@ -3,8 +3,16 @@ import { keepArrivals, type Mark, markOf, readArrived } from "../ffi/mod.ts";
 import type { Arrival, Exchange, Requester } from "../src/exchange.ts";
 import { Exit, Failure } from "../src/failure.ts";
 import { parseArguments } from "../src/options.ts";
-import { bar, comparisonText, Row, series, seriesFailure, table } from "../src/series.ts";
-import { remoteServer } from "../src/server.ts";
+import {
+  bar,
+  comparisonText,
+  Row,
+  series,
+  seriesFailure,
+  summaryJson,
+  table,
+} from "../src/series.ts";
+import { remoteServer, type Server } from "../src/server.ts";
 import { shuffled } from "../src/statistics.ts";
 import { localTarget } from "../src/target.ts";
 import { NOT_OBSERVED } from "../src/verdict.ts";
@@ -305,8 +313,8 @@ testWith(
     await rewrite(namespace, "output", "af41", "cs1");
     const { code, stdout, stderr } = await dscpGet(["-d", "EF,AF41", "-n", "2"], namespace);
     assert.equal(code, 101);
-    assert.match(stdout, /^EF +0xB8 +- +2 +0 +0 /m);
-    assert.match(stdout, /^AF41 +0x20 ! +- +2 +0 +2 /m, "a wrong mark is not a failed request");
+    assert.match(stdout, /^EF +0xB8 +0xB8 +2 +0 +0 /m);
+    assert.match(stdout, /^AF41 +0x20 ! +0x20 ! +2 +0 +2 /m, "a wrong mark is not a failed request");
     assert.match(stderr, /^dscp-get: 2 of 4 requests with a wrong mark; the first: set 0x88/m);
   },
 );
@@ -317,7 +325,7 @@ Deno.test("Ctrl-C prints the table of what was done so far: 130", async () => {
   await using server = new RawServer(async (conn) => {
     await readRequest(conn);
     // The first is not measured.
-    if (++served < 4) return await send(conn, OK);
+    if (++served < 3) return await send(conn, OK);
     third.resolve();
     await conn.read(new Uint8Array(1));
   });
@@ -325,8 +333,8 @@ Deno.test("Ctrl-C prints the table of what was done so far: 130", async () => {
   await third.promise;
   const { code } = await run.stop("SIGINT");
   assert.equal(code, 130);
-  assert.match(run.said, /^mark [^]*^EF +0xB8 +- +2 +0 +0 /m);
-  assert.match(run.said, /^dscp-get: interrupted after 2 of 100 requests$/m);
+  assert.match(run.said, /^mark [^]*^EF +0xB8 +- +1 +0 +0 /m);
+  assert.match(run.said, /^dscp-get: interrupted after 1 of 100 requests$/m);
 });
 
 testWith(["script"], "on a terminal the table grows, with a line for what is left", async () => {
@@ -409,6 +417,10 @@ Deno.test("slow replies and failures have a sentence of their own", () => {
       [slowed(0xb8, 40, 40), rowOf(0, 1, 40)],
       /^Against DF, .*: EF is 10 times slower \(p = \S+\)\.\n$/,
     ],
+    [
+      [slowed(0xb8, 24, 40), rowOf(0, 1, 40)],
+      /^Against DF, .*: EF is 10 times slower \(p = \S+\)\.\n$/,
+    ],
     [slow(99, 5000), /^Against DF, .*: no difference seen that matters for EF\.\n$/],
     [slow(101, 5000), /^101 of 5000 replies with EF took over/],
     [
@@ -441,6 +453,7 @@ Deno.test("slow replies and failures have a sentence of their own", () => {
     [[failing(rowOf(0xb8, 1, 3), 3), new Row(markOf(0))], /^Against DF, [^:]*: with fewer/],
     [[new Row(markOf(0xb8)), failing(rowOf(0, 1, 3), 3)], /^Against DF, [^:]*: with fewer/],
     [[new Row(markOf(0xb8)), new Row(markOf(0))], /^Against DF, [^:]*: with fewer/],
+    [[rowOf(0xb8, 1, 3), new Row(markOf(0))], /^Against DF, [^:]*: with fewer/],
     [failed(49, 5000), /^Against DF, .*: no difference seen that matters for EF\.\n$/],
     [failed(51, 5000), /^51 of 5000 requests with EF failed/],
   ];
@@ -484,7 +497,7 @@ Deno.test("of many marks a summary says how many pass, and few are told of one b
     "9 of 9 marks pass unchanged.",
   );
   assert.equal(summary(marks.slice(5, 14)), "2 of 9 marks are changed; 7 get no answer.");
-  assert.doesNotMatch(comparisonText(marks.slice(0, 8)), / pass /, "eight are few");
+  assert.doesNotMatch(comparisonText(marks.slice(0, 8), 500), / pass /, "eight are few");
   const remapped = marks.slice(0, 9);
   remapped[5].kept = 1;
   remapped[5].wrong = 0;
@@ -554,6 +567,41 @@ Deno.test("the comparison is a sentence", () => {
   ) assert.match(comparisonText(rows, 500), text);
   const narrow = comparisonText([rowOf(0xb8, 1), best], 30).trimEnd().split("\n");
   assert.ok(narrow.length > 1 && narrow.every((line) => line.length <= 30));
+});
+
+Deno.test("the summary in JSON has the times, counts and comparisons of each mark", () => {
+  const rows = [failing(rowOf(0xb8, 1, 40), 10), rowOf(0, 1, 40)];
+  rows[0].total.splice(10, 30, ...Array.from({ length: 30 }, (_, at) => at + 1));
+  rows[0].connect.push(NaN, 5, 1, 4, 2, 3);
+  rows[0].sent.add(0xb8);
+  rows[0].arrived.add(0x20);
+  rows[0].changed.add("SYN 0x20");
+  rows[0].wrong = 1;
+  const { summary } = JSON.parse(summaryJson(rows));
+  const { compared, ...ef } = summary[0];
+  assert.deepEqual(ef, {
+    mark: { ...markOf(0xb8) },
+    requests: 40,
+    failed: 10,
+    wrong: 1,
+    sent: [0xb8],
+    arrived: [0x20],
+    changed: ["SYN 0x20"],
+    milliseconds: { connect: { median: 3 }, total: { median: 15, p95: 29, max: 30 } },
+  });
+  const { against, failed, slow, differs } = compared;
+  assert.deepEqual([against, differs], ["DF", true]);
+  assert.deepEqual(failed, {
+    count: 10,
+    of: 40,
+    against: { count: 0, of: 40 },
+    p: 0.00102966,
+    differs: true,
+  });
+  assert.deepEqual([slow.of, slow.against], [30, { count: 0, of: 40 }]);
+  assert.equal(summary[1].compared, null);
+  const empty = JSON.parse(summaryJson([new Row(markOf(0xb8)), new Row(markOf(0))])).summary[0];
+  assert.equal(empty.milliseconds.connect.median, null, "unknown is null");
 });
 
 Deno.test("a bar is drawn to an eighth of a character", () => {
@@ -741,14 +789,15 @@ async function seriesOf(
   outcome: (at: number, mark: Mark) => Partial<Exchange>,
   server = SERVER,
 ): Promise<{ failure: Failure | null; asked: string[] }> {
+  const options = parseArguments(["-s", ...words.split(" ")]);
   const asked: string[] = [];
   const request: Requester = (target, mark) => {
     const isMeasured = target === server.target;
     asked.push(isMeasured ? mark.name! : target.isHttps ? "https" : "warm-up");
+    assert.ok(isMeasured || mark === options.marks[0]);
     const at = asked.filter((name) => name !== "warm-up" && name !== "https").length - 1;
     return Promise.resolve(exchangeOf(mark, isMeasured ? outcome(at, mark) : {}));
   };
-  const options = parseArguments(["-s", ...words.split(" ")]);
   const failure = await series(server, options, request);
   return { failure, asked };
 }
@@ -761,6 +810,24 @@ Deno.test("a series first warms up at a server of its own", async () => {
   const https = remoteServer({ ...SERVER.target, isHttps: true });
   const { asked: askedTls } = await seriesOf("-n 1 -d EF,DF", () => ({}), https);
   assert.deepEqual(askedTls.slice(0, 18), ["https", ...warm, "DF"]);
+});
+
+Deno.test("without permission for a server of its own a series does without the warm-up", async () => {
+  await using server = replying(OK);
+  const flags = [`--allow-net=127.0.0.1:${server.port}`, "--allow-ffi"];
+  const { code, stderr } = await dscpGet(["-n", "2", server.url], { flags });
+  assert.deepEqual([code, stderr], [0, ""]);
+});
+
+Deno.test("the first request, which is not measured, shows whether the server is there", async () => {
+  const seen: unknown[] = [];
+  const server: Server = {
+    ...SERVER,
+    checkPresent: ({ mark, failure }, isSeries) => seen.push([mark.name, failure?.code, isSeries]),
+  };
+  const { failure } = await seriesOf("-d EF,DF -n 2", (at) => at === 0 ? LOST : {}, server);
+  assert.equal(failure, null);
+  assert.deepEqual(seen, [["DF", Exit.emptyReply, true]]);
 });
 
 Deno.test("the warm-up ends when it fails", async () => {
@@ -863,7 +930,8 @@ Deno.test("a row counts what became of its requests", () => {
       [{ arrived: arrival(false, [0x20]) }, { kept: 0, wrong: 1, isArrivedWrong: true }],
       [{ sent: sentWith(0x20, false) }, { wrong: 1, isSentWrong: true }],
       [{ sent: sentWith(0xb8, null) }, { isSentWrong: false }],
-      [{ ...timeout, reply: null }, { failed: 1, answered: 0, lost: 1, lostUnseen: 0 }],
+      [{ ...timeout, reply: null }, { failed: 1, answered: 0, lost: 0 }],
+      [{ ...timeout, reply: null, markSyn: true }, { failed: 1, lost: 1, lostUnseen: 0 }],
       [{ ...timeout, reply: null, connection }, { failed: 1, lost: 1, lostUnseen: 1 }],
       [{ ...timeout, reply: null, connection, sent: once }, { failed: 1, lost: 0 }],
       [{ ...timeout, reply: null, connection, sent: twice }, { failed: 1, lost: 1, lostUnseen: 0 }],

@@ -180,6 +180,7 @@ Deno.test("typical times that differ are unlikely to be alike, for all compariso
 });
 
 Deno.test("too few replies are neither a difference nor none", () => {
+  assert.equal(MIN_SAMPLES, 8);
   const enough = around(1, MIN_SAMPLES), few = around(2, MIN_SAMPLES - 1);
   for (const [a, b] of [[few, enough], [enough, few]]) {
     const { differs, slow } = comparison(row(0xb8, a), row(0, b));
@@ -197,6 +198,7 @@ Deno.test("slow replies are those over three times the common median", () => {
   const count = 1000, base = row(0, around(1, count));
   const slowed = (share: number, time: number) =>
     row(0xb8, around(1, count).map((usual, at) => at < share * count ? time : usual));
+  assert.ok(comparison(slowed(0.6, 10), base).slow.over < 3.02, "the median of both");
   const { slow } = comparison(slowed(0.1, 10), base);
   assert.deepEqual([slow.count, slow.of, slow.against], [100, 1000, { count: 0, of: 1000 }]);
   assert.ok(slow.over > 2.98 && slow.over < 3.02, `${slow.over}`);
@@ -248,6 +250,30 @@ Deno.test("failures differ if they are unlikely to be alike, and by one in a hun
     assert.deepEqual(rest, { count, of, against: { count: against, of: ofAgainst }, differs });
     if (differs !== false || p > 0.05) assertClose(p, fisher(count, of, against, ofAgainst));
   }
+});
+
+Deno.test("a difference that the order in the rounds explains as well is none", () => {
+  // One of the two fails in each round, as with two servers in turn.
+  const inTurn = (tos: number, isFailed: (round: number) => boolean): Sample => {
+    const failures = numbers(0, 20).map(isFailed);
+    return { mark: markOf(tos), failures, total: failures.map((failed) => failed ? NaN : 1) };
+  };
+  for (
+    const [count, p, differs] of [
+      // erfc(12 / sqrt(20) / sqrt(2)), and Fisher's exact test
+      [16, 0.007290358091535644, false],
+      [4, 0.007290358091535644, false],
+      [17, 1.938534124054267e-5, true],
+    ] as const
+  ) {
+    const ef = inTurn(0xb8, (round) => round < count), df = inTurn(0, (round) => round >= count);
+    const { failed } = comparison(ef, df);
+    assertClose(failed.p, p);
+    assert.equal(failed.differs, differs);
+  }
+  // The same counts, of which the rounds are independent.
+  const ef = inTurn(0xb8, (round) => round < 16), df = inTurn(0, (round) => round < 4);
+  assertClose(comparison(ef, df).failed.p, fisher(16, 20, 4, 20));
 });
 
 /** Fractions from 0 to below 1 that a seed repeats. */

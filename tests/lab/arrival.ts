@@ -42,17 +42,19 @@ export interface Run {
   };
 }
 
-/** Runs the script twice on a host: once for people, once for its JSON. */
+/** Runs the script twice on a host, at once: for people, and for its JSON. */
 async function runOn(client: Namespace, title: string, options: string): Promise<Run> {
   const args = [...options.split(" "), FAR_END];
-  const { stderr, code } = await dscpGet(args, client);
-  const { stdout } = await dscpGet([...args, "--json"], client);
+  const [{ stderr, code }, { stdout }] = await Promise.all([
+    dscpGet(args, client),
+    dscpGet([...args, "--json"], client),
+  ]);
   return { title, text: stderr.trimEnd(), code, json: JSON.parse(stdout) };
 }
 
 /** The reports of runs, one below the other, in lines of at most 80 columns. */
 function runsText(runs: readonly Run[]): string {
-  return runs.map(({ title, text, code }) => `${title} (exit code ${code}):\n${linesOf(text)}\n`)
+  return runs.map(({ title, text, code }) => `${title} (exit ${code}):\n${linesOf(text)}\n`)
     .join("\n");
 }
 
@@ -64,7 +66,7 @@ function linesOf(text: string): string {
 function panelsOf(runs: readonly Run[]) {
   return runs.map(({ title, text, code }) => ({
     kind: "lines",
-    title: `${title}: exit code ${code}`,
+    title: `${title}: exit ${code}`,
     lines: linesOf(text).split("\n"),
   } as const));
 }
@@ -131,7 +133,7 @@ export async function measureArrival(
 /** Shows what arrived, as the far end saw it. */
 export function showArrival({ runs, log }: Arrivals): Shown {
   const sentences = runs.map(({ title, code, json: { arrived } }) => {
-    if (arrived === null) return `${title}, nothing is known of what arrived (exit code ${code}).`;
+    if (arrived === null) return `${title}, nothing is known of what arrived (exit ${code}).`;
     const { data, nat } = arrived;
     const what = data === null
       ? "the far end does not report the request's mark"
@@ -139,7 +141,7 @@ export function showArrival({ runs, log }: Arrivals): Shown {
       ? `the request arrived with ${describe(markOf(data))}, as it was sent`
       : `the request arrived with ${describe(markOf(data))}, not with ${describe(EF)}`;
     const who = nat === null ? "" : `; the far end sees the address ${nat.replace(/:\d+$/, "")}`;
-    return `${title}, ${what}${who} (exit code ${code}).`;
+    return `${title}, ${what}${who} (exit ${code}).`;
   });
   return {
     table: `${runsText(runs)}\nThe far end's log:\n${log}\n`,
@@ -212,8 +214,8 @@ export async function measureDrop(network: Network, stage: Stage = {}): Promise<
   const { client, router } = network.at, before = await droppedBy(router), runs: Run[] = [];
   await using _farEnd = await startFarEnd(network);
   for (const options of ["-d DF", "-d EF", "-d EF --mark-syn"]) {
-    stage.step?.(`one GET, ${options}`, options === "-d DF" ? 1 : 4);
-    runs.push(await runOn(client, options, `${options} -m 2`));
+    stage.step?.(`one GET, ${options}`, options === "-d DF" ? 1 : 2);
+    runs.push(await runOn(client, options, `${options} -m 1.5`));
   }
   return { runs, dropped: await droppedBy(router) - before };
 }
@@ -232,7 +234,7 @@ export function showDrop({ runs, dropped }: Drops): Shown {
       : connect !== null
       ? `it connected, sent the request ${plural(sent.repeats + 1, "time")}, and got no reply`
       : "it did not connect";
-    return `${title}: ${what} (exit code ${code}).`;
+    return `${title}: ${what} (exit ${code}).`;
   });
   sentences.push(
     dropped > 0

@@ -49,9 +49,10 @@ async function describeNetwork({ wiring: { hosts } }: Scene): Promise<string> {
       text += `${question}\n${(await execute(words)).stdout}`;
     }
   }
-  // Link-local addresses come from random MAC addresses.
-  return text.replace(/ ?fe80::[0-9a-f:]+\/\d+/g, "").replace(/ +$/gm, "")
-    .replace(/@if\d+/g, "@").replace(/direct_packets_stat \d+/g, "").replace(/^fe80.*\n/gm, "");
+  // What comes by chance or a moment later: MAC addresses and what is made of them, carriers, counts.
+  const passing =
+    / ?fe80::[0-9a-f:]+\/\d+|^fe80.*\n|@if\d+|direct_packets_stat \d+| linkdown| (UP|DOWN|UNKNOWN)\b| +$/gm;
+  return text.replace(passing, "").replace(/ {2,}/g, " ");
 }
 
 testWith(NEEDS, "the commands that a scene prints build the network that they built", async () => {
@@ -74,6 +75,7 @@ const FIGURES: Record<string, (said: string) => unknown> = {
   rewrite: (said) => /^The 64 code points[^]*?as DF\.$/m.exec(said)?.[0],
   path: (said) =>
     /^EF .* was changed to CS1 .*between\nr1 and r2\.|^EF .* between r1.*$/m.exec(said)?.[0],
+  tos: (said) => said.match(/^EF gains nothing|^ToS 0x10, .* goes into the first band/gm),
   drop: (said) => said.match(/^-d .*\.$/gm),
 };
 
@@ -145,6 +147,9 @@ testWith(NEEDS, "--keep, --again and --remove say what keeps them from it", asyn
   ]);
   const hosts = site.hosts.map(({ name }) => name);
   assert.equal((await presentOf(hosts)).length, 3);
+  const other = await execute([...LAB, "--scene", "drop", "--again", "--name", PREFIX]);
+  assert.equal(other.code, 2);
+  assert.match(other.stderr, /^lab: the network that stands is not that of 'drop': [^\n]+\n$/m);
   await using _program = new Background([...site.at.server.under, "sleep", "60"]);
   const used = await lab("--again");
   assert.deepEqual([used.code, used.stderr], [

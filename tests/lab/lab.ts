@@ -283,7 +283,11 @@ async function play(options: Options, signal: AbortSignal): Promise<void> {
     say(before(scene));
     using progress = new Progress(scene.name);
     const stage: Stage = { signal, step: (text, seconds) => progress.step(text, seconds) };
-    const { shown, built } = await scene.play(stage, place ?? undefined);
+    const { shown, built } = await scene.play(stage, place ?? undefined).catch((error) => {
+      if (!place?.isStanding || signal.aborted) throw error;
+      const [line] = error.message.split("\n");
+      throw usage(`the network that stands is not that of '${scene.name}': ${line}`);
+    });
     if (place !== null) await guard?.keep();
     progress[Symbol.dispose]();
     say(after(shown));

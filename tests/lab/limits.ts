@@ -12,7 +12,7 @@ import {
   medianOf,
   type Network,
   scene,
-  SERVE,
+  SERVE_QUIETLY,
   type Shown,
   speedups,
   startFarEnd,
@@ -42,7 +42,10 @@ const ENDS: readonly Command<"server">[] = [
 ];
 
 const SHAPER: readonly Command<"router">[] = [
-  ["router", "tc qdisc add dev r0 root handle 1: tbf rate 2mbit burst 5kb limit 500kb"],
+  [
+    "router",
+    "tc qdisc add dev r0 root handle 1: \\\n  tbf rate 2mbit burst 5kb limit 500kb",
+  ],
 ];
 
 const NO_SHAPER: readonly Command<"router">[] = [["router", "tc qdisc del dev r0 root"]];
@@ -64,8 +67,8 @@ const POLICER: readonly Command<"router">[] = [
 const LARGE = `http://${serverOf(THREE).ipv4}:${LARGE_PORT}/`;
 
 const TRIES: readonly Command<"client" | "server">[] = [
-  ["server", "$traffic large 300000 & sleep 1"],
-  SERVE,
+  ["server", "$traffic large 1000000 & sleep 1"],
+  SERVE_QUIETLY,
   ["client", `$get ${LARGE} >/dev/null & sleep 0.3`],
   ["client", `$get -n 10 ${FAR_END}  # beside the large reply`],
 ];
@@ -171,7 +174,7 @@ function passageTable(passages: readonly Passage[]): string {
       ];
     }),
   ].map(([label, ...cells]) => label.padEnd(12) + cells.map((cell) => cell.padStart(10)).join(""));
-  const small = table(passages.map(({ row }) => row));
+  const small = table(passages.map(({ row }) => row), 80);
   return `${lines.join("\n")}\n\nSmall GETs meanwhile:\n${small}`;
 }
 

@@ -16,7 +16,7 @@ import {
   medianOf,
   type Network,
   scene,
-  SERVE,
+  SERVE_QUIETLY,
   type Shown,
   speedups,
   startFarEnd,
@@ -155,7 +155,7 @@ export function showPriority(measured: Measured): Shown {
   }
   sentences.push(statistics([df, ef, syn]));
   return {
-    table: table(rows),
+    table: table(rows, 80),
     sentences,
     picture: {
       title: "Priority queuing: one GET through a busy 5 Mbit/s link",
@@ -181,14 +181,11 @@ export const PRIORITY = scene({
   commands: BOTTLENECK,
   looks: SEE_CLASSES,
   tries: [
-    SERVE,
+    SERVE_QUIETLY,
     ...BULK,
     ["client", `$get -n 20 -d DF,EF ${FAR_END}`],
     ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
-    [
-      "router",
-      "tc class change dev r1 parent 1:1 classid 1:10 \\\n  htb rate 2mbit ceil 5mbit prio 1  # EF no longer first",
-    ],
+    ["router", "tc filter del dev r1 parent 1:  # EF is like all else now"],
     ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
   ],
   needs: ["root", "ip", "tc", "sysctl"],
@@ -299,7 +296,7 @@ export function showCall(call: Call): Shown {
     shaded: { ...download, label: "download" },
   } as const;
   return {
-    table: table([...df, ...ef]),
+    table: table([...df, ...ef], 80),
     sentences,
     picture: {
       title: "A call beside a download, on a 5 Mbit/s link",
@@ -345,7 +342,7 @@ export const CALL = scene({
   commands: BOTTLENECK,
   looks: SEE_CLASSES,
   tries: [
-    SERVE,
+    SERVE_QUIETLY,
     ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
     ...BULK,
     ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
@@ -401,7 +398,7 @@ export function showTos(measured: Measured): Shown {
   }
   sentences.push(statistics(rows));
   return {
-    table: table(rows),
+    table: table(rows, 80),
     sentences,
     picture: {
       title: "ToS and DSCP: pfifo_fast reads the old bits",
@@ -430,7 +427,7 @@ export const TOS = scene({
     SEE_MARKS,
   ],
   tries: [
-    SERVE,
+    SERVE_QUIETLY,
     ...BULK,
     ["client", `$get -n 20 -d DF,EF,4 --mark-syn ${FAR_END}  # 4 is ToS 0x10`],
   ],

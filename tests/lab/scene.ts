@@ -156,8 +156,12 @@ export function topologyOf(
 /** The URL of {@linkcode startFarEnd}. */
 export const FAR_END = "http://198.51.100.2:8086/";
 
-/** The first things to try: the far end. */
+/** The first thing to try: the far end, with its log or without. */
 export const SERVE: Command<"server"> = ["server", "$get --serve 0.0.0.0:8086 & sleep 1"];
+export const SERVE_QUIETLY: Command<"server"> = [
+  "server",
+  "$get --silent --serve 0.0.0.0:8086 & sleep 1",
+];
 
 /** Starts the script as the far end, on the server. */
 export async function startFarEnd(

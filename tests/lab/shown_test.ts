@@ -176,27 +176,27 @@ Deno.test("arrival and drop: the sentences follow the data", () => {
   ];
   const { sentences, table } = showArrival({ runs, log: "a line of the log" });
   assert.deepEqual(sentences, [
-    "Plain, the request arrived with EF (0xB8), as it was sent (exit code 0).",
-    "Marked anew, the request arrived with CS1 (0x20), not with EF (0xB8) (exit code 102).",
+    "Plain, the request arrived with EF (0xB8), as it was sent (exit 0).",
+    "Marked anew, the request arrived with CS1 (0x20), not with EF (0xB8) (exit 102).",
     "NAT, the request arrived with EF (0xB8), as it was sent; the far end sees the address " +
-    "192.0.2.1 (exit code 0).",
+    "192.0.2.1 (exit 0).",
     "Both, the request arrived with DF (0x00), not with EF (0xB8); the far end sees the address " +
-    "192.0.2.1 (exit code 102).",
-    "Handshake only, the far end does not report the request's mark (exit code 0).",
-    "Proxy, nothing is known of what arrived (exit code 0).",
+    "192.0.2.1 (exit 102).",
+    "Handshake only, the far end does not report the request's mark (exit 0).",
+    "Proxy, nothing is known of what arrived (exit 0).",
   ]);
-  assert.match(table, /^Both \(exit code 102\):\nreport of Both$/m);
+  assert.match(table, /^Both \(exit 102\):\nreport of Both$/m);
   assert.match(table, /The far end's log:\na line of the log\n$/);
   const three = [
     run("-d DF", 0, null),
     run("-d EF", 28, null, 4),
     run("-d EF --mark-syn", 28, null),
   ];
-  const passed = "-d DF: the reply came (exit code 0).";
+  const passed = "-d DF: the reply came (exit 0).";
   assert.deepEqual(showDrop({ runs: three, dropped: 18 }).sentences, [
     passed,
-    "-d EF: it connected, sent the request 5 times, and got no reply (exit code 28).",
-    "-d EF --mark-syn: it did not connect (exit code 28).",
+    "-d EF: it connected, sent the request 5 times, and got no reply (exit 28).",
+    "-d EF --mark-syn: it did not connect (exit 28).",
     "The router dropped 18 packets.",
   ]);
   assert.deepEqual(showDrop({ runs: three.slice(0, 1), dropped: 0 }).sentences, [

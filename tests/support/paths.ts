@@ -60,12 +60,32 @@ export class SimulatedPath implements AsyncDisposable {
     }
   }
 
+  /** Waits for the SYNs of a program that has ended: their time to live, mark and source port. */
+  async syns(): Promise<{ ttl: number; tos: number; port: number }[]> {
+    // A refused connection behind them.
+    const last = ["ip", "netns", "exec", this.client.name, "python3", "-c", LAST];
+    await new Background(last).end();
+    const all = (said: string) =>
+      [...said.matchAll(/^syn (\d+) (\d+) (\d+) (\d+)$/gm)].map(([, ...words]) =>
+        words.map(Number)
+      );
+    const said = await this.program.until((said) => all(said).some(([, , , to]) => to === 9));
+    return all(said).filter(([, , , to]) => to !== 9)
+      .map(([ttl, tos, port]) => ({ ttl, tos, port }));
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.program.stop("SIGKILL");
     await this.client[Symbol.asyncDispose]();
     await this.server[Symbol.asyncDispose]();
   }
 }
+
+const LAST = `
+import socket
+try: socket.create_connection(("${FAR_SERVER.ipv4}", 9), 0.2)
+except OSError: pass
+`;
 
 const PROGRAM = `
 import ctypes, fcntl, heapq, json, os, select, socket, struct, subprocess, sys, time
@@ -151,6 +171,8 @@ def forward(packet):
     if (packet[9] if isv4 else packet[6]) != 6: return
     first = packet[8] if isv4 else packet[7]
     tcp = packet[20:] if isv4 else packet[40:]
+    if tcp[13] & 0x12 == 2:
+        print("syn", first, tos_of(packet), tcp[0] << 8 | tcp[1], tcp[2] << 8 | tcp[3])
     for hop, router in enumerate(routers, 1):
         left, tos = first - hop, tos_of(packet)
         packet = marked(packet, tos, left)
