@@ -248,7 +248,7 @@ export class MarkedConn implements Disposable {
    * copies of all packets, up to a second for each, and closes the socket.
    */
   async finish(): Promise<void> {
-    if (this.#isTls && !this.#isWriting && !this.#isClosed) {
+    if (this.#isTls) {
       const sent = new AbortController();
       this.#stream.closeWrite!().catch(() => {}).finally(() => sent.abort());
       await pause(1000, sent.signal);

@@ -119,6 +119,10 @@ export async function connectToFirst<T extends { close(): void }>(
  * Opens a connection whose every packet carries the mark: SYN, handshake, data and FIN. Of several
  * addresses, the first to connect wins (RFC 8305).
  *
+ * Deno does not know of this socket. In a Worker, close it before `terminate()`: a Worker that is
+ * terminated meanwhile leaves three descriptors until the process ends, the socket and two to wait
+ * with, and a thread until the other end closes.
+ *
  * ```ts
  * import { dial } from "./mod.ts";
  * const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });

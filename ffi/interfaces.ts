@@ -20,7 +20,7 @@ export function interfaceWith(sockaddr: Uint8Array): string | null {
   if (libc.getifaddrs(first) < 0) return null;
   const list = Deno.UnsafePointer.create(first[0]);
   let found: string | null = null;
-  for (let entry = list; entry !== null && found === null;) {
+  for (let entry = list; entry !== null;) {
     // struct ifaddrs { struct ifaddrs *ifa_next; char *ifa_name; unsigned ifa_flags;
     //   struct sockaddr *ifa_addr; … }
     const view = new Deno.UnsafePointerView(entry), address = view.getPointer(24);

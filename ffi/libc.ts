@@ -151,6 +151,10 @@ const cold = table({
   poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
   // int getdtablesize(void);
   getdtablesize: { parameters: [], result: "i32" },
+  // int listen(int sockfd, int backlog);
+  listen: { parameters: ["i32", "i32"], result: "i32" },
+  // int accept(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
+  accept: { parameters: ["i32", "pointer", "pointer"], result: "i32" },
   // int getifaddrs(struct ifaddrs **ifap);
   getifaddrs: { parameters: ["buffer"], result: "i32" },
   // void freeifaddrs(struct ifaddrs *ifa);
@@ -300,6 +304,16 @@ export function socket(family: number, type = SOCK_STREAM, protocol = IPPROTO_TC
 /** bind(2). */
 export function bind(fd: number, address: Bytes): number {
   return orNegativeErrno(cold().bind(fd, address, address.length));
+}
+
+/** listen(2) for a single connection. */
+export function listen(fd: number): number {
+  return orNegativeErrno(cold().listen(fd, 1));
+}
+
+/** accept(2). */
+export function accept(fd: number): number {
+  return orNegativeErrno(cold().accept(fd, null, null));
 }
 
 /** connect(2) of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */

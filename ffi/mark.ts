@@ -8,7 +8,7 @@ import { checkTos, hex } from "./dscp.ts";
 import { type Connection, type Listening, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { getOption, setOption } from "./option.ts";
-import { AF_INET6 } from "./sockaddr.ts";
+import { AF_INET, AF_INET6, encode } from "./sockaddr.ts";
 
 /** The kernel accepted the call, but not the mark: another byte reads back. */
 export class MarkError extends Error {
@@ -18,11 +18,12 @@ export class MarkError extends Error {
    * @param option the option's name, such as `IP_TOS`
    * @param set the byte that was set
    * @param readBack the byte that was read back
+   * @param where where it was, if not at the socket itself
    */
-  constructor(option: string, readonly set: number, readonly readBack: number) {
+  constructor(option: string, readonly set: number, readonly readBack: number, where = "") {
     super(
       `setsockopt(${option}, ${hex(set)}) was accepted, ` +
-        `but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)`,
+        `but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)${where}`,
     );
     this.name = "MarkError";
   }
@@ -32,7 +33,9 @@ export class MarkError extends Error {
  * Sets the byte that the connection's packets carry from now on: `IP_TOS` on an IPv4 socket; on an
  * IPv6 one `IPV6_TCLASS` for IPv6 peers and `IP_TOS` for IPv4-mapped ones. Then reads it back: the
  * kernel accepted it, but see {@linkcode drainSent} for what left. The sockets that a listener
- * accepts inherit its byte.
+ * accepts inherit its byte, unless sysctl `net.ipv4.tcp_reflect_tos` is 1: then each has that of
+ * its client's SYN. A connection to a listener of its own on 127.0.0.1 shows that, and this throws;
+ * the accepted connections have to be marked, as `setTos` of {@linkcode arrivedFrom} does.
  *
  * ```ts
  * import { setTos } from "./mod.ts";
@@ -47,12 +50,36 @@ export class MarkError extends Error {
  * @returns the byte read back, equal to `tos`
  * @throws {RangeError} not such a byte
  * @throws {LibcError} the kernel refuses; names the call and errno
- * @throws {MarkError} the kernel reads back another byte
+ * @throws {MarkError} the kernel reads back another byte, or one on connections that a listener
+ * accepts
  * @throws {DescriptorError} the connection is closed
  */
 export function setTos(socket: Connection | Listening, tos: number): number {
-  const { fd, family } = socketOf(socket);
-  return setTosAt(fd, family, tos);
+  const { fd, family } = socketOf(socket), readBack = setTosAt(fd, family, tos);
+  if ("addr" in socket && reflectsTos()) {
+    const why = " on what the listener accepts: sysctl net.ipv4.tcp_reflect_tos is 1";
+    throw new MarkError("IP_TOS", tos, 0, why);
+  }
+  return readBack;
+}
+
+/** Whether accepted connections have the byte of the SYN, and not the listener's. */
+function reflectsTos(): boolean {
+  const address = encode({ transport: "tcp", hostname: "127.0.0.1", port: 0 });
+  const [listener, client] = [libc.socket(AF_INET), libc.socket(AF_INET)];
+  let accepted = -1;
+  try {
+    setTosAt(listener, AF_INET, 4);
+    libc.bind(listener, address);
+    libc.listen(listener);
+    libc.getsockname(listener, address);
+    libc.connect(client, address);
+    // The handshake on loopback is over when connect(2) returns; if not, this remains unknown.
+    accepted = libc.accept(listener);
+    return accepted >= 0 && getOption(accepted, libc.IP_TOS) !== 4;
+  } finally {
+    for (const fd of [listener, client, accepted]) libc.close(fd);
+  }
 }
 
 /** {@linkcode setTos} of a descriptor that the caller owns, of this address family. */

@@ -137,7 +137,7 @@ export function parseLooped(
       sameBytes(packet, source + size, remote, atRemote, size);
     if (!isFromUs && !isToThem) continue;
     // The two MAC addresses of `lo` are zero, whichever rule sent the packet there.
-    const isOnLoopback = at >= 14 && packet.subarray(0, 12).every((byte) => byte === 0);
+    const isOnLoopback = packet.subarray(0, 12).every((byte) => byte === 0);
     return { ...packetAt(packet, at, tcp), isRedirected: isOnLoopback && !isHere(remote) };
   }
   return null;

@@ -91,7 +91,7 @@ export function failureOf(error: unknown, stage: Stage | null = null, to?: Desti
   if (stage === "connecting") return connectFailure(error, to!);
   if (stage === "securing") return tlsFailure(error);
   if (stage === null) return new Failure(Exit.cannotRun, printable(error.message));
-  return new Failure(Exit.connectionLost, `the connection was lost: ${errorText(error)}`);
+  return new Failure(Exit.connectionLost, `the connection was lost: ${tlsText(error)}`);
 }
 
 /** Where a request was to go. */
@@ -148,6 +148,22 @@ const CERTIFICATE_ERRORS: readonly (readonly [said: RegExp, words: string])[] = 
   [/^NotValidYet/, "it is not valid yet"],
 ];
 
+/** Words for what else ends TLS: alerts (RFC 8446 section 6) and errors of Deno's two libraries. */
+const TLS_ERRORS: readonly (readonly [said: RegExp, words: string])[] = [
+  [/ProtocolVersion/, "the server's version of TLS is not supported"],
+  [/HandshakeFailure/, "there is no cipher in common with the server"],
+  [/CertificateRequired/, "the server asks for a client's certificate"],
+  [/UnrecognisedName/, "the server does not know this host name"],
+  [/InvalidContentType/, "it is not TLS"],
+  [/^unexpected end|disconnected before/, "the server closed the connection"],
+];
+
+/** Words for an error of TLS, with the library's own in brackets. */
+function tlsText(error: Error): string {
+  const message = errorText(error), known = TLS_ERRORS.find(([said]) => said.test(message));
+  return known === undefined ? message : `${known[1]} (${message})`;
+}
+
 function tlsFailure(error: Error): Failure {
   const message = errorText(error);
   const bare = message.replace(/^invalid peer certificate: /, "");
@@ -158,7 +174,7 @@ function tlsFailure(error: Error): Failure {
   if (bare === message) {
     const isPlain = /InvalidContentType|wrong version number|packet length too long/.test(message);
     const hint = isPlain ? "the server does not speak TLS: is it http://?" : undefined;
-    return new Failure(Exit.tlsFailed, `TLS failed: ${message}`, hint);
+    return new Failure(Exit.tlsFailed, `TLS failed: ${tlsText(error)}`, hint);
   }
   const hint = /issuer|signed/.test(words)
     ? "--cacert FILE trusts the certificates in FILE, -k any"

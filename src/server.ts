@@ -6,7 +6,7 @@
  */
 
 import { keepArrivals, readArrived } from "../ffi/arrived.ts";
-import { DescriptorError, markOf, setTos } from "../ffi/mod.ts";
+import { DescriptorError, LibcError, markOf, setTos } from "../ffi/mod.ts";
 import { pause } from "../ffi/wait.ts";
 import {
   encodeReply,
@@ -126,7 +126,12 @@ function markReply(conn: Deno.TcpConn, fixed: number | null): Pick<Seen, "arrive
 function listenIfFree(where: { hostname: string; port: number }): Deno.TcpListener | null {
   try {
     const listener = Deno.listen(where);
-    keepArrivals(listener);
+    try {
+      keepArrivals(listener);
+    } catch (error) {
+      // Multipath TCP, as by mptcpize(8), keeps nothing: then nothing is reported.
+      if (!(error instanceof LibcError)) throw error;
+    }
     return listener;
   } catch (error) {
     if (error instanceof Deno.errors.AddrInUse) return null;

@@ -50,15 +50,15 @@ testWith(
       const { stdout } = await dscpGet(["--json", ...args, url], client);
       const { code, stderr } = await dscpGet([...args, url], client);
       const { sent, mark, error } = JSON.parse(stdout);
-      const line = /^handshake +(.*)$/m.exec(stderr)![1];
+      const line = /^(?:handshake|arrived) +(.*)$/m.exec(stderr)?.[1] ?? "";
       return { code, stderr, line, sent, error, seen: [mark.handshake, mark.handshakeProved] };
     };
     const told = await ask(8086, "--mark-syn");
     assert.deepEqual([told.code, told.seen], [0, [true, true]]);
-    assert.equal(told.line, "set before the SYN; proved by the mark that the server reports");
+    assert.equal(told.line, "request 0xB8, SYN 0xB8: the mark survived");
     const unmarked = await ask(8086);
     assert.deepEqual([unmarked.code, unmarked.seen], [0, [false, null]]);
-    assert.match(unmarked.line, /^unmarked/);
+    assert.match(unmarked.line, /^request 0xB8: the mark survived; SYN 0x00, as it was sent$/);
 
     await client.run(
       "nft",
@@ -74,8 +74,9 @@ testWith(
 
     const rewritten = await ask(8086, "--mark-syn");
     assert.deepEqual([rewritten.code, rewritten.seen], [102, [true, false]]);
-    assert.equal(rewritten.line, "set before the SYN; NOT the mark that the server reports");
-    const message = "sent EF (0xB8), arrived DF (0x00): rewritten by this host or the path";
+    assert.equal(rewritten.line, "request 0xB8, SYN 0x00: NOT the mark that was sent");
+    const message = "SYN sent EF (0xB8), arrived DF (0x00), but the request kept its mark: " +
+      "a SYN proxy on the path makes one of its own, or a rule changes SYNs only";
     assert.equal(rewritten.error.message, message);
     assert.ok(rewritten.stderr.endsWith(`dscp-get: ${message}\n`), rewritten.stderr);
   },

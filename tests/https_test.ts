@@ -190,6 +190,14 @@ for (const isDialed of [false, true]) {
       assert.equal(cut.conn.dataSent, null);
       assert.ok(seen(cut.conn) > 0);
       cut.server.close();
+      if (!isDialed) return;
+      // What the other end does not read cannot be ended in order, and is not waited for.
+      const full = await open();
+      const writing = full.conn.write(new Uint8Array(8 << 20)).catch(() => {});
+      await full.conn.finish();
+      await writing;
+      assert.equal(full.conn.dataSent, null);
+      full.server.close();
     },
   );
 }

@@ -107,6 +107,10 @@ Deno.test("whatever else is in front of a packet wraps it, and an outer IP heade
       ["MPLS, two labels", `${ETHERNET} 8847 ${ends} ${label}`, null, 22],
       ["MPLS on tun", `${ends} ${label}`, null, 8],
       ["IP in an unknown type", `${ETHERNET} 88b5 ${outer4("04")}`, null, 34],
+      ["GRE in an unknown type", `${ETHERNET} 88b5 ${outer4("2f")} 0000 0800`, null, 38],
+      ["its address like a type", `${ETHERNET} 88b5 ${outer4("04").slice(0, -4)}0800`, null, 34],
+      ["no IPv4 header", `${mac} 4420${outer4("04").slice(4)}`, null, 34],
+      ["no whole IPv6 header", `${ETHERNET} 86dd ${outer6("04").slice(0, -16)}`, null, 46],
       ["no whole IPv4 header", `${mac} 4520 0040 0000 4000 4004 0000 0a000001 0a00`, null, 32],
     ] as const
   ) {
@@ -151,6 +155,8 @@ Deno.test("addresses of this host are known, whatever their port, and no others"
       ["::7f00:1", false],
       ["128.0.0.1", false],
       ["192.0.2.1", false],
+      ["0.0.0.0", false],
+      ["7f00::1", false],
       ["2001:db8::1", false],
     ] as const
   ) assert.equal(isHostAddress(at(hostname, 1)), isHere, hostname);

@@ -1,7 +1,11 @@
 import assert from "node:assert/strict";
 import { dial, MarkedConn, setTos } from "../ffi/mod.ts";
-import { parseReturned } from "../ffi/returned.ts";
-import { encode } from "../ffi/sockaddr.ts";
+import { startConnect } from "../ffi/dial.ts";
+import { Socket } from "../ffi/fd.ts";
+import * as libc from "../ffi/libc.ts";
+import { setOption } from "../ffi/option.ts";
+import { openReturned, parseReturned, readReturned } from "../ffi/returned.ts";
+import { AF_INET, AF_INET6, encode } from "../ffi/sockaddr.ts";
 import { Capture, fromHex } from "./support/packets.ts";
 import { dscpGet, execute, Nobody, openDescriptors, testWith } from "./support/processes.ts";
 import { OK, RawServer, readRequest, send } from "./support/servers.ts";
@@ -56,6 +60,7 @@ testWith(
         isDialed ? dial({ ...to, tos: null }) : Deno.connect(to),
         listener.accept(),
       ]);
+      server.setNoDelay(true);
       const conn = MarkedConn.adopt(stream);
       await conn.write(new Uint8Array(1));
       return { conn, server };
@@ -91,6 +96,46 @@ testWith(
     }
     // What waits for dialed sockets stays open.
     assert.ok(openDescriptors() <= before + 2);
+  },
+);
+
+testWith(
+  ["root"],
+  "a connection with the same ports and another address is another one",
+  async () => {
+    using listener = Deno.listen({ hostname: "0.0.0.0", port: 0 });
+    const { port } = listener.addr;
+    let ownPort = 0;
+    const open = async (from: string, to: string) => {
+      const fd = libc.socket(AF_INET);
+      setOption(fd, libc.SO_REUSEADDR, 1);
+      const local = encode({ transport: "tcp", hostname: from, port: ownPort });
+      const remote = encode({ transport: "tcp", hostname: to, port });
+      assert.equal(libc.bind(fd, local), 0);
+      libc.getsockname(fd, local);
+      ownPort = local[2] << 8 | local[3];
+      assert.equal(startConnect(fd, remote), -libc.EINPROGRESS);
+      return { socket: new Socket(fd, AF_INET, local, remote), server: await listener.accept() };
+    };
+    // Not the address that the kernel would choose.
+    const ours = await open("127.0.0.5", "127.0.0.1");
+    const others = [await open("127.0.0.5", "127.0.0.3"), await open("127.0.0.4", "127.0.0.1")];
+    const raw = openReturned(ours.socket)!;
+    for (const { server } of others) {
+      setTos(server, 0x88);
+      await server.write(new Uint8Array(1));
+    }
+    assert.equal(readReturned(raw, ours.socket), null);
+    setTos(ours.server, 0x20);
+    await ours.server.write(new Uint8Array(1));
+    assert.equal(readReturned(raw, ours.socket), 0x20);
+    const ends = [40000, 80].map((port) => encode({ transport: "tcp", hostname: "::1", port }));
+    assert.equal(openReturned(new Socket(raw, AF_INET6, ends[0], ends[1])), null);
+    for (const { socket, server } of [ours, ...others]) {
+      libc.close(socket.fd);
+      server.close();
+    }
+    libc.close(raw);
   },
 );
 

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Exit, failureOf } from "../src/failure.ts";
 import { Namespace } from "./support/namespaces.ts";
 import { Background, dscpGet, testWith } from "./support/processes.ts";
 import { Certificates } from "./support/servers.ts";
@@ -117,7 +118,7 @@ testWith(
         ["both.example:8080", 0, {}],
         ["dead.example:8080", 0, {}],
         ["0.0.0.0:8080", 0, {}],
-        ["0x7f.1:8080", 0, {}],
+        ["0x7f.1:8080", 3, {}],
         ["localhost:8086", 0, { "-4": 7 }],
         ["[::1]:8086", 0, { "-4": 7 }],
         ["six.example:8086", 0, { "-4": 6 }],
@@ -207,7 +208,7 @@ testWith(
           `${invalid} it is for another host name`,
         ],
         ["https://127.0.0.2:8443/whole/closed", env, 60, `${invalid} it is for another host name`],
-        ["https://server.example:8080/whole/closed", env, 35, "TLS failed: "],
+        ["https://server.example:8080/whole/closed", env, 35, "TLS failed: it is not TLS ("],
       ] as const
     ) {
       await Promise.all(
@@ -224,3 +225,28 @@ testWith(
     }
   },
 );
+
+Deno.test("what ends TLS is said in words, with the library's own in brackets", () => {
+  for (
+    const [said, words] of [
+      ["received fatal alert: ProtocolVersion", "the server's version of TLS is not supported"],
+      ["received fatal alert: HandshakeFailure", "there is no cipher in common with the server"],
+      ["received fatal alert: CertificateRequired", "the server asks for a client's certificate"],
+      ["received fatal alert: UnrecognisedName", "the server does not know this host name"],
+      ["received corrupt message of type InvalidContentType", "it is not TLS"],
+      ["unexpected end of file", "the server closed the connection"],
+      [
+        "client network socket disconnected before secure TLS connection was established",
+        "the server closed the connection",
+      ],
+      ["received fatal alert: Unknown", null],
+    ] as const
+  ) {
+    const text = words === null ? said : `${words} (${said})`;
+    const securing = failureOf(new Deno.errors.InvalidData(said), "securing");
+    assert.deepEqual([securing.code, securing.message], [Exit.tlsFailed, `TLS failed: ${text}`]);
+    const later = failureOf(new Deno.errors.InvalidData(said), "connected");
+    const lost = `the connection was lost: ${text}`;
+    assert.deepEqual([later.code, later.message], [Exit.connectionLost, lost]);
+  }
+});

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { DescriptorError, getTos, setTos } from "../ffi/mod.ts";
+import { Namespace } from "./support/namespaces.ts";
 import { Capture, type Seen } from "./support/packets.ts";
 import { testWith } from "./support/processes.ts";
 import { Certificates, send } from "./support/servers.ts";
@@ -202,3 +203,38 @@ Deno.test("a server on a Unix socket, or one that was shut down, cannot be marke
   await server.shutdown();
   assert.throws(() => setTos(server, 0xb8), DescriptorError);
 });
+
+testWith(
+  ["root", "ip", "sysctl"],
+  "on a host that returns each client's own byte, marking a listener is an error and no promise",
+  async () => {
+    const mod = new URL("../ffi/mod.ts", import.meta.url).href;
+    const script = `const { setTos } = await import(${JSON.stringify(mod)});
+      const opened = () => [...Deno.readDirSync("/proc/self/fd")].length;
+      const server = Deno.serve({ port: 0, onListen() {} }, () => new Response("hello"));
+      const first = await Deno.connect(server.addr), before = opened();
+      setTos(first, 0x88);
+      try {
+        console.log(setTos(server, 0xb8));
+      } catch (error) {
+        console.log(error.message);
+      }
+      console.log(opened() - before);
+      Deno.exit();`;
+    await using namespace = await Namespace.create();
+    for (
+      const [reflects, said] of [
+        [0, "184\n0\n"],
+        [
+          1,
+          "setsockopt(IP_TOS, 0xB8) was accepted, but getsockopt(IP_TOS) reads back 0x00 (errno 0)" +
+          " on what the listener accepts: sysctl net.ipv4.tcp_reflect_tos is 1\n0\n",
+        ],
+      ] as const
+    ) {
+      await namespace.run("sysctl", "-qw", `net.ipv4.tcp_reflect_tos=${reflects}`);
+      const run = await namespace.run(Deno.execPath(), "eval", script);
+      assert.equal(run.stdout, said);
+    }
+  },
+);
