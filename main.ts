@@ -20,16 +20,25 @@ import { type Mark, parseDscp } from "./ffi/mod.ts";
 import { completions } from "./src/completions.ts";
 import type {
   Arrival,
+  ArrivedChange,
   Change,
   Exchange,
   Field,
   Reply,
   RequestContext,
   RequestOptions,
+  Returned,
   Sent,
   Sink,
 } from "./src/exchange.ts";
-import { Exit, Failure, failureOf, isPeerGone, missingPermission } from "./src/failure.ts";
+import {
+  Exit,
+  Failure,
+  failureOf,
+  isPeerGone,
+  isUnknownHost,
+  missingPermission,
+} from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
 import {
@@ -71,7 +80,7 @@ import {
   assessArrival,
   assessReturn,
   assessSent,
-  NOT_OBSERVED,
+  newExchange,
   requestFailure,
 } from "./src/verdict.ts";
 import { VERSION } from "./src/version.ts";
@@ -79,6 +88,7 @@ import { VERSION } from "./src/version.ts";
 export { Exit, Failure, Trace };
 export type {
   Arrival,
+  ArrivedChange,
   Change,
   Exchange,
   Field,
@@ -86,6 +96,7 @@ export type {
   Header,
   Reply,
   RequestOptions,
+  Returned,
   Sent,
   Sink,
   Target,
@@ -108,7 +119,8 @@ async function request(
   const { limits = new Limits(options), onMarked } = context;
   const get = encodeRequest(target, options.headers);
   const to = { ...options, hostname: target.host, port: target.port, requestSize: get.length };
-  const exchange = await begin(target, mark, options, to, context.started);
+  if (needsOwnSocket(to)) await loadDial(target.isHttps);
+  const exchange = newExchange(target, mark, options, context.started);
   const { milliseconds } = exchange, signal = limits.begin(target);
   let conn: MarkedConn | null = null, writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
@@ -124,8 +136,7 @@ async function request(
     limits.stage = "securing";
     if (target.isHttps) await conn.startTls(target.host.replace(/%.*/, ""), options.trust);
     limits.stage = "connected";
-    // The GET. A server may reply before it has read all of a large one, and what it has sent can
-    // still be read after our write has failed.
+    // The GET; what the server has sent can be read also after our write has failed.
     conn.write(get).catch((error) => {
       writeError = error;
       if (!isPeerGone(error)) conn?.close();
@@ -145,6 +156,8 @@ async function request(
   } finally {
     milliseconds.total = performance.now() - exchange.started;
     limits.end();
+    // TLS has a last word, which counts as well.
+    if (exchange.failure === null) await conn?.finish();
     conn?.close();
   }
   // The proof: copies of our own packets, and what the far end reports
@@ -157,43 +170,26 @@ async function request(
   return exchange;
 }
 
-/** An exchange of which nothing is known yet. Its clock starts when its code is loaded. */
-async function begin(
-  target: Target,
-  mark: Mark,
-  options: RequestOptions,
-  to: ConnectOptions,
-  started?: number,
-): Promise<Exchange> {
-  if (needsOwnSocket(to)) {
-    await import("./ffi/dial.ts");
-    if (target.isHttps) await import("./ffi/secure.ts");
-  }
-  return {
-    target,
-    mark,
-    markSyn: options.markSyn,
-    expect: options.expect,
-    started: started ?? performance.now(),
-    connection: null,
-    reply: null,
-    milliseconds: { connect: null, firstByte: null, total: null },
-    sent: NOT_OBSERVED,
-    arrived: null,
-    returned: { sent: null, arrived: null, kept: null },
-    failure: null,
-  };
-}
-
 /** Opens a connection: with Deno's socket, or libc's if Deno's cannot do what is asked for. */
 async function connect(to: ConnectOptions, mark: Mark, signal: AbortSignal): Promise<MarkedConn> {
   const { hostname, port, family, markSyn } = to;
   if (!needsOwnSocket(to)) {
-    return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }));
+    try {
+      return MarkedConn.adopt(await Deno.connect({ hostname, port, signal }));
+    } catch (error) {
+      // Not every resolver knows localhost; dial does, as RFC 6761 section 6.3 asks.
+      if (!/^localhost\.?$/.test(hostname) || !isUnknownHost(error)) throw error;
+    }
   }
-  const { dial } = await import("./ffi/dial.ts");
+  const { dial } = await loadDial(false);
   const tos = markSyn ? mark.tos : null;
   return MarkedConn.adopt(await dial({ hostname, port, tos, family, signal }));
+}
+
+/** Loads what a socket of libc's needs, before a request's clock starts. */
+async function loadDial(isHttps: boolean): Promise<typeof import("./ffi/dial.ts")> {
+  if (isHttps) await import("./ffi/secure.ts");
+  return await import("./ffi/dial.ts");
 }
 
 // ─── For other programs ─────────────────────────────────────────────────────────────────────────
@@ -295,7 +291,9 @@ async function run(options: Options): Promise<Failure | null> {
   // On a terminal Deno would ask for what is missing, and wait for an answer.
   const missing = Deno.stdin.isTerminal() ? missingPermission(place) : null;
   if (missing !== null) throw missing;
-  if (serve !== null) return await serveUntilSignal(serve, options.silent), null;
+  if (serve !== null) {
+    return await serveUntilSignal(serve, options.silent, options.replyMark?.tos), null;
+  }
   const make = options.trace ? runTrace : isSeries(options) ? series : single;
   return await onServer(url === null ? defaultServer(target) : remoteServer(target));
 
@@ -319,6 +317,11 @@ async function single(server: Server, options: Options): Promise<Failure | null>
     limits.stop(new Failure(code, "interrupted"));
   });
   const onMarked = (exchange: Exchange) => report(markedReport(exchange, server.isBuiltIn));
+  if (Deno.stderr.isTerminal()) {
+    AbortSignal.timeout(1000).addEventListener("abort", () => {
+      if (limits.waitsFor !== null) report(`${limits.waitsFor} …\n`);
+    });
+  }
   const context = { limits, onMarked }, sink = sinkFor(options);
   const exchange = await request(server.target, options.marks[0], requestOptions, sink, context);
   const failure = limits.stopped ?? exchange.failure;

@@ -1,41 +1,68 @@
 /**
- * The bytes with which packets reached a socket: the SYN, the ACK that ended the handshake, and the
- * latest packet.
+ * The bytes with which packets reached a socket: the SYN, and the first or the latest packet with
+ * data.
  *
  * Needs no privilege. The kernel keeps the SYN's headers if asked to (`TCP_SAVE_SYN`). On IPv4 it
- * reports the ToS byte of the handshake's ACK (ip(7), `IP_PKTOPTIONS`) and nothing about later
- * packets, on IPv6 the Traffic Class of the latest packet (RFC 2292 section 13).
+ * reports the ToS byte of the packet that made the accepted socket (ip(7), `IP_PKTOPTIONS`), on
+ * IPv6 the Traffic Class of the latest packet (RFC 2292 section 13).
  *
  * @module
  */
 
-import { type Connection, type Listening, type Socket, socketOf } from "./fd.ts";
+import { acceptedFrom, type Connection, DescriptorError, type Handshake } from "./fd.ts";
+import { type Listening, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
+import { setTosAt } from "./mark.ts";
 import { getOptionBytes, setOption } from "./option.ts";
 import { AF_INET6, headerAddress } from "./sockaddr.ts";
 
-/** The bytes that arrived, 0 to 255 each; `null` for what the kernel does not report. */
+/** What arrived: bytes of 0 to 255, `null` for what the kernel does not report. */
 export interface Arrived {
   /** The ToS byte or Traffic Class of the SYN. */
   readonly syn: number | null;
-  /** The ToS byte of the ACK that ended the handshake; on IPv4 only. */
+  /** On IPv4, if `data` is unknown: the ToS byte of the packet that ended the handshake. */
   readonly ack: number | null;
-  /** The Traffic Class of the latest packet; on IPv6 only. */
+  /**
+   * The ToS byte of the first packet with data, or on IPv6 the Traffic Class of the latest packet.
+   * On IPv4 it is unknown if a part of the handshake was sent again, or with SYN cookies.
+   */
   readonly data: number | null;
+  /**
+   * The SYN's sequence number (RFC 9293 section 3.4), 0 to 2^32 - 1: the client's own, also behind
+   * NAT, but not behind a proxy.
+   */
+  readonly sequence: number | null;
+}
+
+/** What arrived from a client of a web server, and the mark of what it is sent. */
+export interface ArrivedClient extends Arrived {
+  /**
+   * Marks what is sent on the connection from now on, as `setTos` does.
+   *
+   * @throws {DescriptorError} the connection is closed
+   */
+  setTos(tos: number): number;
 }
 
 /**
  * Makes a listener keep what {@linkcode readArrived} reports of the connections that it accepts.
- * Call it before clients connect.
+ * Call it before clients connect. It accepts a client with its first data, or after 3 seconds
+ * without, so it is not for protocols in which the server speaks first.
  *
  * @throws {LibcError} the kernel refuses
- * @throws {DescriptorError} the listener is closed
+ * @throws {DescriptorError} the listener is closed, or shares its port (`reusePort`)
  */
 export function keepArrivals(listener: Listening): void {
   const socket = socketOf(listener);
-  setOption(socket.fd, libc.TCP_SAVE_SYN, 1);
+  // Makes the accepted socket of the first packet with data instead of the handshake's ACK. The
+  // kernel rounds to 1, 3, 7 seconds, tcp(7). A client behind a satellite (0.6 s) that loses its
+  // first data sends it again after 2.4 s; a client slower than 1 s is sent the SYN-ACK again
+  // anyhow.
+  setOption(socket.fd, libc.TCP_DEFER_ACCEPT, 3);
+  // The last, so that a saved SYN implies the others.
   setOption(socket.fd, libc.IP_RECVTOS, 1);
   watchClass(socket);
+  setOption(socket.fd, libc.TCP_SAVE_SYN, 1);
 }
 
 /**
@@ -49,30 +76,77 @@ export function watchArriving(connection: Connection): void {
   watchClass(socketOf(connection));
 }
 
-function watchClass({ fd, family }: Socket): void {
+/** {@linkcode watchArriving} of a socket. */
+export function watchClass({ fd, family }: Socket): void {
   if (family === AF_INET6) setOption(fd, libc.IPV6_RECVTCLASS, 1);
 }
 
 /**
  * What has arrived on a connection that was accepted after {@linkcode keepArrivals}, or that
- * {@linkcode watchArriving} watches.
+ * {@linkcode watchArriving} watches. Call it first before the reply: on IPv4 `data` is unknown if
+ * anything was sent again by then.
  *
  * @throws {DescriptorError} the connection is closed
  */
 export function readArrived(connection: Connection): Arrived {
-  const socket = socketOf(connection);
-  // The kernel hands the SYN out once, then forgets it.
-  if (socket.syn === undefined) {
-    socket.syn = parseSyn(getOptionBytes(socket.fd, libc.TCP_SAVED_SYN, 256));
-  }
-  return { syn: socket.syn, ack: handshakeAck(socket), data: latestClass(socket) };
+  return arrivedAt(socketOf(connection));
 }
 
-/** The ToS byte of the ACK that ended the handshake; `null` on IPv6. */
-function handshakeAck({ fd, local }: Socket): number | null {
+/**
+ * What has arrived from a client of any TCP server on which {@linkcode keepArrivals} was called,
+ * such as `Deno.serve`, and a way to mark the reply.
+ *
+ * ```ts
+ * import { arrivedFrom, hex, keepArrivals } from "./mod.ts";
+ * const server = Deno.serve({ port: 0, onListen() {} }, (_request, info) => {
+ *   const { syn, data, setTos } = arrivedFrom(server, info.remoteAddr);
+ *   setTos((data ?? 0) & 0xFC); // the reply has the mark of the request
+ *   return new Response(`SYN ${hex(syn ?? 0)}, request ${hex(data ?? 0)}\n`);
+ * });
+ * keepArrivals(server);
+ * console.log(await (await fetch(`http://127.0.0.1:${server.addr.port}/`)).text()); // SYN 0x00, …
+ * await server.shutdown();
+ * ```
+ *
+ * Of several requests on one connection IPv4 knows the first packet of the first one only. A call
+ * takes some 30 µs; about 1 ms if the listener has any address (`0.0.0.0`, `::`), as all
+ * descriptors are then looked through for a second connection with the client's port.
+ *
+ * @param remoteAddr the client, as `info.remoteAddr` of a handler
+ * @throws {DescriptorError} the connection is closed; or the client has connections from one port
+ * to two addresses of this host, of which the listener has both
+ * @throws {TypeError} the socket is not TCP
+ */
+export function arrivedFrom(listener: Listening, remoteAddr: Deno.Addr): ArrivedClient {
+  const socket = acceptedFrom(listener, remoteAddr);
+  return {
+    ...arrivedAt(socket),
+    setTos(tos) {
+      if (!socket.isOurs) throw new DescriptorError("the connection is closed");
+      return setTosAt(socket.fd, socket.family, tos);
+    },
+  };
+}
+
+function arrivedAt(socket: Socket): Arrived {
+  const { syn, sequence, endedWithData } = socket.handshake ??= readHandshake(socket.fd);
   // An IPv4-mapped connection reports what an IPv4 one does.
-  if (headerAddress(local).size !== 4) return null;
-  return parseControl(getOptionBytes(fd, libc.IP_PKTOPTIONS, 256), libc.IP_TOS);
+  if (headerAddress(socket.local).size !== 4) {
+    return { syn, ack: null, data: latestClass(socket), sequence };
+  }
+  const last = parseControl(getOptionBytes(socket.fd, libc.IP_PKTOPTIONS, 256), libc.IP_TOS);
+  const [ack, data] = endedWithData ? [null, last] : [last, null];
+  return { syn, ack, data, sequence };
+}
+
+/** Reads what the kernel hands out once, then forgets or changes. */
+function readHandshake(fd: number): Handshake {
+  const saved = getOptionBytes(fd, libc.TCP_SAVED_SYN, 256), syn = parseSyn(saved);
+  // struct tcp_info: tcpi_total_retrans, include/uapi/linux/tcp.h. With a SYN-ACK sent again, the
+  // packet that made the socket may be the ACK that answered it.
+  const info = getOptionBytes(fd, libc.TCP_INFO, 104);
+  const isSentAgain = info.length < 104 || new DataView(info.buffer).getUint32(100, true) !== 0;
+  return { syn, sequence: parseSequence(saved), endedWithData: syn !== null && !isSentAgain };
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
@@ -92,6 +166,14 @@ export function parseSyn(headers: Uint8Array): number | null {
   if (version === 4 && headers.length >= 20) return headers[1];
   if (version === 6 && headers.length >= 40) return (headers[0] & 0x0f) << 4 | headers[1] >> 4;
   return null;
+}
+
+/** The sequence number of a saved SYN; `null` if no whole TCP header follows its IP header. */
+export function parseSequence(headers: Uint8Array): number | null {
+  const TCP = 6, isIPv4 = headers[0] >> 4 === 4;
+  const at = isIPv4 ? 4 * (headers[0] & 0x0f) : 40;
+  if (headers[isIPv4 ? 9 : 6] !== TCP || headers.length < at + 20) return null;
+  return new DataView(headers.buffer, headers.byteOffset).getUint32(at + 4);
 }
 
 /**

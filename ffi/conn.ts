@@ -5,15 +5,17 @@
  * @module
  */
 
-import { latestClass, watchArriving } from "./arrived.ts";
+import { latestClass, watchClass } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
-import { LibcError } from "./errors.ts";
-import { remember, type Socket, socketOf } from "./fd.ts";
+import { denoError, LibcError } from "./errors.ts";
+import { DescriptorError, findSocket, type Socket } from "./fd.ts";
 import * as libc from "./libc.ts";
-import { setTos } from "./mark.ts";
-import { getOption } from "./option.ts";
+import { setTosAt } from "./mark.ts";
+import { setOption } from "./option.ts";
+import { openReturned, readReturned } from "./returned.ts";
 import type { Trust } from "./secure.ts";
-import { dataSent, drainSent, type SentPacket, watchSent } from "./sent.ts";
+import { dataSent, drainSentAt, segmentSize, type SentPacket, watchSentAt } from "./sent.ts";
+import { pause } from "./wait.ts";
 
 /** Where to connect, and what decides whose socket it takes. */
 export interface ConnectOptions {
@@ -52,6 +54,7 @@ export function needsOwnSocket(options: ConnectOptions): boolean {
 /** What is read and written: a connection of Deno's, or one of `dial`, which brings its own TLS. */
 interface Stream extends Pick<Deno.Conn, "read" | "write" | "close"> {
   startTls?(hostname: string, trust: Trust | null): Promise<Stream>;
+  closeWrite?(): Promise<void>;
 }
 
 /** A TCP connection with its mark, and the proof of what it has sent. */
@@ -72,16 +75,22 @@ export class MarkedConn implements Disposable {
   #isWriting = false;
   #isTls = false;
   #isShakingHands = false;
+  /** A raw socket for what returns on IPv4, until it has been read. */
+  #raw: number | null = null;
+  #returned: number | null = null;
+  #isFinished = false;
   #isClosed = false;
+  /** A reset that a write was told of: the kernel reports it once, and then reads see an end. */
+  #reset: Error | null = null;
 
   private constructor(stream: Deno.TcpConn | DialedConn) {
     this.#stream = stream;
-    this.#socket = socketOf(stream);
+    this.#socket = findSocket(stream);
     this.fd = this.#socket.fd;
     this.localAddr = stream.localAddr;
     this.remoteAddr = stream.remoteAddr;
-    this.#socket.onEvent = () => this.#drain();
-    remember(this, this.#socket);
+    // Deno's own socket has no events; a function there would keep the connection in memory.
+    if ("startTls" in stream) this.#socket.onEvent = () => this.#drain();
   }
 
   /**
@@ -108,7 +117,8 @@ export class MarkedConn implements Disposable {
    * @throws {LibcError | MarkError} the kernel does not accept the mark
    */
   setTos(tos: number): void {
-    this.readBack = setTos(this, tos);
+    if (!this.#socket.isOurs) throw new DescriptorError("the connection is closed");
+    this.readBack = setTosAt(this.fd, this.#socket.family, tos);
   }
 
   /**
@@ -124,6 +134,8 @@ export class MarkedConn implements Disposable {
       throw new TypeError("only a connection of dial() can be given other roots to trust");
     }
     this.#watch();
+    // Otherwise the request waits for the ACK of the handshake's last packet: 41 ms.
+    setOption(this.fd, libc.TCP_NODELAY, 1);
     this.#isTls = true;
     if (this.#stream.startTls !== undefined) {
       this.#stream = await this.#stream.startTls(hostname, trust);
@@ -138,12 +150,13 @@ export class MarkedConn implements Disposable {
     this.#isShakingHands = false;
   }
 
-  /** Has the kernel keep copies of what is sent, and report the class of what arrives. */
+  /** Has the kernel keep copies of what is sent, and report the mark of what arrives. */
   #watch(): void {
     if (this.#isWatched) return;
+    this.#raw = openReturned(this.#socket);
     try {
-      watchArriving(this);
-      watchSent(this);
+      watchClass(this.#socket);
+      watchSentAt(this.#socket);
       this.#isWatched = true;
     } catch (error) {
       // The mark is set; what left is "not observed".
@@ -152,8 +165,17 @@ export class MarkedConn implements Disposable {
   }
 
   /** Reads available bytes into `buffer`. @returns how many, or `null` at the end */
-  read(buffer: Uint8Array): Promise<number | null> {
-    return this.#stream.read(buffer);
+  async read(buffer: Uint8Array): Promise<number | null> {
+    try {
+      const size = await this.#stream.read(buffer);
+      if (size === null && this.#reset !== null) throw this.#reset;
+      return size;
+    } catch (error) {
+      // An end without close_notify, which many servers leave out; curl takes it as well.
+      if (error instanceof Deno.errors.UnexpectedEof) return null;
+      // Deno's TLS has other words for it.
+      throw error instanceof Deno.errors.ConnectionReset ? denoError(libc.ECONNRESET) : error;
+    }
   }
 
   /** Writes all of `bytes`, each segment by itself: the kernel copies one packet for each write. */
@@ -161,15 +183,25 @@ export class MarkedConn implements Disposable {
     this.#watch();
     this.#isWriting = true;
     const isSplit = this.#isWatched && bytes.length > SMALLEST_SEGMENT;
-    const atOnce = isSplit ? getOption(this.fd, libc.TCP_MAXSEG) : bytes.length;
     for (let at = 0; at < bytes.length;) {
-      const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
+      // The path's MTU may have been learned since the last write.
+      const atOnce = isSplit ? segmentSize(this.fd) : bytes.length;
+      const size = await this.#writeSome(bytes.subarray(at, at + atOnce));
       this.#dataSent = (this.#dataSent ?? 0) + size;
       at += size;
       // The kernel drops copies that do not fit the receive buffer.
       if (at < bytes.length) this.#drain();
     }
     this.#isWriting = false;
+  }
+
+  async #writeSome(bytes: Uint8Array): Promise<number> {
+    try {
+      return await this.#stream.write(bytes);
+    } catch (error) {
+      if (error instanceof Deno.errors.ConnectionReset) this.#reset = error;
+      throw error;
+    }
   }
 
   /**
@@ -191,12 +223,46 @@ export class MarkedConn implements Disposable {
     if (!this.#isWatched || this.#isClosed || !this.#socket.isOurs) return;
     // TLS's own bytes are known to the kernel alone.
     if (this.#isTls) this.#dataSent = dataSent(this.fd);
-    this.#packets.push(...drainSent(this));
+    this.#packets.push(...drainSentAt(this.#socket));
   }
 
-  /** The Traffic Class of the latest packet that arrived; `null` on IPv4, which reports none. */
+  /**
+   * The Traffic Class of the latest packet that arrived, on IPv6. On IPv4 the ToS byte of the
+   * latest packet with data before the first call, with CAP_NET_RAW; `null` without.
+   */
   get arrivedTos(): number | null {
-    return this.#socket.isOurs ? latestClass(this.#socket) : null;
+    if (this.#raw !== null) {
+      this.#returned = readReturned(this.#raw, this.#socket);
+      this.#closeRaw();
+    }
+    return this.#returned ?? (this.#socket.isOurs ? latestClass(this.#socket) : null);
+  }
+
+  #closeRaw(): void {
+    if (this.#raw !== null) libc.close(this.#raw);
+    this.#raw = null;
+  }
+
+  /**
+   * Ends the connection in order: sends TLS's close_notify (RFC 8446 section 6.1), waits for the
+   * copies of all packets, up to a second for each, and closes the socket.
+   */
+  async finish(): Promise<void> {
+    if (this.#isTls && !this.#isWriting && !this.#isClosed) {
+      const sent = new AbortController();
+      this.#stream.closeWrite!().catch(() => {}).finally(() => sent.abort());
+      await pause(1000, sent.signal);
+      this.#isFinished = true;
+      for (let wait = 1; wait < 512 && this.#isAwaited; wait *= 2) await pause(wait);
+    }
+    this.close();
+  }
+
+  /** Whether copies come back, but not yet of everything. */
+  get #isAwaited(): boolean {
+    this.#drain();
+    const seen = this.#packets.reduce((sum, { payload }) => sum + payload, 0);
+    return seen > 0 && seen < (this.#dataSent ?? 0);
   }
 
   /** Collects the last copies and closes the socket; reads and writes that wait end. */
@@ -204,7 +270,10 @@ export class MarkedConn implements Disposable {
     if (this.#isClosed) return;
     // The copies outlive a reset of the connection, but not its descriptor.
     this.#drain();
+    // Deno may yet send close_notify, which is not observed.
+    if (this.#isTls && !this.#isFinished) this.#dataSent = null;
     this.#isClosed = true;
+    this.#closeRaw();
     // Deno keeps a TLS connection open while its handshake waits for the server.
     if (this.#isShakingHands && this.#socket.isOurs) libc.shutdown(this.fd);
     try {

@@ -17,12 +17,13 @@ export interface Mark {
   readonly tos: number;
 }
 
-// RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE). Of names
-// for one code point, `nameOf` gives the first.
+// RFC 2474 (CS, DF), RFC 2597 (AF), RFC 3246 (EF), RFC 5865 (VOICE-ADMIT), RFC 8622 (LE), RFC 9956
+// (NQB). Of names for one code point, `nameOf` gives the first.
 const NAMES: ReadonlyMap<string, number> = new Map([
   ["DF", 0],
   ["EF", 46],
   ["VA", 44],
+  ["NQB", 45],
   ["LE", 1],
   ...[0, 1, 2, 3, 4, 5, 6, 7].map((n) => [`CS${n}`, n << 3] as const),
   ...[1, 2, 3, 4].flatMap((n) =>
@@ -32,7 +33,19 @@ const NAMES: ReadonlyMap<string, number> = new Map([
   ["BE", 0],
 ]);
 
-const DSCP_ALLOWED = "EF, VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF13, " +
+// Bytes that curl's --ip-tos has names for, besides those of the DSCPs: RFC 1349's, and ECN bits.
+const CURL_NAMES: ReadonlyMap<string, number> = new Map([
+  ["LOWDELAY", 0x10],
+  ["THROUGHPUT", 0x08],
+  ["RELIABILITY", 0x04],
+  ["MINCOST", 0x02],
+  ["LOWCOST", 0x02],
+  ["ECT0", 0x02],
+  ["ECT1", 0x01],
+  ["CE", 0x03],
+]);
+
+const DSCP_ALLOWED = "EF, VA or VOICE-ADMIT, NQB, LE, DF or BE, CS0 to CS7, AF11 to AF13, " +
   "AF21 to AF23, AF31 to AF33, AF41 to AF43, or a number from 0 to 63";
 const TOS_ALLOWED = "a number from 0 to 255, decimal or 0x hex, whose two lowest bits (ECN) are 0";
 
@@ -49,7 +62,8 @@ export function markOf(tos: number): Mark {
 }
 
 /**
- * Reads a code point as a person writes it: a name in any case, or a decimal number from 0 to 63.
+ * Reads a code point as a person writes it: a name in any case, or a number from 0 to 63, decimal
+ * or 0x hex.
  *
  * ```ts
  * import { parseDscp } from "./dscp.ts";
@@ -60,7 +74,7 @@ export function markOf(tos: number): Mark {
  */
 export function parseDscp(text: string): Mark {
   const dscp = NAMES.get(text.toUpperCase()) ??
-    (/^(0|[1-9]\d?)$/.test(text) ? Number(text) : NaN);
+    (/^(0x[0-9a-f]{1,2}|0|[1-9]\d?)$/i.test(text) ? Number(text) : NaN);
   if (!(dscp <= 63)) {
     throw new RangeError(`${quote(text)} is not a DSCP; allowed are ${DSCP_ALLOWED}`);
   }
@@ -69,8 +83,21 @@ export function parseDscp(text: string): Mark {
 
 /** Reads a ToS byte or Traffic Class, decimal or hex. @throws {RangeError} as `checkTos` */
 export function parseTos(text: string): Mark {
-  const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d{0,2})$/i.test(text) ? Number(text) : NaN;
+  const tos = /^(0x[0-9a-f]{1,2}|0|[1-9]\d*)$/i.test(text) ? Number(text) : NaN;
   checkTos(tos, quote(text));
+  return markOf(tos);
+}
+
+/**
+ * Reads a value of curl's `--ip-tos`: a name, also one of RFC 1349, or the whole byte as a number.
+ *
+ * @throws {RangeError} the text is neither, or a name of ECN bits
+ */
+export function parseIpTos(text: string): Mark {
+  const name = text.toUpperCase(), dscp = NAMES.get(name), tos = CURL_NAMES.get(name);
+  if (dscp !== undefined) return markOf(dscp << 2);
+  if (tos === undefined) return parseTos(text);
+  checkTos(tos);
   return markOf(tos);
 }
 

@@ -11,7 +11,7 @@
 import { orLibcError } from "./errors.ts";
 import * as libc from "./libc.ts";
 import { getOption } from "./option.ts";
-import { encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { decode, encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `DialedConn` have. */
 export interface Connection {
@@ -40,10 +40,20 @@ export class DescriptorError extends Error {
   }
 }
 
+/** What the kernel knows of the packets that made an accepted socket; for `arrived.ts`. */
+export interface Handshake {
+  /** The ToS byte or Traffic Class of the SYN; `null` if it was not saved. */
+  readonly syn: number | null;
+  /** The SYN's sequence number; likewise. */
+  readonly sequence: number | null;
+  /** Whether the packet that made the socket had data. */
+  readonly endedWithData: boolean;
+}
+
 /** A TCP socket of this process: its descriptor, its ends, and whether it still is open. */
 export class Socket {
-  /** The byte of the SYN that the kernel kept, which it hands out once; for `arrived.ts`. */
-  syn: number | null | undefined = undefined;
+  /** What the kernel hands out once. */
+  handshake: Handshake | null = null;
   /** Called when a read or a write of `dial.ts` has waited, also if it goes on to wait. */
   onEvent: () => void = () => {};
   readonly #cookie: bigint | null;
@@ -125,6 +135,11 @@ export function socketOf(socket: Connection | Listening): Socket {
   return found;
 }
 
+/** The socket behind a connection, for an owner that keeps it; the errors of {@linkcode fdOf}. */
+export function findSocket(connection: Connection): Socket {
+  return known.get(connection) ?? findConnection(connection);
+}
+
 function findConnection({ localAddr, remoteAddr }: Connection): Socket {
   const local = encode(tcp(localAddr)), remote = encode(tcp(remoteAddr));
   const ends = () => `${formatAddress(tcp(localAddr))} to ${formatAddress(tcp(remoteAddr))}`;
@@ -134,7 +149,7 @@ function findConnection({ localAddr, remoteAddr }: Connection): Socket {
   if (found !== null) {
     // Two interfaces, or VRFs, may each have a connection with these ends, such as fe80::1.
     if (isBound(found.fd)) throwIfAmbiguous(found.fd, matches, `connect ${ends()}`);
-    return new Socket(found.fd, found.family, local, remote);
+    return socketAt(found, local, remote);
   }
   // After a reset the socket keeps its own end but has no peer any more.
   const isReset = (fd: number) => {
@@ -151,6 +166,47 @@ function findConnection({ localAddr, remoteAddr }: Connection): Socket {
 function isBound(fd: number): boolean {
   const index = new Int32Array(1);
   return libc.getsockopt(fd, libc.SO_BINDTOIFINDEX, index) < 0 || index[0] !== 0;
+}
+
+/**
+ * The connection that a listener has accepted from a client, for programs that have no connection
+ * object, as handlers of `Deno.serve`.
+ *
+ * @throws {DescriptorError} there is none, or more than one on several addresses of this host
+ * @throws {TypeError} the socket is not TCP
+ */
+export function acceptedFrom({ addr }: Listening, remoteAddr: Deno.Addr): Socket {
+  const { hostname, port } = tcp(addr), remote = encode(tcp(remoteAddr));
+  const isAnyAddress = /^(0\.0\.0\.0|::)$/.test(hostname), given = encode(tcp(addr));
+  const matches = (fd: number) => {
+    const local = hasPeer(fd, remote) ? isAnyAddress ? localEnd(fd) : given : null;
+    return local !== null && decode(local).port === port ? familyAt(fd, local) : null;
+  };
+  const found = search(matches);
+  const ends = `${formatAddress(tcp(addr))} to ${formatAddress(tcp(remoteAddr))}`;
+  if (found === null) throw new DescriptorError(`no open descriptor connects ${ends}`);
+  if (isAnyAddress || isBound(found.fd)) throwIfAmbiguous(found.fd, matches, `connect ${ends}`);
+  return socketAt(found, localEnd(found.fd)!, remote);
+}
+
+function localEnd(fd: number): Uint8Array<ArrayBuffer> | null {
+  const local = new Uint8Array(SOCKADDR_SIZE);
+  return libc.getsockname(fd, local) < 0 ? null : local;
+}
+
+// One for each descriptor, so that what is known of a socket is known however it was found.
+const sockets = new Map<number, Socket>();
+
+function socketAt(
+  { fd, family }: Found,
+  local: Uint8Array<ArrayBuffer>,
+  remote: Uint8Array<ArrayBuffer>,
+): Socket {
+  const before = sockets.get(fd);
+  if (before?.isOurs) return before;
+  const socket = new Socket(fd, family, local, remote);
+  sockets.set(fd, socket);
+  return socket;
 }
 
 function findListener({ addr }: Listening): Socket {
@@ -188,18 +244,25 @@ const scratch = new Uint8Array(SOCKADDR_SIZE);
 function familyAt(fd: number, local: Uint8Array): number | null {
   if (libc.getsockname(fd, scratch) !== 0 || !sameEnd(scratch, local)) return null;
   const family = scratch[0];
-  return getOption(fd, libc.SO_PROTOCOL) === libc.IPPROTO_TCP ? family : null;
+  // mptcpize(8) turns a program's TCP sockets into Multipath TCP, which takes the same options.
+  const { IPPROTO_TCP, IPPROTO_MPTCP } = libc;
+  return [IPPROTO_TCP, IPPROTO_MPTCP].includes(getOption(fd, libc.SO_PROTOCOL)) ? family : null;
 }
 
 function hasPeer(fd: number, remote: Uint8Array): boolean {
   return libc.getpeername(fd, scratch) === 0 && sameEnd(scratch, remote);
 }
 
+interface Found {
+  readonly fd: number;
+  readonly family: number;
+}
+
 /** Where the last search ended. */
 let lastFound = 0;
 
-/** The first descriptor that matches, with its family; `null` if none does. */
-function search(matches: Matches): { readonly fd: number; readonly family: number } | null {
+/** The first descriptor that matches; `null` if none does. */
+function search(matches: Matches): Found | null {
   for (const fd of candidates()) {
     const family = matches(fd);
     if (family !== null) return { fd: lastFound = fd, family };
@@ -208,8 +271,9 @@ function search(matches: Matches): { readonly fd: number; readonly family: numbe
 }
 
 /**
- * Descriptors that may be open. Connections that follow each other get the same ones, or ones beside
- * them: without a look there first, 10,000 requests to the built-in server take 1.9 times as long.
+ * Descriptors that may be open. Connections that follow each other get the same ones, or ones
+ * beside them: without a look there first, 10,000 requests to the built-in server take 1.9 times as
+ * long.
  */
 function* candidates(): Generator<number> {
   for (const step of [0, 1, -1, 2, -2]) yield Math.max(0, lastFound + step);

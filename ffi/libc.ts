@@ -43,7 +43,7 @@ export interface SocketOption {
 }
 
 /** Protocol numbers, which are also the levels of their options; protocols(5). */
-export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41;
+export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41, IPPROTO_MPTCP = 262;
 const IPPROTO_IP = 0;
 
 const SOL_SOCKET = 1, SOL_RAW = 255;
@@ -54,6 +54,7 @@ export const SO_REUSEADDR = at(SOL_SOCKET, 2, "SO_REUSEADDR"),
   SO_ERROR = at(SOL_SOCKET, 4, "SO_ERROR"),
   SO_LINGER = at(SOL_SOCKET, 13, "SO_LINGER"),
   SO_REUSEPORT = at(SOL_SOCKET, 15, "SO_REUSEPORT"),
+  SO_ATTACH_FILTER = at(SOL_SOCKET, 26, "SO_ATTACH_FILTER"),
   SO_ACCEPTCONN = at(SOL_SOCKET, 30, "SO_ACCEPTCONN"),
   SO_TIMESTAMPNS = at(SOL_SOCKET, 35, "SO_TIMESTAMPNS"),
   SO_TIMESTAMPING = at(SOL_SOCKET, 37, "SO_TIMESTAMPING"),
@@ -77,7 +78,9 @@ export const IP_TOS = at(IPPROTO_IP, 1, "IP_TOS"),
   ICMP_FILTER = at(SOL_RAW, 1, "ICMP_FILTER");
 
 /** Options of TCP sockets: tcp(7), include/uapi/linux/tcp.h in the kernel's sources. */
-export const TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
+export const TCP_NODELAY = at(IPPROTO_TCP, 1, "TCP_NODELAY"),
+  TCP_MAXSEG = at(IPPROTO_TCP, 2, "TCP_MAXSEG"),
+  TCP_DEFER_ACCEPT = at(IPPROTO_TCP, 9, "TCP_DEFER_ACCEPT"),
   TCP_INFO = at(IPPROTO_TCP, 11, "TCP_INFO"),
   TCP_SAVE_SYN = at(IPPROTO_TCP, 27, "TCP_SAVE_SYN"),
   TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");
@@ -148,8 +151,14 @@ const cold = table({
   poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
   // int getdtablesize(void);
   getdtablesize: { parameters: [], result: "i32" },
+  // int getifaddrs(struct ifaddrs **ifap);
+  getifaddrs: { parameters: ["buffer"], result: "i32" },
+  // void freeifaddrs(struct ifaddrs *ifa);
+  freeifaddrs: { parameters: ["pointer"], result: "void" },
   // unsigned int if_nametoindex(const char *ifname);
   if_nametoindex: { parameters: ["buffer"], result: "u32" },
+  // char *getenv(const char *name);
+  getenv: { parameters: ["buffer"], result: "pointer" },
   // char *strerror(int errnum);
   strerror: { parameters: ["i32"], result: "pointer" },
 });
@@ -220,6 +229,12 @@ export function open<T extends Table>(
  */
 function orNegativeErrno(result: number | bigint): number {
   return result >= 0 ? Number(result) : -errno!.getInt32();
+}
+
+/** The value of a variable of the environment, getenv(3); `null` if it is not set. */
+export function getenv(name: string): string | null {
+  const value = cold().getenv(new TextEncoder().encode(`${name}\0`));
+  return value === null ? null : new Deno.UnsafePointerView(value).getCString();
 }
 
 /** The words for an error number, strerror(3). */
@@ -315,6 +330,16 @@ export function recvmsg(fd: number, message: Bytes, flags: number): number {
 /** The index of a network interface by its name, if_nametoindex(3); 0 if there is none. */
 export function if_nametoindex(name: string): number {
   return cold().if_nametoindex(new TextEncoder().encode(`${name}\0`));
+}
+
+/** getifaddrs(3). @param list gets the address of the first entry, for {@linkcode freeifaddrs} */
+export function getifaddrs(list: BigUint64Array<ArrayBuffer>): number {
+  return orNegativeErrno(cold().getifaddrs(list));
+}
+
+/** freeifaddrs(3). */
+export function freeifaddrs(list: Deno.PointerValue): void {
+  cold().freeifaddrs(list);
 }
 
 // ─── Descriptors ────────────────────────────────────────────────────────────────────────────────

@@ -51,13 +51,13 @@ export class MarkError extends Error {
  * @throws {DescriptorError} the connection is closed
  */
 export function setTos(socket: Connection | Listening, tos: number): number {
-  checkTos(tos);
   const { fd, family } = socketOf(socket);
   return setTosAt(fd, family, tos);
 }
 
 /** {@linkcode setTos} of a descriptor that the caller owns, of this address family. */
 export function setTosAt(fd: number, family: number, tos: number): number {
+  checkTos(tos);
   for (const option of optionsOf(family)) {
     setOption(fd, option, tos);
     const readBack = getOption(fd, option);

@@ -25,12 +25,36 @@
 
 import type { DialedConn, DialOptions } from "./dial.ts";
 
-export { type Arrived, keepArrivals, readArrived, watchArriving } from "./arrived.ts";
+export {
+  type Arrived,
+  type ArrivedClient,
+  arrivedFrom,
+  keepArrivals,
+  readArrived,
+  watchArriving,
+} from "./arrived.ts";
 export { type ConnectOptions, MarkedConn } from "./conn.ts";
 export type { DialedConn, DialOptions } from "./dial.ts";
-export { describe, hex, type Mark, markOf, nameOf, parseDscp, parseTos, sameDscp } from "./dscp.ts";
+export {
+  describe,
+  hex,
+  type Mark,
+  markOf,
+  nameOf,
+  parseDscp,
+  parseIpTos,
+  parseTos,
+  sameDscp,
+} from "./dscp.ts";
 export { LibcError } from "./errors.ts";
-export { type Connection, DescriptorError, fdOf, type Listening, type Socket } from "./fd.ts";
+export {
+  type Connection,
+  DescriptorError,
+  fdOf,
+  type Handshake,
+  type Listening,
+  type Socket,
+} from "./fd.ts";
 export { CannotRunError } from "./libc.ts";
 export { getTos, MarkError, setTos } from "./mark.ts";
 export type { Hop } from "./probe.ts";

@@ -137,8 +137,9 @@ export class Climb implements Disposable {
   }
 
   /**
-   * Probes hops of several paths again, each router once a second, as Linux routers answer; one that
-   * never answered only if it does so within {@linkcode LONGEST_WAIT} to one mark. What comes of it replaces the hop in its path.
+   * Probes hops of several paths again, each router once a second, as Linux routers answer; one
+   * that never answered only if it does so within {@linkcode LONGEST_WAIT} to one mark. What comes
+   * of it replaces the hop in its path.
    *
    * @param paths the marks, those that came farthest first, and the hops to probe again
    * @param onStep called after each probe

@@ -1,5 +1,5 @@
 /**
- * Prepares a descriptor, such as standard output, for large writes.
+ * Prepares a descriptor, such as standard output, for writes.
  *
  * @module
  */
@@ -17,13 +17,4 @@ export function makeBlocking(fd: number): void {
   const flags = orLibcError("fcntl(F_GETFL)", libc.fcntl(fd, F_GETFL, 0));
   if ((flags & O_NONBLOCK) === 0) return;
   orLibcError("fcntl(F_SETFL)", libc.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK));
-}
-
-/**
- * Asks for 1 MiB of room in a pipe, fcntl(2), which takes a third off the time of 1 GiB. A
- * descriptor that is no pipe, or has a limit, stays as it is.
- */
-export function widenPipe(fd: number): void {
-  const F_SETPIPE_SZ = 1031;
-  libc.fcntl(fd, F_SETPIPE_SZ, 1 << 20);
 }

@@ -7,8 +7,7 @@
 import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
 import { fdOf } from "./fd.ts";
-import { TCP_MAXSEG } from "./libc.ts";
-import { getOption } from "./option.ts";
+import { segmentSize } from "./sent.ts";
 import { familyOf } from "./sockaddr.ts";
 
 /** Which certificates a TLS connection trusts. */
@@ -69,8 +68,8 @@ export class DialedTlsConn {
     };
     // Each segment by itself: the kernel copies one packet for each write.
     const send = async (bytes: Uint8Array) => {
-      const segment = getOption(fdOf(this.#below), TCP_MAXSEG);
       while (bytes.length > 0) {
+        const segment = segmentSize(fdOf(this.#below));
         bytes = bytes.subarray(await this.#below.write(bytes.subarray(0, segment)));
       }
     };
@@ -131,6 +130,11 @@ export class DialedTlsConn {
     return new Promise((resolve, reject) => {
       this.#socket.write(bytes, (error) => error ? reject(error) : resolve(bytes.length));
     });
+  }
+
+  /** Sends close_notify, once all that was written has been sent; no more can be written. */
+  async closeWrite(): Promise<void> {
+    await new Promise<void>((resolve) => this.#socket.end(resolve));
   }
 
   /** Closes it and the connection below; reads and writes that wait end. */

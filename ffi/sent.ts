@@ -9,9 +9,10 @@
  * @module
  */
 
-import { type Connection, fdOf, socketOf } from "./fd.ts";
+import { type Connection, type Socket, socketOf } from "./fd.ts";
+import { isHostAddress } from "./interfaces.ts";
 import * as libc from "./libc.ts";
-import { getOptionBytes, setOption } from "./option.ts";
+import { getOption, getOptionBytes, setOption } from "./option.ts";
 import { headerAddress, sameBytes } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header shows. */
@@ -24,11 +25,13 @@ export interface SentPacket {
   readonly payload: number;
   /** Its TCP sequence number (RFC 9293 section 3.1): a retransmission has the same one again. */
   readonly sequence: number;
-  /** The byte of the outer IP header if the packet left inside a tunnel such as VXLAN. */
+  /** Whether it left inside another packet, as in a tunnel: then that one's byte counts. */
+  readonly isWrapped: boolean;
+  /** The byte of the outer IP header; `null` if there is none, or it cannot be read. */
   readonly outerTos: number | null;
   /** Bytes in front of the outermost IP header; 0 on a tunnel device, which takes none. */
   readonly linkHeader: number;
-  /** Whether a rule on this host sent it to this host itself, as to a proxy beside the program. */
+  /** Whether a rule on this host kept it here, as for a proxy beside the program. */
   readonly isRedirected: boolean;
 }
 
@@ -42,9 +45,14 @@ export interface SentPacket {
  * @throws {DescriptorError} the connection is closed
  */
 export function watchSent(connection: Connection): void {
+  watchSentAt(socketOf(connection));
+}
+
+/** {@linkcode watchSent} of a socket. */
+export function watchSentAt({ fd }: Socket): void {
   const SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1, SOF_TIMESTAMPING_SOFTWARE = 1 << 4;
   const flags = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
-  setOption(fdOf(connection), libc.SO_TIMESTAMPING, flags);
+  setOption(fd, libc.SO_TIMESTAMPING, flags);
 }
 
 /**
@@ -56,7 +64,11 @@ export function watchSent(connection: Connection): void {
  * @throws {DescriptorError} the connection is closed
  */
 export function drainSent(connection: Connection): SentPacket[] {
-  const { fd, local, remote } = socketOf(connection);
+  return drainSentAt(socketOf(connection));
+}
+
+/** {@linkcode drainSent} of a socket. */
+export function drainSentAt({ fd, local, remote }: Socket): SentPacket[] {
   const packets: SentPacket[] = [];
   for (;;) {
     const size = libc.recv(fd, copy, libc.MSG_ERRQUEUE | libc.MSG_DONTWAIT);
@@ -68,6 +80,13 @@ export function drainSent(connection: Connection): SentPacket[] {
 
 // Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
 const copy = new Uint8Array(256);
+
+/**
+ * Bytes of data that one packet of a TCP connection can carry now, so that a copy shows all of it.
+ */
+export function segmentSize(fd: number): number {
+  return getOption(fd, libc.TCP_MAXSEG);
+}
 
 /**
  * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null`
@@ -93,12 +112,14 @@ export function parseDataSent(info: Uint8Array): number | null {
  * @param packet the bytes from the error queue, perhaps cut short
  * @param local this end as a `sockaddr`, in the connection's own family
  * @param remote the other end, likewise
+ * @param isHere whether an address is one of this host's
  * @returns `null` if there is no such header: then nothing was observed
  */
 export function parseLooped(
   packet: Uint8Array,
   local: Uint8Array,
   remote: Uint8Array,
+  isHere: (sockaddr: Uint8Array) => boolean = isHostAddress,
 ): SentPacket | null {
   const { at: atLocal, size } = headerAddress(local), { at: atRemote } = headerAddress(remote);
   const isIPv4 = size === 4;
@@ -115,22 +136,15 @@ export function parseLooped(
     const isToThem = sameBytes(packet, tcp + 2, remote, 2, 2) &&
       sameBytes(packet, source + size, remote, atRemote, size);
     if (!isFromUs && !isToThem) continue;
-    const to = packet.subarray(source + size, source + 2 * size);
-    const isRedirected = !isToThem && !isLoopback(remote.subarray(atRemote, atRemote + size)) &&
-      (isLoopback(to) || sameBytes(to, 0, packet, source, size));
-    return { ...packetAt(packet, at, tcp), isRedirected };
+    // The two MAC addresses of `lo` are zero, whichever rule sent the packet there.
+    const isOnLoopback = at >= 14 && packet.subarray(0, 12).every((byte) => byte === 0);
+    return { ...packetAt(packet, at, tcp), isRedirected: isOnLoopback && !isHere(remote) };
   }
   return null;
 }
 
-/** Whether an address, 4 or 16 bytes, is in 127.0.0.0/8 or is ::1. */
-function isLoopback(address: Uint8Array): boolean {
-  if (address.length === 4) return address[0] === 127;
-  return address.every((byte, at) => byte === (at === 15 ? 1 : 0));
-}
-
 function packetAt(packet: Uint8Array, at: number, tcp: number): Omit<SentPacket, "isRedirected"> {
-  const length = lengthAt(packet, at), outer = outerHeader(packet, at, length);
+  const length = lengthAt(packet, at), outer = outermostHeader(packet, at);
   // RFC 9293 section 3.1: the upper half of byte 12 is the header's length in words.
   const headers = tcp - at + (packet[tcp + 12] >> 4) * 4;
   return {
@@ -138,28 +152,46 @@ function packetAt(packet: Uint8Array, at: number, tcp: number): Omit<SentPacket,
     length,
     payload: Math.max(0, length - headers),
     sequence: (wordAt(packet, tcp + 4) << 16 | wordAt(packet, tcp + 6)) >>> 0,
-    outerTos: outer === at ? null : byteAt(packet, outer),
-    linkHeader: outer,
+    isWrapped: outer !== at,
+    outerTos: outer === at || outer === null ? null : byteAt(packet, outer),
+    linkHeader: outer ?? at,
   };
 }
 
-/** Where the outermost IP header is: the first whose packet ends where the inner one does. */
-function outerHeader(packet: Uint8Array, inner: number, length: number): number {
-  for (let at = 0; at + 20 <= inner; at++) {
-    if (isOuter(packet, at) && lengthAt(packet, at) === inner - at + length) return at;
-  }
-  return inner;
+/**
+ * Where the outermost IP header is: right behind the link header, whatever its packet's length and
+ * whatever it carries. If anything else is there, the packet is wrapped in something unknown.
+ *
+ * @param own where the connection's own header is
+ * @returns `null` if something is in front of the own header that is not IP
+ */
+function outermostHeader(packet: Uint8Array, own: number): number | null {
+  const behind = behindEthernet(packet);
+  if (behind === own || isHeader(packet, behind, own)) return behind;
+  // A device without a link header, such as tun.
+  if (isHeader(packet, 0, own)) return 0;
+  // The link header of PPP or IPoIB (RFC 4391), or one with a switch's tag: with no room for an
+  // outer IP header behind two MAC addresses and a type.
+  const isTagged = own < 14 + 20 && IP_TYPES.includes(wordAt(packet, own - 2));
+  return own <= 4 || isTagged ? own : null;
 }
 
-/** Whether an IP header may begin here: MAC addresses can look like one. */
-function isOuter(packet: Uint8Array, at: number): boolean {
-  const isIPv4 = packet[at] >> 4 === 4;
-  // A link header ends with its EtherType, RFC 7042 appendix B, or PPP's number, RFC 1661.
-  const types = isIPv4 ? [0x0800, 0x0021] : [0x86dd, 0x0057];
-  if (at > 0) return types.includes(wordAt(packet, at - 2));
-  // What may carry a packet: IPv4, UDP, IPv6, GRE, ESP, AH, options, L2TP, MPLS
-  const carriers = [4, 17, 41, 47, 50, 51, 60, 115, 137];
-  return carriers.includes(packet[isIPv4 ? 9 : 6]) && (isIPv4 || packet[at] >> 4 === 6);
+// EtherTypes of IPv4 and IPv6, RFC 9542 appendix B; PPP's numbers, RFC 1332 and RFC 5072
+const IP_TYPES = [0x0800, 0x86dd, 0x0021, 0x0057];
+
+/** Where the IP packet in an Ethernet frame begins, behind its tags; -1 if it is not one. */
+function behindEthernet(packet: Uint8Array): number {
+  const VLAN = [0x8100, 0x88a8], PPPOE = 0x8864; // IEEE 802.1Q, RFC 2516
+  let at = 14;
+  while (VLAN.includes(wordAt(packet, at - 2))) at += 4;
+  if (wordAt(packet, at - 2) === PPPOE) at += 8;
+  return IP_TYPES.includes(wordAt(packet, at - 2)) ? at : -1;
+}
+
+/** Whether a whole IP header may be at `at`, in front of `end`. */
+function isHeader(packet: Uint8Array, at: number, end: number): boolean {
+  if (packet[at] >> 4 === 6) return at + 40 <= end;
+  return packet[at] >> 4 === 4 && (packet[at] & 0x0f) >= 5 && at + 20 <= end;
 }
 
 /** Bytes of the IP packet at `at`; 0 if its header does not say. */

@@ -12,10 +12,15 @@ export const AF_INET6 = 10;
 /** Bytes of the larger of the two structures, `sockaddr_in6`. */
 export const SOCKADDR_SIZE = 28;
 
-/** 4 or 6 for a literal address without brackets, `null` for a name. */
+/**
+ * 4 or 6 for a literal address without brackets, `null` for a name. Octets are 0 to 255 without
+ * leading zeros, which some read as octal (RFC 6943 section 3.1.1): those are for the resolver.
+ */
 export function familyOf(hostname: string): 4 | 6 | null {
   if (hostname.includes(":")) return 6;
-  return /^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}$/.test(hostname) ? 4 : null;
+  const octets = hostname.split(".");
+  const isOctet = (text: string) => /^(0|[1-9]\d{0,2})$/.test(text) && Number(text) <= 255;
+  return octets.length === 4 && octets.every(isOctet) ? 4 : null;
 }
 
 /**

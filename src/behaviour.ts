@@ -22,14 +22,14 @@ export interface Behaviour {
 }
 
 interface Rule extends Behaviour {
-  /** What becomes of a DSCP, `parameter` being a value that a network may choose for all packets. */
+  /**
+   * What becomes of a DSCP, `parameter` being a value that a network may choose for all packets.
+   */
   readonly apply: (dscp: number, parameter: number) => number;
   /** The greatest parameter, from 1 up; without it there is none. */
   readonly parameters?: number;
 }
 
-const range = (from: number, to: number) =>
-  Array.from({ length: to - from + 1 }, (_, n) => n + from);
 const isNetworkControl = (dscp: number) => dscp >> 4 === 3;
 
 const RULES: readonly Rule[] = [

@@ -42,9 +42,6 @@ export const Exit = {
 
 /** What ends a run. */
 export class Failure extends Error {
-  /** The name of its class in a stack trace. */
-  override name = "Failure";
-
   /**
    * Describes a failure.
    *
@@ -54,6 +51,12 @@ export class Failure extends Error {
    */
   constructor(readonly code: number, message: string, readonly hint?: string) {
     super(message);
+    this.name = "Failure";
+    if (hint === undefined) return;
+    // What Deno prints of an error that nobody catches, unless its own stack has been read.
+    const frames = new Error().stack!.split("\n").slice(2).join("\n");
+    const value = `Failure: ${message}\nhint: ${hint}\n${frames}`;
+    Object.defineProperty(this, "stack", { value });
   }
 }
 
@@ -81,7 +84,9 @@ export function failureOf(error: unknown, stage: Stage | null = null, to?: Desti
   }
   if (stage === "listening") {
     const message = `cannot listen on ${printable(formatAddress(to!))}: ${errorText(error)}`;
-    return new Failure(Exit.cannotConnect, message);
+    const isLow = error instanceof Deno.errors.PermissionDenied && to!.port < 1024;
+    const hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE: take 8086, or another above";
+    return new Failure(Exit.cannotConnect, message, isLow ? hint : undefined);
   }
   if (stage === "connecting") return connectFailure(error, to!);
   if (stage === "securing") return tlsFailure(error);
@@ -103,9 +108,8 @@ export function isAddress(host: string): boolean {
 function connectFailure(error: Error, to: Destination): Failure {
   const { hostname, port, family = null, isHttps } = to;
   const where = formatAddress({ hostname, port });
-  const isUnknown = error.message.startsWith("failed to lookup address information");
   // A zone that does not exist is 7, as curl has it.
-  if ((isUnknown && !hostname.includes("%")) || error instanceof URIError) {
+  if ((isUnknownHost(error) && !hostname.includes("%")) || error instanceof URIError) {
     const why = family === null ? "not found" : `has no IPv${family} address`;
     // As with curl, an address of the other family is a host that was found.
     const code = isAddress(hostname) ? Exit.cannotConnect : Exit.hostNotFound;
@@ -123,6 +127,12 @@ function connectFailure(error: Error, to: Destination): Failure {
     : `--serve ${port}, or python3 -m http.server ${port}`;
   const hint = `to start a server there: this script with ${ways}`;
   return new Failure(Exit.cannotConnect, message, hint);
+}
+
+/** Whether a name has no address. */
+export function isUnknownHost(error: unknown): boolean {
+  const said = "failed to lookup address information";
+  return error instanceof Error && error.message.startsWith(said);
 }
 
 /** Words for the certificate errors of Deno's two TLS libraries; a time in them becomes a date. */

@@ -39,6 +39,7 @@ export class Limits implements TimeLimits {
   }
 
   end(): void {
+    this.#target = null;
     // Without a listener the alarm keeps no process alive.
     this.#alarm.removeEventListener("abort", this.#check);
   }
@@ -49,7 +50,10 @@ export class Limits implements TimeLimits {
     this.#abort.abort(failure);
   }
 
-  /** Ends the request if its time is over, or else sets the alarm, which may be an earlier request's. */
+  /**
+   * Ends the request if its time is over, or else sets the alarm, which may be an earlier
+   * request's.
+   */
   readonly #check = (): void => {
     const { maxTime, connectTimeout } = this.options, now = performance.now();
     const endBy = this.#started + 1000 * (maxTime || Infinity);
@@ -58,7 +62,7 @@ export class Limits implements TimeLimits {
     if (now >= due) return this.#abort.abort(this.#failure(now >= endBy));
     if (due === Infinity) return;
     if (this.#alarm.aborted || due < this.#alarmAt) {
-      this.end();
+      this.#alarm.removeEventListener("abort", this.#check);
       this.#alarm = AbortSignal.timeout(due - now);
       this.#alarmAt = due;
     }
@@ -66,15 +70,23 @@ export class Limits implements TimeLimits {
   };
 
   #failure(isOver: boolean): Failure {
-    const { host: hostname, port } = this.#target!, where = formatAddress({ hostname, port });
     const after = plural(isOver ? this.options.maxTime : this.options.connectTimeout, "second");
-    // Deno does not say whether it is still looking the name up.
-    const connecting = isAddress(hostname) ? "connecting" : "looking up or connecting";
-    const message = isOver
-      ? `the request to ${where} took longer than ${after}`
-      : this.stage === "securing"
-      ? `the TLS handshake with ${where} was not over after ${after}`
-      : `${connecting} to ${where} took longer than ${after}`;
-    return new Failure(Exit.timeout, message);
+    const what = isOver ? `the request to ${where(this.#target!)}` : this.waitsFor;
+    const isBoth = !isOver && this.stage === "securing";
+    const verb = isBoth ? "was not over after" : "took longer than";
+    return new Failure(Exit.timeout, `${what} ${verb} ${after}`);
   }
+
+  /** What a request waits for that is not connected yet; `null` if there is none. */
+  get waitsFor(): string | null {
+    if (this.#target === null || this.stage === "connected") return null;
+    if (this.stage === "securing") return `the TLS handshake with ${where(this.#target)}`;
+    // Deno does not say whether it is still looking the name up.
+    const lookup = isAddress(this.#target.host) ? "" : "looking up or ";
+    return `${lookup}connecting to ${where(this.#target)}`;
+  }
+}
+
+function where({ host: hostname, port }: Target): string {
+  return formatAddress({ hostname, port });
 }

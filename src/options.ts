@@ -4,12 +4,19 @@
  * @module
  */
 
-import { type Mark, markOf, parseDscp, parseTos } from "../ffi/mod.ts";
+import { type Mark, markOf, parseDscp, parseIpTos, parseTos } from "../ffi/mod.ts";
 import type { RequestOptions } from "./exchange.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
-import { unknownOption, usageError } from "./suggest.ts";
+import {
+  byteHint,
+  dscpHint,
+  LIST_HINT,
+  refuseMarks,
+  unknownOption,
+  usageError,
+} from "./suggest.ts";
 import { DEFAULT_HOST, type Header } from "./target.ts";
-import { errorText, printable, quote } from "./text.ts";
+import { errorText, plural, printable, quote, trimmed } from "./text.ts";
 
 /** The most hops of a trace, and the seconds that it may take unless the user says otherwise. */
 export const MAX_HOPS = 64, TRACE_TIMEOUT = 60;
@@ -33,6 +40,8 @@ export const DEFAULTS = {
   ...REQUEST_DEFAULTS,
   url: null as string | null,
   marks: [markOf(0xb8)] as readonly Mark[],
+  /** What is to arrive: what is sent (none), one mark for all of `marks`, or one for each. */
+  expect: [] as readonly Mark[],
   count: 1,
   interval: 0,
   trace: false,
@@ -40,6 +49,8 @@ export const DEFAULTS = {
   insecure: false,
   cacert: null as string | null,
   serve: null as { readonly hostname: string; readonly port: number } | null,
+  /** The mark of the server's replies; `null` for that of the request. */
+  replyMark: null as Mark | null,
   include: false,
   fail: false,
   silent: false,
@@ -63,22 +74,28 @@ export function isSeries(options: Options): boolean {
 /** The help of an option, and what it does to the options; `flag` is its name as it was given. */
 type Option = readonly [help: string, apply: Apply];
 
-type Apply = (
-  options: { -readonly [K in keyof Options]: Options[K] },
-  value: string,
-  flag: string,
-) => void;
+type Changeable = { -readonly [K in keyof Options]: Options[K] };
+type Apply = (options: Changeable, value: string, flag: string) => void;
 
 export const OPTIONS: Record<string, Record<string, Option>> = {
   "The mark": {
     "-d, --dscp NAME[,NAME…]": [
-      "EF (the default), VA or VOICE-ADMIT, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a number " +
-      "from 0 to 63; several are used in rotation; all means all 64",
+      "EF (the default), VA or VOICE-ADMIT, NQB, LE, DF or BE, CS0 to CS7, AF11 to AF43, or a " +
+      "number from 0 to 63; several take turns; all means all 64",
       (o, v) => o.marks = [...o.marks === DEFAULTS.marks ? [] : o.marks, ...parseMarks(v)],
     ],
     "    --tos BYTE": [
       "the whole ToS byte or Traffic Class, such as 184 or 0xB8; its two ECN bits must be 0",
       (o, v) => o.marks = [parseByte(v)],
+    ],
+    "    --ip-tos BYTE": [
+      "as in curl: the whole byte, or a name of -d, LOWDELAY, THROUGHPUT or RELIABILITY",
+      (o, v) => o.marks = [asUsageError(() => parseIpTos(v))],
+    ],
+    "    --expect NAME[,…]": [
+      "what is to arrive, if the path is meant to change the mark: one for all of -d, or one for " +
+      "each; anything else is 102",
+      (o, v) => o.expect = [...o.expect, ...parseMarks(v)],
     ],
     "    --mark-syn": [
       "mark the handshake too: on a busy link an unmarked SYN waits in the queue",
@@ -115,7 +132,10 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
     ],
     "-s, --silent": ["no report", (o) => o.silent = true],
     "-S, --show-error": ["accepted as in curl: errors are always shown", () => {}],
-    "    --json": ["one JSON object instead of body and report", (o) => o.json = true],
+    "    --json": [
+      "JSON Lines instead of body and report: one object for each request",
+      (o) => o.json = true,
+    ],
     "    --completions SHELL": [
       "completion script for bash, zsh or fish, for an installed dscp-get",
       (o, v) => o.print ??= parseShell(v),
@@ -125,7 +145,8 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
   },
   "Did the network care?": {
     "-n, --count N": [
-      "N rounds of requests, one after the other, and a table of their times",
+      "N rounds of requests, the marks of each in random order, and a table of their times; one " +
+      "more request, which is not measured, goes to the target first",
       (o, v, flag) => o.count = parseWhole(flag, v, 1_000_000),
     ],
     "    --interval S": [
@@ -147,7 +168,8 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
   "The far end": {
     "    --serve [HOST:]PORT": [
       "answer GET and HEAD with the marks that arrived, until Ctrl-C; HOST is " +
-      `${DEFAULT_HOST} unless given, '[::]' for all`,
+      `${DEFAULT_HOST} unless given, '[::]' or nothing before the colon means all addresses; ` +
+      "replies carry the mark of -d if it is given, SYN-ACK included, else that of the request",
       (o, v) => o.serve = parseListen(v),
     ],
   },
@@ -170,7 +192,13 @@ function parseShell(text: string): Shell {
 
 /** Reads the command line. @throws {Failure} bad usage, exit 2 */
 export function parseArguments(args: readonly string[]): Options {
-  const options = { ...DEFAULTS }, urls: string[] = [], seen = new Set<string>();
+  // Deno puts U+FFFD for each byte that is not UTF-8.
+  const broken = args.find((word) => word.includes("\ufffd"));
+  if (broken !== undefined) {
+    const hint = "a URL can have any byte, as %FF";
+    throw usageError(`${quote(broken)} is not UTF-8, or contains U+FFFD`, hint);
+  }
+  const options: Changeable = { ...DEFAULTS }, urls: string[] = [], seen = new Set<string>();
   const words = [...args], rows = optionRows();
   for (let word; (word = words.shift()) !== undefined;) {
     if (word === "--") urls.push(...words.splice(0));
@@ -194,6 +222,7 @@ export function parseArguments(args: readonly string[]): Options {
       seen.add(flags.at(-1)!);
     }
   }
+  if (options.print === null) refuseMarks(urls, seen.has("--dscp"));
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   }
@@ -202,26 +231,42 @@ export function parseArguments(args: readonly string[]): Options {
     const isShorter = seen.has("--max-time") && options.maxTime > 0;
     options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
   }
+  if (options.serve !== null && MARKING.some((name) => seen.has(name))) {
+    options.replyMark = options.marks[0];
+  }
   return { ...options, url: urls[0] ?? null };
 }
 
+const MARKING = ["--dscp", "--tos", "--ip-tos"];
+
 /** @throws {Failure} options that exclude each other, or that do nothing beside others */
 function checkCombinations(options: Options, seen: Set<string>, urls: readonly string[]): void {
-  if (seen.has("--dscp") && seen.has("--tos")) {
-    throw usageError("--dscp and --tos are mutually exclusive: give one of them");
+  const [mark, other] = MARKING.filter((name) => seen.has(name));
+  if (other !== undefined) {
+    throw usageError(`${mark} and ${other} are mutually exclusive: give one of them`);
   }
   if (options.serve !== null && urls.length > 0) {
     throw usageError("--serve takes no URL: it is the far end");
   }
-  const beside = [...seen].find((name) => !["--serve", "--silent", "--show-error"].includes(name));
+  const allowed = ["--serve", "--silent", "--show-error", ...MARKING];
+  const beside = [...seen].find((name) => !allowed.includes(name));
+  if (options.serve !== null && options.marks.length > 1) {
+    throw usageError(`--serve takes one mark for its replies, not ${options.marks.length}`);
+  }
   if (options.serve !== null && beside !== undefined) {
     throw usageError(`${beside} cannot be combined with --serve: it is for requests`);
+  }
+  const { marks, expect } = options;
+  if (expect.length > 1 && expect.length !== marks.length) {
+    const given = `${expect.length} for ${plural(marks.length, "mark")}`;
+    throw usageError(`--expect takes one mark, or one for each of -d, not ${given}`);
   }
   const isMany = !options.trace && (isSeries(options) || seen.has("--count"));
   const isShown = !options.trace && !isSeries(options) && !options.json;
   const useless = {
     ...!options.trace && { "--max-hops": "it is for --trace" },
     ...!isMany && { "--interval": "it is for series" },
+    ...options.trace && { "--expect": "a trace shows what each router received" },
     ...!isShown && { "--include": "no reply is printed in a series, a trace or JSON" },
   };
   for (const [name, why] of Object.entries(useless)) {
@@ -233,11 +278,11 @@ function checkCombinations(options: Options, seen: Set<string>, urls: readonly s
   }
 }
 
-function asUsageError<T>(parse: () => T, hint?: string): T {
+function asUsageError<T>(parse: () => T, hint?: () => string | undefined): T {
   try {
     return parse();
   } catch (error) {
-    throw error instanceof RangeError ? usageError(error.message, hint) : error;
+    throw error instanceof RangeError ? usageError(error.message, hint?.()) : error;
   }
 }
 
@@ -245,16 +290,12 @@ function parseMarks(text: string): Mark[] {
   return text.split(",").flatMap((word) => {
     const name = word.trim();
     if (name.toLowerCase() === "all") return Array.from({ length: 64 }, (_, n) => markOf(n << 2));
-    const isByte = /^\d+$/.test(name) && Number(name) > 63 && Number(name) < 256;
-    const hint = isByte ? `did you mean the whole byte? --tos ${name}` : undefined;
-    return [asUsageError(() => parseDscp(name), hint)];
+    return [asUsageError(() => parseDscp(name), () => name === "" ? LIST_HINT : byteHint(name))];
   });
 }
 
 function parseByte(text: string): Mark {
-  const isHex = /^[0-9a-f]{2}$/i.test(text);
-  const hint = isHex ? `did you mean hexadecimal? --tos 0x${text}` : undefined;
-  return asUsageError(() => parseTos(text), hint);
+  return asUsageError(() => parseTos(text), () => dscpHint(text));
 }
 
 function parseWhole(option: string, text: string, max: number): number {
@@ -271,20 +312,21 @@ function parseSeconds(option: string, text: string): number {
 }
 
 function parseListen(text: string): { hostname: string; port: number } {
-  const parts = /^(?:(?:\[([^\]]+)\]|([^:[\]]+)):)?(\d{1,5})$/.exec(text);
+  const parts = /^(?:(?:\[([^\]]+)\]|([^:[\]]*)):)?(\d{1,5})$/.exec(text);
   if (parts === null || Number(parts[3]) > 65535) {
-    const forms = "PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535";
+    const forms = "PORT, :PORT, HOST:PORT or [IPv6]:PORT, PORT from 0 to 65535";
     throw usageError(`--serve takes ${forms}, not ${quote(text)}`);
   }
-  const hostname = parts[1]?.replace(/%25(?=.)/, "%") ?? parts[2] ?? DEFAULT_HOST;
-  return { hostname, port: Number(parts[3]) };
+  const [, ipv6, name = DEFAULT_HOST, port] = parts;
+  const host = ["", "*"].includes(name) ? "::" : name;
+  return { hostname: ipv6?.replace(/%25(?=.)/, "%") ?? host, port: Number(port) };
 }
 
 /** Reads a header in the forms of curl's `-H`. */
 function parseHeader(text: string): Header {
   const [, name, separator, rest] = /^([^:;]*)([:;]?)([^]*)$/.exec(text)!;
   checkHeader(name, rest, text);
-  const value = rest.trim();
+  const value = trimmed(rest);
   if (separator === ":") return [name, value === "" ? null : value];
   if (separator === ";" && value === "") return [name, ""];
   const forms = "'Name: value', 'Name:' to remove one or 'Name;' for an empty one";
@@ -298,16 +340,23 @@ function checkHeader(name: string, value: string, text = `${name}: ${value}`): v
     const allowed = "letters, digits or !#$%&'*+-.^_`|~, as in 'Name: value'";
     throw usageError(`${quote(text)} is not a header: its name must be ${allowed}`);
   }
+  if (!value.isWellFormed()) throw usageError(`${quote(text)} is not a header: it is not Unicode`);
   if (/[\r\n\0]/.test(value)) {
     throw usageError(`${quote(text)} is not a header: it must not contain CR, LF or NUL`);
   }
 }
 
-/** How the command line wants its requests made. @throws {Failure} 77 or 103, about `--cacert` */
+/** What is to arrive of the mark at a place in `options.marks`; `null` for what is sent. */
+export function expectedOf({ expect }: Options, at: number): Mark | null {
+  return expect[expect.length > 1 ? at : 0] ?? null;
+}
+
+/** How the first mark's requests are to be made. @throws {Failure} 77 or 103, about `--cacert` */
 export async function requestOptionsOf(options: Options): Promise<RequestOptions> {
   const { cacert, insecure } = options;
   const caCerts = cacert === null ? [] : await readCertificates(cacert);
-  return { ...options, trust: cacert !== null || insecure ? { caCerts, insecure } : null };
+  const trust = cacert !== null || insecure ? { caCerts, insecure } : null;
+  return { ...options, trust, expect: expectedOf(options, 0) };
 }
 
 /** @throws {Failure} the file cannot be read (77), or may not (103) */

@@ -1,20 +1,32 @@
 /**
  * Standard output and standard error, the terminal's width, Ctrl-C, and lines that are replaced.
  *
- * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace, JSON.
- * Report, progress and errors go to standard error. No line is wider than 80 columns, or than a
- * narrower terminal. Nothing else in this program prints.
+ * What a run is for goes to standard output: a reply's body, a final table, the hops of a trace,
+ * JSON. Report, progress and errors go to standard error. No line is wider than 80 columns, or than
+ * a narrower terminal. Nothing else in this program prints.
  *
  * @module
  */
 
-import { makeBlocking, widenPipe } from "../ffi/pipe.ts";
+import { getenv } from "../ffi/libc.ts";
+import { makeBlocking } from "../ffi/pipe.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { errorText, plural, wrap } from "./text.ts";
 
 /** How many columns may be used: a terminal's if it has fewer than 80. */
 export function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
   return output.isTerminal() ? Math.min(80, Deno.consoleSize().columns || 80) : 80;
+}
+
+/** Whether an output is a terminal that knows escape sequences. */
+function takesEscapes(output: typeof Deno.stdout | typeof Deno.stderr): boolean {
+  // Deno itself would ask for --allow-env.
+  return output.isTerminal() && getenv("TERM") !== "dumb";
+}
+
+/** Whether an output gets colours: https://no-color.org/ */
+export function isColored(output: typeof Deno.stdout | typeof Deno.stderr): boolean {
+  return !Deno.noColor && takesEscapes(output);
 }
 
 /** The exit code of a second signal, which ends the process at once, whatever is under way. */
@@ -37,31 +49,35 @@ export function onInterrupt(stop: (code: number) => void): Disposable {
   };
 }
 
-let isPrepared = false;
+/** Whether it is known that writes to standard output wait for room. */
+let isBlocking = false;
 
 /** Writes all of `bytes` to standard output. @throws {Failure} it does not take them, exit 23 */
 export async function toStandardOutput(bytes: Uint8Array | string): Promise<void> {
   if (typeof bytes === "string") bytes = new TextEncoder().encode(bytes);
   isLineOpen = bytes.at(-1) !== 0x0a && Deno.stdout.isTerminal();
+  // What a pipe takes whole or not at all, pipe(7): it can be written again if it did not fit.
+  const PIPE_BUF = 4096;
   try {
-    if (!isPrepared) prepareStandardOutput();
+    if (bytes.length > PIPE_BUF) blockStandardOutput();
     // Time limits and signals go on while another thread waits for a slow reader.
     while (bytes.length > 0) bytes = bytes.subarray(await Deno.stdout.write(bytes));
   } catch (error) {
+    if (error instanceof Deno.errors.WouldBlock && !isBlocking) {
+      blockStandardOutput();
+      return await toStandardOutput(bytes);
+    }
     if (error instanceof Deno.errors.BrokenPipe) throw new Failure(Exit.cannotWrite, "");
     const message = `cannot write to standard output: ${errorText(error as Error)}`;
     throw new Failure(Exit.cannotWrite, message);
   }
 }
 
-/** Before the first write: of one that fails for want of room, Deno does not say what was taken. */
-function prepareStandardOutput(): void {
-  isPrepared = true;
+/** A parent may have made it non-blocking, where Deno does not say how much it has written. */
+function blockStandardOutput(): void {
   // The help must not need a permission.
-  if (!isGranted({ name: "ffi" })) return;
-  // A parent may have made it non-blocking.
-  makeBlocking(1);
-  widenPipe(1);
+  if (!isBlocking && isGranted({ name: "ffi" })) makeBlocking(1);
+  isBlocking = true;
 }
 
 /** Whether the last line on the terminal has no end, as of a body without one. */
@@ -69,7 +85,6 @@ let isLineOpen = false;
 
 /** Writes to standard error, from a new line on; if that is closed nobody is there to read it. */
 export function toStandardError(text: string): void {
-  if (text === "") return;
   if (isLineOpen && Deno.stderr.isTerminal()) text = `\n${text}`;
   isLineOpen = false;
   let bytes: Uint8Array = new TextEncoder().encode(text);
@@ -125,7 +140,7 @@ export class LiveText implements Disposable {
   #drawnAt = -Infinity;
 
   constructor(isWanted: boolean) {
-    this.#isLive = isWanted && Deno.stderr.isTerminal();
+    this.#isLive = isWanted && takesEscapes(Deno.stderr);
   }
 
   /** Draws ten times a second at most. @param text gets the number of columns */

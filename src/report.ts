@@ -18,7 +18,7 @@ import type {
 import { behaviours, type Pair } from "./behaviour.ts";
 import { Exit, Failure } from "./failure.ts";
 import { isSeries, type Options } from "./options.ts";
-import { toStandardOutput, widthOf } from "./output.ts";
+import { isColored, toStandardOutput, widthOf } from "./output.ts";
 import { excerpt, plural, printable, wrap } from "./text.ts";
 import { coversAllData } from "./verdict.ts";
 
@@ -39,11 +39,13 @@ function failOnError({ status, reason }: Reply): void {
   throw new Failure(Exit.httpError, message);
 }
 
+const BINARY = "the reply is binary and can mess up a terminal";
+
 /** @throws {Failure} the body is binary, which curl does not print either */
 function toTerminal(piece: Uint8Array): Promise<void> {
   if (!piece.includes(0)) return toStandardOutput(piece);
   const hint = "redirect it, with > FILE or through a pipe";
-  throw new Failure(Exit.cannotWrite, "the reply is binary and can mess up a terminal", hint);
+  throw new Failure(Exit.cannotWrite, BINARY, hint);
 }
 
 type Line = readonly [label: string, text: string];
@@ -81,8 +83,8 @@ export function outcomeReport(exchange: Exchange): string {
 /** Lines with their labels, as wide as standard error allows, in colours on a terminal. */
 function laidOut(lines: readonly Line[]): string {
   const INDENT = 11, width = widthOf(Deno.stderr) - INDENT;
-  const isColored = Deno.stderr.isTerminal() && !Deno.noColor;
-  const colored = (code: number, text: string) => isColored ? `\x1b[${code}m${text}\x1b[0m` : text;
+  const hasColors = isColored(Deno.stderr);
+  const colored = (code: number, text: string) => hasColors ? `\x1b[${code}m${text}\x1b[0m` : text;
   return lines.map(([label, text]) => {
     const wrapped = text.split("\n").map((line) => wrap(line, width)).join("").trimEnd();
     return colored(1, label.padEnd(INDENT)) +
@@ -123,8 +125,8 @@ function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival
   const reported = Object.entries({ request: data, SYN: syn, ACK: data === null ? ack : null })
     .flatMap(([packet, tos]) => tos === null ? [] : [`${packet} ${hex(tos)}`]);
   if (isOther) {
-    return `${reported.join(", ")}, reported by the server for another connection:\n` +
-      "a proxy is in between, or a firewall that changes sequence numbers";
+    return `${reported.join(", ")} on another connection: a proxy is in between, or a firewall ` +
+      "that changes sequence numbers";
   }
   const through = nat === null ? "" : `\nthrough NAT: the server sees ${printable(nat)}`;
   const bits = ecn === null ? "" : `\nECN ${ecn} on the way`;
@@ -145,7 +147,9 @@ function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival
   const [shown, rest] = isSynAsSent
     ? [reported.slice(0, 1), `; SYN ${hex(syn)}, as it was sent\n(--mark-syn marks it too)`]
     : [reported, ""];
-  const verdict = changes.length === 0 ? survived : "NOT the mark that was sent";
+  const verdict = changes.length === 0
+    ? survived
+    : `NOT the mark that ${expect === null ? "was sent" : "is expected"}`;
   return `${shown.join(", ")}: ${verdict}${rest}${bits}${through}`;
 }
 
@@ -154,12 +158,14 @@ function replyText({ returned, milliseconds, failure }: Exchange, reply: Reply):
   const location = headers.find(([name]) => name === "location")?.[1];
   const isRedirect = location !== undefined && status >= 300 && status < 400;
   // With -f the body of an error is left unread.
-  const isTruncated = !reply.complete && failure?.code !== Exit.httpError;
+  const isRefused = failure?.message === BINARY;
+  const isAll = headers.some((field) => `${field}` === `content-length,${bodyBytes}`);
+  const isTruncated = !reply.complete && failure?.code !== Exit.httpError && !(isRefused && isAll);
   const size = plural(bodyBytes, "byte"), time = `${milliseconds.total!.toFixed(1)} ms`;
   const leads = isRedirect ? `; leads to ${excerpt(location)}, not followed` : "";
-  return `${excerpt(`${status} ${reason}`.trim())}, ${
-    isTruncated ? "only " : ""
-  }${size} in ${time}` +
+  return `${excerpt(`${status} ${reason}`.trim())}, ${isTruncated ? "only " : ""}${size}${
+    isRefused ? ", not printed," : ""
+  } in ${time}` +
     returnedText(returned) + leads;
 }
 

@@ -9,46 +9,82 @@ import { hex, type Mark, sameDscp } from "../ffi/mod.ts";
 import type { Exchange, Requester, RequestOptions } from "./exchange.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { Limits } from "./limits.ts";
-import { type Options, requestOptionsOf } from "./options.ts";
+import { expectedOf, type Options, requestOptionsOf } from "./options.ts";
 import { LiveText, onInterrupt, toStandardOutput, widthOf } from "./output.ts";
 import { json, jsonLine, markLabel, sinkFor } from "./report.ts";
 import { builtInServer, type Server } from "./server.ts";
-import { compare, MIN_SAMPLES, quantile } from "./statistics.ts";
+import {
+  baselineOf,
+  compare,
+  type Comparison,
+  MIN_SAMPLES,
+  quantile,
+  type Sample,
+  shuffled,
+  SLOW,
+  thresholdFor,
+} from "./statistics.ts";
 import { DEFAULT_HOST } from "./target.ts";
 import { plural, shortTime, wrap } from "./text.ts";
 import { isWrongMark, moreSevere } from "./verdict.ts";
 
 /** What became of the requests with one mark. */
-export class Row {
+export class Row implements Sample {
   requests = 0;
   /** How many failed for another reason than a wrong mark. */
   failed = 0;
   /** How many left or arrived with another mark. */
   wrong = 0;
+  /** How many had any answer, and how many had all marked packets arrive as they should. */
+  answered = 0;
+  kept = 0;
+  /** How many ran out of time before the far end had acknowledged a marked packet, or answered. */
+  lost = 0;
+  /** How many of those had a connection, and were not seen leaving. */
+  lostUnseen = 0;
   /** The bytes that packets left with, and those that marked packets arrived with, if known. */
   readonly sent: Set<number> = new Set();
   readonly arrived: Set<number> = new Set();
+  isSentWrong = false;
+  isArrivedWrong = false;
   /** What unmarked packets arrived with that had been changed, such as `SYN 0x20`. */
   readonly changed: Set<string> = new Set();
-  /** Milliseconds of those requests whose whole reply came. */
+  /** Milliseconds to connect and in all; `NaN` if no whole reply came. */
   readonly connect: number[] = [];
   readonly total: number[] = [];
+  /** Which requests failed. */
+  readonly failures: boolean[] = [];
 
   constructor(readonly mark: Mark) {}
 
-  add({ markSyn, sent, arrived, reply, milliseconds, failure }: Exchange): void {
+  add(exchange: Exchange): void {
+    const { connection, markSyn, sent, arrived, reply, milliseconds, failure } = exchange;
+    const isFailed = failure !== null && !(isWrongMark(failure) && reply?.complete);
     this.requests++;
+    this.failures.push(isFailed);
+    if (isFailed) this.failed++;
+    if (sent.proved === false) this.isSentWrong = true;
+    if (arrived?.kept === false) this.isArrivedWrong = true;
     if (sent.proved === false || arrived?.kept === false) this.wrong++;
-    if (failure !== null && !(isWrongMark(failure) && reply?.complete)) this.failed++;
+    if (arrived?.kept === true) this.kept++;
+    if (reply !== null) this.answered++;
+    if (isLost(exchange)) this.lost++;
+    if (isLost(exchange) && connection !== null && sent.packets.length === 0) this.lostUnseen++;
     for (const { tos } of sent.packets) this.sent.add(tos);
     if (sent.outerTos !== null) this.sent.add(sent.outerTos);
     for (const tos of arrived?.marked ?? []) this.arrived.add(tos);
     const { packet = "data", arrived: tos = 0 } = arrived?.changes[0] ?? {};
     if (packet !== "data" && !markSyn) this.changed.add(`${packet} ${hex(tos)}`);
-    if (!reply?.complete) return;
-    this.connect.push(milliseconds.connect!);
-    this.total.push(milliseconds.total!);
+    this.connect.push(reply?.complete ? milliseconds.connect! : NaN);
+    this.total.push(reply?.complete ? milliseconds.total! : NaN);
   }
+}
+
+/** Whether time ran out and nothing marked came through: what is sent again was not acked. */
+function isLost({ connection, markSyn, sent, reply, failure }: Exchange): boolean {
+  if (failure?.code !== Exit.timeout || reply !== null) return false;
+  if (connection === null) return markSyn;
+  return sent.packets.length === 0 || sent.repeats > 0;
 }
 
 /** A bar of `share` (0 to 1) of `width` characters, to an eighth of one. */
@@ -60,15 +96,15 @@ export function bar(share: number, width: number): string {
 /** The columns of the table: a title of two lines, and a cell a row. */
 function columnsOf(rows: readonly Row[]): string[][] {
   const time = (values: number[], share: number) => shortTime(quantile(values, share));
-  const bytes = (seen: Set<number>, mark: Mark, changed: Iterable<string> = []) => {
-    const words = [...Array.from(seen, hex), ...changed];
-    const isRight = words.length === seen.size && [...seen].every((b) => sameDscp(b, mark.tos));
-    return `${words.join(" ") || "-"}${isRight ? "" : " !"}`;
-  };
+  const bytes = (isWrong: boolean, ...words: string[]) =>
+    (words.join(" ") || "-") + (isWrong ? " !" : "");
+  const sent = (row: Row) => bytes(row.isSentWrong, ...Array.from(row.sent, hex));
+  const arrived = (row: Row) =>
+    bytes(row.isArrivedWrong, ...Array.from(row.arrived, hex), ...row.changed);
   return [
     ["", "mark", ...rows.map(({ mark }) => markLabel(mark))],
-    ["", "sent", ...rows.map(({ sent, mark }) => bytes(sent, mark))],
-    ["", "arrived", ...rows.map(({ arrived, mark, changed }) => bytes(arrived, mark, changed))],
+    ["", "sent", ...rows.map(sent)],
+    ["", "arrived", ...rows.map(arrived)],
     ["", "requests", ...rows.map(({ requests }) => `${requests}`)],
     ["", "failed", ...rows.map(({ failed }) => `${failed}`)],
     ["wrong", "mark", ...rows.map(({ wrong }) => `${wrong}`)],
@@ -79,24 +115,27 @@ function columnsOf(rows: readonly Row[]): string[][] {
   ];
 }
 
+/** Which columns a narrow terminal does without, the first first: the times stay longest. */
+const DISPENSABLE = "connect ms median|requests|arrived|sent|failed|wrong mark|max|p95".split("|");
+
 /** The rows as a table of at most `width` columns; a bar shows each median if there is room. */
-export function table(rows: readonly Row[], width = 80): string {
-  const columns = columnsOf(rows);
+export function table(rows: readonly Row[], width: number): string {
+  let columns = columnsOf(rows);
+  const nameOf = ([title, under]: string[]) => `${title} ${under}`.trim();
   const widthOf = (column: string[]) => Math.max(...column.map(({ length }) => length));
-  const used = () => columns.reduce((sum, column) => sum + widthOf(column) + 1, 0);
-  // What goes first on a narrow terminal: the time to connect, and then from the right.
-  for (let at = 6; used() > width + 1 && columns.length > 3; at = columns.length - 1) {
-    columns.splice(at, 1);
+  const used = () => columns.reduce((sum, column) => sum + widthOf(column) + 1, -1);
+  for (const name of DISPENSABLE) {
+    if (used() > width) columns = columns.filter((column) => nameOf(column) !== name);
   }
-  const room = Math.min(24, width - used());
-  if (room >= "of median".length) {
+  const room = Math.min(24, width - used() - 1);
+  const isEnough = rows.every(({ total }) => total.filter(Number.isFinite).length >= MIN_SAMPLES);
+  if (isEnough && room >= "(median)".length) {
     const medians = rows.map(({ total }) => quantile(total, 0.5));
-    const longest = Math.max(...medians.filter(Number.isFinite));
-    const bars = medians.map((median) => bar(median / longest || 0, room));
-    columns.push(["bar:", "of median", ...bars]);
+    const bars = medians.map((median) => bar(median / Math.max(...medians), room));
+    columns.push(["bar:", "(median)", ...bars]);
   }
-  const isText = ([title, under]: string[]) =>
-    ["mark", "sent", "arrived", "bar:of median"].includes(title + under);
+  const isText = (column: string[]) =>
+    ["mark", "sent", "arrived", "bar: (median)"].includes(nameOf(column));
   const line = (_: string, at: number) =>
     columns.map((column) =>
       isText(column) ? column[at].padEnd(widthOf(column)) : column[at].padStart(widthOf(column))
@@ -104,41 +143,148 @@ export function table(rows: readonly Row[], width = 80): string {
   return columns[0].map(line).join("");
 }
 
-/** Whether the network cared, in sentences of at most `width` columns a line; none for one mark. */
-export function comparisonText(rows: readonly Row[], width = 80): string {
-  const compared = compare(rows).flatMap((one, at) =>
-    one === null ? [] : [{ ...one, name: markLabel(rows[at].mark) }]
+/** How a mark compares with the baseline, with what is needed to say so. */
+interface Compared extends Comparison {
+  readonly row: Row;
+  readonly baseline: Row;
+  readonly name: string;
+}
+
+/** What the network did to marks, in lines of at most `width` columns; nothing of one mark. */
+export function comparisonText(rows: readonly Row[], width: number): string {
+  const baseline = baselineOf(rows);
+  const compared = compare(rows).flatMap((one, at): Compared[] =>
+    one === null ? [] : [{ ...one, row: rows[at], baseline, name: markLabel(rows[at].mark) }]
   );
-  if (compared.length === 0) return "";
-  const few = compared.filter(({ differs }) => differs === null);
-  const same = compared.filter(({ differs }) => differs === false);
+  const sentences = compared.length === 0 ? [] : [
+    ...fewOf(compared.flatMap(failedText)),
+    ...fewOf(compared.flatMap(slowText)),
+    ...timesText(compared, thresholdFor(rows.length)),
+    // So many marks are asked for to see which pass.
+    ...rows.length > 2 * MOST_NAMED ? [passText(rows)] : [],
+  ];
+  return sentences.map((sentence) => wrap(sentence, width)).join("");
+}
+
+/** How many marks are named, or have a sentence of their own. */
+const MOST_NAMED = 4;
+
+function fewOf(sentences: string[]): string[] {
+  const more = sentences.length - MOST_NAMED;
+  return more <= 0 ? sentences : [
+    ...sentences.slice(0, MOST_NAMED),
+    `The same can be said of ${plural(more, "more mark")}.`,
+  ];
+}
+
+/** Whether more requests fail. A cause is named only if all of those that failed were lost. */
+function failedText({ failed, row, baseline }: Compared): string[] {
+  const { count, of, against, p, differs } = failed;
+  const isOurs = count / of > against.count / against.of;
+  const [worse, better] = isOurs ? [row, baseline] : [baseline, row];
+  const [name, other] = [markLabel(worse.mark), markLabel(better.mark)];
+  const rest = better.requests - better.failed;
+  const isContrast = worse.failed > 0 && worse.failed === worse.requests &&
+    rest > 0 && rest === better.requests;
+  if (!differs && !(differs === null && isContrast)) return [];
+  const isAll = worse.lost === worse.requests;
+  const counts = isAll
+    ? `${name}: 0 of ${worse.requests} answered, ${other}: ${rest} of ${better.requests}`
+    : `${worse.failed} of ${plural(worse.requests, "request")} with ${name} failed, ` +
+      `${better.failed} of ${better.requests} with ${other}`;
+  const where = worse.lostUnseen > 0 ? "this host or the path" : "the path";
+  const what = isAll ? `drops ${name}` : `drops or polices ${name}`;
+  const cause = worse.lost === worse.failed
+    ? `: ${where} ${what}, or delays it past the time limit`
+    : "";
+  const claim = differs ? cause : ": too few requests to tell this from chance";
+  return [`${counts} (p = ${shortP(p)})${claim}.`];
+}
+
+/** Whether there are more slow replies, unless most are slow: then the medians show it. */
+function slowText({ slow, differs, row, baseline }: Compared): string[] {
+  const { count, of, against, p, over } = slow;
+  if (!slow.differs || (differs && Math.max(count / of, against.count / against.of) > 0.5)) {
+    return [];
+  }
+  return [
+    `${count} of ${of} replies with ${markLabel(row.mark)} took over ${shortTime(over)} ms, ` +
+    `${SLOW} times the median, ${against.count} of ${against.of} with ` +
+    `${markLabel(baseline.mark)} (p = ${shortP(p)}).`,
+  ];
+}
+
+/** Whether typical times differ, and of which marks nothing at all can be said. */
+function timesText(compared: readonly Compared[], threshold: number): string[] {
   const list = (some: { name: string }[]) =>
-    some.length > 4 ? `${some.length} others` : some.map(({ name }) => name).join(", ");
+    some.length > MOST_NAMED ? `${some.length} others` : some.map(({ name }) => name).join(", ");
+  const pOf = ({ p, slow, failed }: Compared) => Math.min(p, slow.p, failed.p);
+  const others = compared.filter(({ slow, failed }) => !slow.differs && !failed.differs);
+  const few = others.filter(({ differs }) => differs === null);
+  const same = others.filter((one) => one.differs === false && pOf(one) >= threshold);
+  const small = others.filter((one) => one.differs === false && pOf(one) < threshold);
   const parts = compared.filter(({ differs }) => differs).map(({ name, ratio, p }) => {
     const factor = Math.max(ratio, 1 / ratio), word = ratio > 1 ? "faster" : "slower";
     return `${name} is ${factor.toFixed(factor < 10 ? 2 : 0)} times ${word} (p = ${shortP(p)})`;
   });
   if (same.length > 0) {
-    const least = shortP(Math.min(...same.map(({ p }) => p)));
+    const least = shortP(Math.min(...same.map(pOf)));
     parts.push(`no difference seen for ${list(same)} (p ${same.length > 1 ? "≥" : "="} ${least})`);
   }
-  if (few.length > 0) parts.push(`too few replies, under ${MIN_SAMPLES}, for ${list(few)}`);
-  const text = few.length < compared.length
-    ? parts.join(", ")
-    : `with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`;
-  return wrap(`Against ${markLabel(compared[0].against)}, median total time: ${text}.`, width);
+  if (small.length > 0) parts.push(`no difference seen that matters for ${list(small)}`);
+  if (few.length === compared.length) {
+    parts.push(`with fewer than ${MIN_SAMPLES} replies to a mark no difference can be seen`);
+  } else if (few.length > 0) {
+    parts.push(`too few replies, under ${MIN_SAMPLES}, for ${list(few)}`);
+  }
+  const against = `Against ${markLabel(compared[0].against)}, median total time`;
+  return parts.length === 0 ? [] : [`${against}: ${parts.join(", ")}.`];
+}
+
+/** Which marks pass: what became of each, as far as it is known. */
+function passText(rows: readonly Row[]): string {
+  const isSame = ({ mark, arrived }: Row) => [...arrived].every((tos) => sameDscp(tos, mark.tos));
+  const fateOf = (row: Row) =>
+    row.wrong > 0 || !isSame(row)
+      ? "are changed"
+      : row.answered === 0
+      ? "get no answer"
+      : row.answered < row.requests
+      ? "are answered in part"
+      : row.kept === row.requests
+      ? "pass unchanged"
+      : "are answered without a report of what arrived";
+  const fates = [
+    "pass unchanged",
+    "are changed",
+    "get no answer",
+    "are answered in part",
+    "are answered without a report of what arrived",
+  ].map((fate) => ({ fate, marks: rows.filter((row) => fateOf(row) === fate) }));
+  return fates.filter(({ marks }) => marks.length > 0).map(({ fate, marks }, at) => {
+    const of = at === 0 ? ` of ${rows.length} marks` : "";
+    const isNamed = fate === "pass unchanged" && marks.length < rows.length;
+    const names = isNamed ? `: ${marks.map(({ mark }) => markLabel(mark)).join(", ")}` : "";
+    return `${marks.length}${of} ${fate}${names}`;
+  }).join("; ") + ".";
 }
 
 /** A probability in few characters: `0.021`, `5.2e-6`. */
-const shortP = (p: number) => p < 0.001 ? p.toExponential(1) : p.toPrecision(2);
+function shortP(p: number): string {
+  return p < 0.001 ? Math.max(p, Number.MIN_VALUE).toExponential(1) : p.toPrecision(2);
+}
 
-function summaryJson(rows: readonly Row[]): string {
+/** The rows as one line of JSON. */
+export function summaryJson(rows: readonly Row[]): string {
   const compared = compare(rows);
-  const summary = rows.map(({ sent, arrived, changed, connect, total, ...plain }, at) => ({
-    ...plain,
-    sent: [...sent],
-    arrived: [...arrived],
-    changed: [...changed],
+  const summary = rows.map(({ mark, requests, failed, wrong, connect, total, ...row }, at) => ({
+    mark,
+    requests,
+    failed,
+    wrong,
+    sent: [...row.sent],
+    arrived: [...row.arrived],
+    changed: [...row.changed],
     milliseconds: {
       connect: { median: quantile(connect, 0.5) },
       total: { median: quantile(total, 0.5), p95: quantile(total, 0.95), max: quantile(total, 1) },
@@ -147,6 +293,16 @@ function summaryJson(rows: readonly Row[]): string {
   }));
   // JSON writes NaN as null: unknown.
   return jsonLine({ summary });
+}
+
+/** Who is next: an unmeasured request (round 0), then all marks in each round, in random order. */
+function* turns(rows: readonly Row[], rounds: number): Generator<[row: Row, round: number]> {
+  // The first request to a server pays for what the others find in caches.
+  yield [baselineOf(rows), 0];
+  // In a fixed order a server that alternates between two backends would favour a mark.
+  for (let round = 1; round <= rounds; round++) {
+    for (const row of shuffled(rows)) yield [row, round];
+  }
 }
 
 /** Runs the series. @returns the first failure, a wrong mark before others, or `null` */
@@ -173,28 +329,34 @@ export async function series(
       if (limits.stopped !== null) resolve();
     });
   await orInterrupt(warmUp(server.target.isHttps, options.marks[0], requestOptions, request));
-  for (let round = 1; round <= options.count; round++) {
-    for (const row of rows) {
-      if (done > 0 && options.interval > 0) await orInterrupt(pause(options.interval * 1000));
-      const exchange = await request(server.target, row.mark, requestOptions, sink, { limits });
-      const line = () =>
-        toStandardOutput(json(exchange, limits.stopped ?? exchange.failure, { ...server, round }));
-      if (limits.stopped !== null) {
-        screen.clear();
-        const last = done > 0 ? printResult(rows, options) : options.json ? line() : null;
-        await Promise.race([last, pause(200)]);
-        return limits.stopped;
-      }
-      if (done === 0) server.checkPresent(exchange, true);
-      // Without a permission or libc all others would fail the same way.
-      if (exchange.failure?.code === Exit.cannotRun) throw exchange.failure;
-      first = moreSevere(first, exchange.failure);
-      row.add(exchange);
-      done++;
-      if (options.json) await orInterrupt(line());
-      const progress = `${done} of ${count} requests, Ctrl-C to stop\n`;
-      screen.update((width) => table(rows, width) + progress);
+  for (const [row, round] of turns(rows, options.count)) {
+    if (round > 0 && options.interval > 0) await orInterrupt(pause(options.interval * 1000));
+    const expect = expectedOf(options, rows.indexOf(row)), asked = { ...requestOptions, expect };
+    const exchange = await request(server.target, row.mark, asked, sink, { limits });
+    const failure = limits.stopped ?? exchange.failure;
+    const line = () => json(exchange, failure, { ...server, round: Math.max(1, round) });
+    if (limits.stopped !== null) {
+      screen.clear();
+      const last = done > 0
+        ? printResult(rows, options)
+        : options.json
+        ? toStandardOutput(line())
+        : null;
+      await Promise.race([last, pause(200)]);
+      return limits.stopped;
     }
+    // Without a permission or libc all others would fail the same way.
+    if (failure?.code === Exit.cannotRun) throw failure;
+    if (round === 0) {
+      server.checkPresent(exchange, true);
+      continue;
+    }
+    first = moreSevere(first, failure);
+    row.add(exchange);
+    done++;
+    if (options.json) await orInterrupt(toStandardOutput(line()));
+    const progress = `${done} of ${count} requests, Ctrl-C to stop\n`;
+    screen.update((width) => table(rows, width) + progress);
   }
   screen.clear();
   await orInterrupt(printResult(rows, options));

@@ -41,40 +41,60 @@ export function defaultTarget(family: 4 | 6 | null): Target {
   return localTarget(family === 6 ? "::1" : DEFAULT_HOST, DEFAULT_PORT);
 }
 
-/** Reads a URL as curl does: without a scheme it is http. @throws {Failure} bad URL, exit 3 */
+// A host in brackets with its zone (RFC 6874, and with a bare % as curl reads it), or a name; port.
+const AUTHORITY = /^(?:\[([^%\]]*)(?:%(?:25(?!\]))?([\w.~-]{1,15}))?\]|([^:[\]]+))(?::(\d*))?$/;
+
+/**
+ * Reads a URL; without a scheme it is http, as in curl. Host and path are sent as they are written,
+ * except for characters that a URI cannot have (RFC 3986): in a path they are percent-encoded, in a
+ * host they become its IDNA form. `/../` stays, as with curl's `--path-as-is`.
+ *
+ * @throws {Failure} bad URL, exit 3
+ */
 export function parseTarget(text: string): Target {
-  const bad = (why: string) => new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`);
-  // The URL parser would silently drop these.
+  const bad = (why: string, hint?: string) =>
+    new Failure(Exit.badUrl, `bad URL ${quote(text)}: ${why}`, hint);
+  const form = "it should look like http://host:port/path, IPv6 in brackets";
   if ([...text].some((c) => c < " " || c === "\x7f")) {
     throw bad("control characters are not allowed");
   }
-  const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text)?.[1].toLowerCase();
-  if (scheme !== undefined && scheme !== "http" && scheme !== "https") {
-    throw bad(`the scheme must be http or https, not ${scheme}`);
-  }
-  const full = /^https?:(?!\d)/i.test(text) ? text : `http://${text}`;
-  // The zone of a link-local address, RFC 6874, as curl reads it: the URL parser takes none.
-  const zoned = /^(https?:\/\/\[[^%\]]*)(%(?:25(?!\]))?([\w.~-]{1,15}))\]/i.exec(full);
-  const bare = zoned === null ? full : zoned[1] + full.slice(zoned[1].length + zoned[2].length);
-  const url = /^https?:\/\/[^/?#]/i.test(bare) ? URL.parse(bare) : null;
-  if (url === null) throw bad("it should look like http://host:port/path, IPv6 in brackets");
-  if (url.username !== "" || url.password !== "") {
+  if (!text.isWellFormed()) throw bad("it holds half a surrogate pair");
+  const [, typed, rest] = /^(?:([a-z][a-z0-9+.-]*):\/\/)?([^]*)$/i.exec(text)!;
+  const scheme = typed?.toLowerCase() ?? "http", isHttps = scheme === "https";
+  if (scheme !== "http" && !isHttps) throw bad(`the scheme must be http or https, not ${scheme}`);
+  if (typed === undefined && /^https?:(?!\d)/i.test(rest)) throw bad(form);
+  const [, where, asked] = /^([^/?#]*)([^#]*)/.exec(rest)!;
+  if (where.includes("@")) {
     throw new Failure(
       Exit.badUrl,
       "user and password in the URL are not supported",
       "send them yourself: -H 'Authorization: Basic …' with the base64 of user:password",
     );
   }
-  const isHttps = url.protocol === "https:";
-  const port = url.port === "" ? (isHttps ? 443 : 80) : Number(url.port);
-  if (port === 0) throw bad("port 0 is not a valid destination");
-  const host = url.hostname.replace(/^\[(.*)\]$/, "$1");
-  if (host === url.hostname && /[^\w.~-]/.test(host)) throw bad(`${quote(host)} is no host name`);
-  url.hash = "";
-  // The parser's own `search` has no question mark if the query is empty.
-  const path = url.href.slice(url.origin.length);
-  const zone = zoned === null ? "" : `%${zoned[3]}`;
-  return { url: url.href, isHttps, host: host + zone, port, authority: url.host, path };
+  const [, ipv6, zone, name, digits] = AUTHORITY.exec(where) ?? [];
+  const port = digits ? Number(digits) : isHttps ? 443 : 80;
+  if (port === 0 || port > 65535) throw bad(`port ${digits} is not from 1 to 65535`);
+  const known = URL.parse(`http://${name ?? `[${ipv6}]`}/`)?.hostname;
+  if (known === undefined) throw bad(form);
+  if (name !== undefined && (!/^[\w.~-]+$/.test(known) || !isKept(name, known))) {
+    const isPort = /^\d+$/.test(name) && Number(name) > 0 && Number(name) <= 65535;
+    const meant = isPort ? `http://${DEFAULT_HOST}:${name}/` : known;
+    const hint = known === name ? undefined : `did you mean ${meant}?`;
+    throw bad(`${quote(name)} is no host name`, hint);
+  }
+  const host = known.replace(/^\[(.*)\]$/, "$1") + (zone === undefined ? "" : `%${zone}`);
+  const written = name === undefined ? `[${ipv6}]` : /^[!-~]*$/.test(name) ? name : known;
+  const authority = port === (isHttps ? 443 : 80) ? written : `${written}:${port}`;
+  const path = asked.replace(/^(?!\/)/, "/")
+    .replace(/[^\w.~:/?[\]@!$&'()*+,;=%-]/gu, encodeURIComponent);
+  return { url: `${scheme}://${authority}${path}`, isHttps, host, port, authority, path };
+}
+
+/** Whether a name is looked up as written, as `known`; not so `127.1`, `%61`, fullwidth letters. */
+function isKept(name: string, known: string): boolean {
+  const lower = name.toLowerCase();
+  if (/^[!-~]*$/.test(name)) return known === lower;
+  return lower.normalize("NFKC") === lower && /^((?!\p{DI})[\p{L}\p{M}\p{N}.-])+$/u.test(name);
 }
 
 /** The bytes of the GET. */

@@ -17,7 +17,7 @@ import {
   type SentPacket,
 } from "../ffi/mod.ts";
 import { encode, familyOf, sameEnd } from "../ffi/sockaddr.ts";
-import { behaviourText, consequence, TELLING_MARKS } from "./behaviour.ts";
+import { behaviours, behaviourText, consequence, TELLING_MARKS } from "./behaviour.ts";
 import type {
   Arrival,
   ArrivedChange,
@@ -44,6 +44,23 @@ export const NOT_OBSERVED: Sent = {
   takenBy: null,
 };
 
+/** A request of which nothing is known yet; it begins now, unless another time is given. */
+export function newExchange(
+  target: Target,
+  mark: Mark,
+  { markSyn, expect }: Pick<RequestOptions, "markSyn" | "expect">,
+  started: number = performance.now(),
+): Exchange {
+  return {
+    ...{ target, mark, markSyn, expect, started, connection: null, reply: null },
+    milliseconds: { connect: null, firstByte: null, total: null },
+    sent: NOT_OBSERVED,
+    arrived: null,
+    returned: { sent: null, arrived: null, kept: null },
+    failure: null,
+  };
+}
+
 /** What of an exchange decides how its packets should look. */
 type Asked = Pick<Exchange, "target" | "mark" | "expect">;
 
@@ -69,6 +86,8 @@ export function assessSent(
     ? "a program on this host"
     : packets.some(({ linkHeader }) => linkHeader === 0)
     ? "a tunnel device"
+    : packets.some(({ isWrapped, outerTos }) => isWrapped && outerTos === null)
+    ? "a tunnel"
     : null;
   const { seen, repeats } = bytesCovered(packets);
   const isWhole = packets.length > 0 && sent !== null && seen >= sent && takenBy === null;
@@ -236,7 +255,8 @@ function arrivalFailure({ changes, data, syn }: Arrival, mark: Mark, hasLeft: bo
   const [{ packet, sent, wanted, arrived }] = changes;
   if (wanted !== sent) {
     const [before, expected, after] = [sent, wanted, arrived].map((tos) => describe(markOf(tos)));
-    const message = `${packet} sent ${before}, arrived ${after}, expected ${expected}`;
+    const message = `${packet === "data" ? "" : `${packet} `}sent ${before}, arrived ${after}, ` +
+      `expected ${expected}`;
     return new Failure(Exit.arrivedChanged, message);
   }
   const change = `sent ${describe(markOf(sent))}, arrived ${describe(markOf(arrived))}`;
@@ -259,7 +279,10 @@ function arrivalFailure({ changes, data, syn }: Arrival, mark: Mark, hasLeft: bo
   const isByFirst = packet === "data" && syn !== null && sameDscp(syn, 0) && sameDscp(arrived, 0);
   const hint = isByFirst
     ? "a box may classify a connection by its first packet: try --mark-syn"
-    : consequence(pair) ?? `-d ${TELLING_MARKS} shows which behaviour of RFC 9435 it is`;
+    : consequence(pair) ??
+      (behaviours([pair]).length > 1
+        ? `-d ${TELLING_MARKS} shows which of these it is`
+        : undefined);
   return new Failure(Exit.arrivedChanged, `${what}${change}: ${cause}${likeness}`, hint);
 }
 

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { shortened } from "../.github/actions/dscp-get/run.ts";
 import { DENO_PATH, Folder, ROOT } from "./support/folder.ts";
 import { Namespace, Network, rewrite, SERVER } from "./support/namespaces.ts";
 import { execute, missing, succeed, testWith } from "./support/processes.ts";
@@ -38,6 +39,8 @@ interface Ran {
   /** The cells of the summary's table, as they are shown. */
   table: string[][];
   summary: string;
+  /** The lines of the file with all results. */
+  results: string[];
   /** The files that the step left in its working directory. */
   files: string[];
   log: string;
@@ -68,15 +71,19 @@ async function run(inputs: Record<string, string>, under: readonly string[] = []
     {
       ...Object.fromEntries(env.map(([, variable, name]) => [variable, values[name]])),
       ...files,
+      RUNNER_TEMP: folder.path,
       GITHUB_ACTION_PATH: ACTION,
     },
     under,
   );
   const summary = await Deno.readTextFile(files.GITHUB_STEP_SUMMARY);
+  const { "json-file": all, ...outputs } = outputsOf(await Deno.readTextFile(files.GITHUB_OUTPUT));
+  assert.ok(all.startsWith(`${folder.path}/`), all);
   return {
     code,
+    results: (await Deno.readTextFile(all)).trimEnd().split("\n"),
     commands: commandsOf(stdout + stderr),
-    outputs: outputsOf(await Deno.readTextFile(files.GITHUB_OUTPUT)),
+    outputs,
     table: tableOf(summary),
     summary,
     files: [...Deno.readDirSync(work.path)].map(({ name }) => name),
@@ -145,10 +152,91 @@ Deno.test("the action: mark, handshake and more arguments are passed on", async 
   const ran = await run({ url: server.url, ...more });
   assert.equal(ran.code, 0, ran.log);
   assert.equal(ran.outputs.proved, "true");
-  assert.deepEqual(ran.table.slice(2).map((cells) => cells.slice(0, 3)), [
-    ...Array(3).fill(["AF41 (0x88), from the SYN on", "0x88: proved", "syn 0x88, ack 0x88"]),
-  ]);
+  const rows = ran.table.slice(2);
+  assert.equal(rows.length, 3);
+  for (const [set, sent, arrived] of rows) {
+    assert.deepEqual([set, sent], ["AF41 (0x88), from the SYN on", "0x88: proved"]);
+    assert.match(arrived, /^syn 0x88, (ack 0x88, )?(ack|data) 0x88$/);
+  }
   assert.match(ran.commands.join("\n"), /^::notice title=dscp-get::3 requests, the first: /);
+});
+
+Deno.test("the action: what is to arrive is passed on", async () => {
+  await using server = replying(OK);
+  const ran = await run({ url: server.url, dscp: "EF", expect: "EF,DF" });
+  assert.equal(ran.code, 2, ran.log);
+  const { code, table } = await run({ url: server.url, dscp: "EF", expect: "AF41" });
+  assert.equal(code, 0);
+  assert.equal(table[2][0], "EF (0xB8), from the SYN on, to arrive as AF41 (0x88)");
+  assert.match(ran.commands.join("\n"), /::--expect takes one mark.*not 2 for 1 mark \(exit 2\)$/);
+});
+
+Deno.test("the action: two arguments on a line are red: 2, and it says which line", async () => {
+  for (const line of ["-n 3", "--count 3", "-H X: y", "-d\tEF"]) {
+    const ran = await run({ arguments: `--interval=0\n${line}\n` });
+    assert.equal(ran.code, 2, ran.log);
+    const message = `arguments must have one argument a line, and '${
+      line.replace("\t", "\\x09")
+    }' is two (exit 2)`;
+    assert.deepEqual(ran.commands, [`::error title=dscp-get::${message}`]);
+  }
+  await using server = replying(OK);
+  for (const line of ["-HX-A: b", "--header=X-A: b", "-H\nX-A: b", "-H\nX-A: -n 3"]) {
+    assert.equal((await run({ url: server.url, arguments: line })).code, 0, line);
+  }
+});
+
+Deno.test("the action: outputs stay far below 1 MiB, and a file has all of the result", async () => {
+  // A reply in three fails, and each has a header of 4 KiB.
+  let asked = 0;
+  await using server = new RawServer(async (conn) => {
+    await readRequest(conn);
+    const status = asked++ % 3 === 2 ? 500 : 200;
+    const head = `HTTP/1.1 ${status} OK\r\nX-Long: ${
+      "x".repeat(4096)
+    }\r\nContent-Length: 0\r\n\r\n`;
+    await conn.write(new TextEncoder().encode(head));
+  });
+  const parsed = (lines: string[]) => lines.map((line) => JSON.parse(line));
+  for (const [count, kept] of [[20, 20], [120, 20]]) {
+    const ran = await run({ url: server.url, arguments: `--fail\n-n\n${count}` });
+    assert.equal(ran.code, 22, ran.log.slice(-300));
+    assert.equal(ran.results.length, count + 1);
+    const lines = ran.outputs.json.split("\n"), requests = parsed(lines.slice(0, -1));
+    assert.equal(lines.at(-1), ran.results.at(-1), "the summary is the last line");
+    assert.ok(ran.outputs.json.length <= 131_072, `${ran.outputs.json.length}`);
+    if (count === 20) assert.deepEqual(lines, ran.results);
+    else {
+      assert.ok(requests.length >= kept, `${requests.length} kept`);
+      const rounds = parsed(ran.results).filter(({ error }) => error !== undefined)
+        .map(({ round }) => round);
+      assert.deepEqual(requests.map(({ round }) => round), rounds.slice(0, requests.length));
+    }
+  }
+});
+
+Deno.test("the action: of a long result the summary is kept, and the first failures that fit", () => {
+  const line = (length: number, failed = true) => {
+    const text = failed ? '{"error":""}' : "{}";
+    return text.replace('"}', `${"x".repeat(length - text.length)}"}`).padEnd(length);
+  };
+  const MAX = 131_072, summary = '{"summary":[]}', rest = MAX - summary.length - 1;
+  for (
+    const [lines, kept] of [
+      [[line(MAX, false)], [0]],
+      [[line(MAX + 1, false)], []],
+      [[line(10, false), line(MAX - 11, false)], [0, 1]],
+      [[line(MAX, false), summary], [1]],
+      [[line(MAX), summary], [1]],
+      [[line(MAX, false), line(rest - 1), summary], [1, 2]],
+      [[line(MAX, false), line(rest), summary], [2]],
+      [[line(MAX, false), line(20), line(rest - 22), summary], [1, 2, 3]],
+      [[line(MAX, false), line(20), line(rest - 21), summary], [1, 3]],
+      [[line(20), line(MAX), line(20), summary], [0, 3]],
+      [[line(20), "no JSON".padEnd(MAX), "null", line(20), summary], [0, 3, 4]],
+      [[line(20), line(MAX)], []],
+    ] as const
+  ) assert.deepEqual(shortened(lines), kept.map((at) => lines[at]));
 });
 
 testWith(
@@ -176,7 +264,7 @@ testWith(
     const ran = await run({ url }, network.client.under);
     assert.equal(ran.code, 102, ran.log);
     assert.deepEqual([ran.outputs.proved, ran.outputs["exit-code"]], ["true", "102"]);
-    assert.equal(ran.table[2][2], "syn 0x00, ack 0x00");
+    assert.match(ran.table[2][2], /^syn 0x00, (ack 0x00, )?(ack|data) 0x00$/);
     assert.match(ran.commands.join("\n"), /^::error title=dscp-get::.*\(exit 102\)$/);
   },
 );

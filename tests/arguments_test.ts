@@ -1,18 +1,23 @@
 import assert from "node:assert/strict";
 import { Exit, Failure } from "../main.ts";
+import { failureOf } from "../src/failure.ts";
 import { usage } from "../src/help.ts";
 import {
   DEFAULTS,
+  expectedOf,
+  MAX_HOPS,
   optionRows,
   OPTIONS,
   type Options,
   parseArguments,
   requestOptionsOf,
+  TRACE_TIMEOUT,
   withDefaults,
 } from "../src/options.ts";
 import { unknownOption } from "../src/suggest.ts";
-import { dscpGet, testWith } from "./support/processes.ts";
-import { Certificates } from "./support/servers.ts";
+import { Namespace } from "./support/namespaces.ts";
+import { dscpGet, execute, Nobody, testWith } from "./support/processes.ts";
+import { Certificates, FarEnd } from "./support/servers.ts";
 
 async function refused(args: string[], code: number, message: RegExp): Promise<void> {
   const { code: exit, stdout, stderr } = await dscpGet(args);
@@ -29,7 +34,7 @@ Deno.test("bad marks are usage errors that list what is allowed", async () => {
     await refused(
       ["-d", value],
       2,
-      /allowed are EF, VA or VOICE-ADMIT, LE.*CS0 to CS7, AF11.*0 to 63/,
+      /allowed are EF, VA or VOICE-ADMIT, NQB, LE.*CS0 to CS7, AF11.*0 to 63/,
     );
   }
   for (const value of ["256", "-1", "1.5", "", "0x100"]) {
@@ -142,7 +147,7 @@ Deno.test("a mistake is answered with what was probably meant", async () => {
     assert.equal(code, 2, stderr);
     return /^hint: (.*)$/m.exec(stderr)![1];
   };
-  assert.equal(await hintOf("-d", "184"), "did you mean the whole byte? --tos 184");
+  assert.equal(await hintOf("-d", "184"), "if the whole byte is meant: --tos 0xB8, which is EF");
   assert.equal(await hintOf("--tos", "b8"), "did you mean hexadecimal? --tos 0xb8");
   assert.equal(await hintOf("--dcsp", "EF"), "did you mean --dscp?");
   assert.equal(await hintOf("--nothing-of-the-kind"), "--help lists the options");
@@ -158,6 +163,59 @@ Deno.test("-d may be given several times, all may stand in a list, and -S is tak
 
 // ─── The parser, in this process ─────────────────────────────────────────────────────────────────
 
+Deno.test("without arguments: EF once to the default port, at most 30 seconds, and a report", () => {
+  assert.deepEqual(parseArguments([]), {
+    url: null,
+    marks: [{ name: "EF", dscp: 46, tos: 0xb8 }],
+    expect: [],
+    markSyn: false,
+    headers: [],
+    family: null,
+    connectTimeout: 10,
+    maxTime: 30,
+    trust: null,
+    insecure: false,
+    cacert: null,
+    include: false,
+    fail: false,
+    requireProof: false,
+    silent: false,
+    json: false,
+    print: null,
+    count: 1,
+    interval: 0,
+    trace: false,
+    maxHops: 30,
+    serve: null,
+    replyMark: null,
+  });
+});
+
+Deno.test("the help's numbers are those of the defaults, the limits and the exit codes", () => {
+  const help = Object.fromEntries(optionRows().map(({ flags, help }) => [flags.at(-1), help]));
+  const { connectTimeout, maxTime, interval, maxHops } = DEFAULTS;
+  for (
+    const [name, words] of [
+      ["--dscp", "number from 0 to 63"],
+      ["--tos", "such as 184 or 0xB8"],
+      ["--connect-timeout", `(default ${connectTimeout}, with --trace ${TRACE_TIMEOUT}; 0: none)`],
+      ["--max-time", `(default ${maxTime}; 0: none)`],
+      ["--interval", `(default ${interval})`],
+      ["--max-hops", `1 to ${MAX_HOPS} (default ${maxHops})`],
+      ["--fail", `exit ${Exit.httpError} on status 400 and above`],
+      ["--require-proof", `exit ${Exit.notProved} unless`],
+      ["--expect", `anything else is ${Exit.arrivedChanged}`],
+    ] as const
+  ) assert.ok(help[name].includes(words), `${name}: ${help[name]}`);
+  assert.match(help["--json"], /^JSON Lines /);
+  assert.match(help["--count"], /one more, which is not measured, goes to the target first$/);
+  assert.match(help["--serve"], /replies carry the mark of -d .*SYN-ACK included, else .*request$/);
+  const text = usage(1000, startedAs("file:///x/main.ts", null));
+  const [, codes] = /^(Exit codes: .*)$/m.exec(text)!;
+  const listed = [...codes.matchAll(/(?<=[:;,] )(\d+) /g)].map(([, code]) => Number(code));
+  assert.deepEqual(listed, Object.values(Exit), "every code once, in rising order");
+});
+
 /** What the arguments change of the defaults; marks are shown as their bytes. */
 function changed(args: readonly string[]): Record<string, unknown> {
   const options = parseArguments(args);
@@ -165,7 +223,11 @@ function changed(args: readonly string[]): Record<string, unknown> {
   const others = keys.filter((key) => options[key] !== DEFAULTS[key]);
   return Object.fromEntries(others.map((key) => [
     key,
-    key === "marks" ? options.marks.map(({ tos }) => tos) : options[key],
+    key === "marks"
+      ? options.marks.map(({ tos }) => tos)
+      : key === "expect"
+      ? options.expect.map(({ name }) => name)
+      : options[key],
   ]));
 }
 
@@ -189,7 +251,7 @@ for (
     [["-d", "-1"], /"-1" is not a DSCP/],
     [["-d=EF"], /"=EF" is not a DSCP/],
     [["--header=A: b=c\u2028d"], { headers: [["A", "b=c\u2028d"]] }],
-    [["-HA: b\u2028"], { headers: [["A", "b"]] }],
+    [["-HA:\u00a0b\u2028"], { headers: [["A", "\u00a0b\u2028"]] }],
     [["--dscp="], /an empty text is not a DSCP/],
     [["--dscp"], /^--dscp needs a value$/],
     [["-d"], /^-d needs a value$/],
@@ -220,6 +282,10 @@ for (
     [["-d", " ef ,\tdf"], { marks: [0xb8, 0] }],
     [["-d", "EF,"], /an empty text is not a DSCP/],
     [["-d", "EF", "-d", "EF"], { marks: [0xb8, 0xb8] }],
+    [["-d", "NQB,45,0x2D"], { marks: [0xb4, 0xb4, 0xb4] }],
+    [["-d", "0x2e"], { marks: [0xb8] }],
+    [["-d", "0x3F"], { marks: [0xfc] }],
+    [["-d", "0x40"], /"0x40" is not a DSCP/],
     [["-d", "All"], { marks: Array.from({ length: 64 }, (_, dscp) => dscp * 4) }],
     [["--tos", "0"], { marks: [0] }],
     [["--tos", "252"], { marks: [252] }],
@@ -227,6 +293,24 @@ for (
     [["--tos", "0xFC"], { marks: [252] }],
     [["--tos", "4", "--tos", "8"], { marks: [8] }],
     [["-d", "EF", "--tos", "4"], /^--dscp and --tos are mutually exclusive/],
+    [["--ip-tos", "4", "-d", "EF"], /^--dscp and --ip-tos are mutually exclusive/],
+    [["--ip-tos", "4", "--tos", "4"], /^--tos and --ip-tos are mutually exclusive/],
+    [["--ip-tos", "184"], { marks: [0xb8] }],
+    [["--ip-tos", "LowDelay"], { marks: [0x10] }],
+    [["--ip-tos", "46"], /^ToS 0x2E sets ECN bits/],
+    [["--ip-tos", "EF,DF"], /^"EF,DF" is not a ToS byte/],
+    // What is to arrive
+    [["--expect", "EF"], { expect: ["EF"] }],
+    [["--expect", "EF", "-n", "2"], { expect: ["EF"], count: 2 }],
+    [["--expect", "AF41,DF", "-d", "EF,CS1"], { expect: ["AF41", "DF"], marks: [0xb8, 0x20] }],
+    [["-d", "EF,CS1", "--expect=DF", "--expect=LE"], { expect: ["DF", "LE"], marks: [0xb8, 0x20] }],
+    [["-d", "EF,CS1", "--expect", "DF"], { expect: ["DF"], marks: [0xb8, 0x20] }],
+    [["--tos", "0", "--expect", "EF"], { expect: ["EF"], marks: [0] }],
+    [["--expect", "EF,DF"], /^--expect takes one mark, or one for each of -d, not 2 for 1 mark$/],
+    [["-d", "EF,DF", "--expect", "EF,DF,LE"], /^--expect takes .*, not 3 for 2 marks$/],
+    [["-d", "EF,DF,LE", "--expect", "EF,DF"], /^--expect takes .*, not 2 for 3 marks$/],
+    [["--expect", "x"], /"x" is not a DSCP/],
+    [["--expect", "EF", "--trace"], /^--expect does nothing here: a trace shows what each router/],
     // Whole numbers
     [["-n", "1"], {}],
     [["-n", "2"], { count: 2 }],
@@ -255,6 +339,7 @@ for (
     // The limit on connecting of a trace
     [["--trace"], { trace: true, connectTimeout: 60 }],
     [["--trace", "-m", "5"], { trace: true, maxTime: 5, connectTimeout: 5 }],
+    [["--trace", "-m", "0.5"], { trace: true, maxTime: 0.5, connectTimeout: 0.5 }],
     [["--trace", "-m", "60"], { trace: true, maxTime: 60, connectTimeout: 60 }],
     [["--trace", "-m", "61"], { trace: true, maxTime: 61, connectTimeout: 60 }],
     [["--trace", "-m", "0"], { trace: true, maxTime: 0, connectTimeout: 60 }],
@@ -269,6 +354,8 @@ for (
     [["--serve", "0"], { serve: { hostname: "127.0.0.1", port: 0 } }],
     [["--serve", "65535"], { serve: { hostname: "127.0.0.1", port: 65535 } }],
     [["--serve", "00080"], { serve: { hostname: "127.0.0.1", port: 80 } }],
+    [["--serve", ":8086"], { serve: { hostname: "::", port: 8086 } }],
+    [["--serve", "*:8086"], { serve: { hostname: "::", port: 8086 } }],
     [["--serve", "a.b:1"], { serve: { hostname: "a.b", port: 1 } }],
     [["--serve", "[::]:1"], { serve: { hostname: "::", port: 1 } }],
     [["--serve", "[fe80::1%25lo]:1"], { serve: { hostname: "fe80::1%lo", port: 1 } }],
@@ -284,6 +371,8 @@ for (
       "[]:1",
       "::1:1",
       "[::1]1",
+      "[a:1",
+      "a]:1",
       "a:65536",
       "x",
       "-1",
@@ -291,7 +380,7 @@ for (
       .map((text) =>
         [
           ["--serve", text],
-          /^--serve takes PORT, HOST:PORT or \[IPv6\]:PORT, PORT from 0 to 65535/,
+          /^--serve takes PORT, :PORT, HOST:PORT or \[IPv6\]:PORT, PORT from 0 to 65535/,
         ] as const
       ),
     // What goes together
@@ -300,6 +389,23 @@ for (
       serve: { hostname: "127.0.0.1", port: 1 },
       silent: true,
     }],
+    [["--serve", "1", "-d", "EF"], {
+      serve: { hostname: "127.0.0.1", port: 1 },
+      replyMark: { name: "EF", dscp: 46, tos: 0xb8 },
+      marks: [0xb8],
+    }],
+    [["--tos", "0", "--serve", "1"], {
+      serve: { hostname: "127.0.0.1", port: 1 },
+      replyMark: { name: "DF", dscp: 0, tos: 0 },
+      marks: [0],
+    }],
+    [["--ip-tos", "LE", "--serve", "1"], {
+      serve: { hostname: "127.0.0.1", port: 1 },
+      replyMark: { name: "LE", dscp: 1, tos: 4 },
+      marks: [4],
+    }],
+    [["--serve", "1", "-d", "EF,DF"], /^--serve takes one mark for its replies, not 2$/],
+    [["--serve", "1", "-d", "all"], /^--serve takes one mark for its replies, not 64$/],
     [["--serve", "1", "h"], /^--serve takes no URL/],
     [["-n", "1", "--interval", "2"], { interval: 2 }],
     [["-d", "EF,DF", "--interval", "2"], { marks: [0xb8, 0], interval: 2 }],
@@ -314,6 +420,10 @@ for (
     [["-h", "--completions", "tcsh"], { print: "help" }],
     [["--completions", "bash"], { print: "bash" }],
     [["--completions", "BASH"], /^--completions takes bash, zsh or fish, not 'BASH'$/],
+    [["-h", "-d", "EF", "AF41"], { print: "help", marks: [0xb8], url: "AF41" }],
+    // Bytes that are not UTF-8 come as U+FFFD
+    [["http://h/\ufffd"], /^'http:\/\/h\/\ufffd' is not UTF-8, or contains U\+FFFD$/],
+    [["-H", "A: \ufffd", "-h"], /^'A: \ufffd' is not UTF-8, or contains U\+FFFD$/],
     [["-h", "-d", "EF", "--tos", "4"], { print: "help", marks: [4] }],
   ] as readonly (readonly [string[], object | RegExp])[]
 ) {
@@ -332,6 +442,7 @@ for (
 /** A value that each option takes. */
 const VALUES: Record<string, string> = {
   "NAME[,NAME…]": "EF",
+  "NAME[,…]": "EF",
   BYTE: "8",
   LINE: "A: b",
   S: "1",
@@ -365,8 +476,9 @@ Deno.test("each option does something, under each of its names", () => {
   }
 });
 
-Deno.test("beside --serve each option is refused by its name, but for -s and -S, and those that print", () => {
-  const allowed = ["--serve", "--silent", "--show-error", "--help", "--version", "--completions"];
+Deno.test("beside --serve each option is refused by its name, but for -s, -S, marks, and those that print", () => {
+  const allowed =
+    "--serve --silent --show-error --help --version --completions --dscp --tos --ip-tos".split(" ");
   for (const { name, word } of EACH) {
     for (const args of [["--serve", "1", word], [word, "--serve", "1"]]) {
       if (allowed.includes(name)) parseArguments(args);
@@ -425,6 +537,11 @@ for (
     ["A\x7f: x", null],
     ["Ä: x", null],
     ...[...'"(),/<=>?@[\\]{}'].map((c) => [`A${c}: x`, null] as const),
+    ["A: \u00a0ü€\u3000", ["A", "\u00a0ü€\u3000"]],
+    ["A: \x01\x7f", ["A", "\x01\x7f"]],
+    ["A:\u00a0", ["A", "\u00a0"]],
+    ["A;\u00a0", null],
+    ["A: \ud800", null],
     ["A: x\r", null],
     ["A: x\ny", null],
     ["A: x\0", null],
@@ -460,7 +577,113 @@ Deno.test("a program's options: defaults for what is left out, and the same chec
   assert.deepEqual(withDefaults(defaults, { headers: [["A", null]] }).headers, [["A", null]]);
 });
 
+Deno.test("what is to arrive is one mark for all, one for each, or what is sent", async () => {
+  for (
+    const [args, names] of [
+      ["-d EF,DF", [undefined, undefined]],
+      ["-d EF,DF --expect LE", ["LE", "LE"]],
+      ["-d EF,DF --expect LE,CS1", ["LE", "CS1"]],
+    ] as const
+  ) {
+    const options = parseArguments(args.split(" "));
+    assert.deepEqual([0, 1].map((at) => expectedOf(options, at)?.name), names);
+    assert.equal((await requestOptionsOf(options)).expect?.name, names[0]);
+  }
+});
+
 // ─── Hints ───────────────────────────────────────────────────────────────────────────────────────
+
+for (
+  const [args, hint] of [
+    ["--tos 46", "did you mean -d EF?"],
+    ["--tos EF", "did you mean -d EF?"],
+    ["--tos be", "did you mean -d DF?"],
+    ["--tos 10", "did you mean -d AF11?"],
+    ["--tos 63", "did you mean -d 63?"],
+    ["--tos 0x2e", "did you mean -d EF?"],
+    ["--tos b8", "did you mean hexadecimal? --tos 0xb8"],
+    ["--tos B8", "did you mean hexadecimal? --tos 0xB8"],
+    ["--tos 0c", "did you mean hexadecimal? --tos 0x0c"],
+    ["--tos 90", "did you mean hexadecimal? --tos 0x90"],
+    ["--tos b9", "--help lists the options"],
+    ["--tos b80", "--help lists the options"],
+    ["--tos x", "--help lists the options"],
+    ["-d 0xb8", "if the whole byte is meant: --tos 0xB8, which is EF"],
+    ["-d 184", "if the whole byte is meant: --tos 0xB8, which is EF"],
+    ["-d 64", "if the whole byte is meant: --tos 0x40, which is CS2"],
+    ["-d 252", "if the whole byte is meant: --tos 0xFC, which is DSCP 63"],
+    ["-d 186", "--help lists the options"],
+    ["-d 256", "--help lists the options"],
+    ["-d EF,", "-d takes one list, with commas and without blanks: -d EF,AF41"],
+    ["-d EF, AF41", "-d takes one list, with commas and without blanks: -d EF,AF41"],
+    ["-d EF AF41", "-d takes one list, with commas and without blanks: -d EF,AF41"],
+    ["-d EF AF41 http://h/", "-d takes one list, with commas and without blanks: -d EF,AF41"],
+    ["-d EF http://h/ 46", "-d takes one list, with commas and without blanks: -d EF,AF41"],
+    ["EF", "did you mean -d EF?"],
+    ["af41 http://h/", "did you mean -d af41?"],
+    ["-n 2 va", "did you mean -d va?"],
+    ["--expect 184", "if the whole byte is meant: --tos 0xB8, which is EF"],
+    ["--ip-tos x", "--help lists the options"],
+  ]
+) {
+  Deno.test(`the hint on '${args}'`, () => {
+    assert.throws(() => parseArguments(args.split(" ")), (error) => {
+      assert.ok(error instanceof Failure);
+      assert.deepEqual([error.code, error.hint], [2, hint]);
+      return true;
+    });
+  });
+}
+
+Deno.test("a host that is called like a mark is asked by its URL", () => {
+  for (const url of ["http://ef/", "ef/", "ef:80", "46", "ef.example"]) {
+    assert.equal(parseArguments([url]).url, url);
+  }
+  assert.equal(parseArguments(["-d", "EF", "ef/"]).url, "ef/");
+  const message = "'EF' is a mark, not a URL; a host of that name is http://EF/";
+  assert.throws(() => parseArguments(["EF"]), { message });
+});
+
+/** curl's options, each with a word of what the hint says. */
+const CURLS: Record<string, RegExp> = {
+  "-v --verbose": /report.*--json/,
+  "-L --location": /not followed/,
+  "-o --output -O --remote-name": />FILE/,
+  "-x --proxy": /no proxy/,
+  "-X --request -G --get -F --form -T --upload-file": /^requests are GET and have no body$/,
+  "--data --data-raw --data-binary --data-urlencode": /^requests are GET and have no body$/,
+  "-I --head": /^requests are GET.*-i/,
+  "-u --user": /Authorization/,
+  "-A --user-agent": /^-H 'User-Agent: …'/,
+  "-e --referer": /^-H 'Referer: …'/,
+  "-b --cookie": /^-H 'Cookie: …'/,
+  "-c --cookie-jar": /not kept/,
+  "-r --range": /^-H 'Range: …'/,
+  "--compressed": /Accept-Encoding/,
+  "-w --write-out": /--json/,
+  "--resolve --connect-to": /URL.*Host/,
+  "--interface": /routes/,
+  "-E --key": /certificates/,
+  "--http1.0 --http1.1 --http2 --http3": /HTTP\/1\.1/,
+  "--retry": /-n/,
+  "--path-as-is": /always/,
+  "--mark": /-d .*--mark-syn/,
+};
+
+for (const [flags, words] of Object.entries(CURLS)) {
+  Deno.test(`the hint on curl's ${flags}`, () => {
+    for (const flag of flags.split(" ")) {
+      for (const args of [[flag, "x"], ["-s", flag]]) {
+        assert.throws(() => parseArguments(args), (error) => {
+          assert.ok(error instanceof Failure);
+          assert.deepEqual([error.code, error.message], [2, `unknown option '${flag}'`]);
+          assert.match(error.hint ?? "", words);
+          return true;
+        });
+      }
+    }
+  });
+}
 
 Deno.test("an unknown option gets the nearest name, if that is near", () => {
   const names = optionRows().map(({ flags }) => flags.at(-1)!);
@@ -476,6 +699,9 @@ Deno.test("an unknown option gets the nearest name, if that is near", () => {
       ["--conect-timeot", "did you mean --connect-timeout?"],
       ["--conect-tineot", "did you mean --connect-timeout?"],
       ["--conect-tineoh", "--help lists the options"],
+      ["--connect-timeoutxyz", "did you mean --connect-timeout?"],
+      ["--connect-time", "did you mean --connect-timeout?"],
+      ["--ect-timeout", "--help lists the options"],
       ["--require-prof", "did you mean --require-proof?"],
       ["--jsno", "did you mean --json?"],
       ["--interwal", "did you mean --interval?"],
@@ -504,6 +730,53 @@ Deno.test("an option of Deno gets the hint that it belongs before main.ts", () =
     assert.equal(unknownOption(name, ["--silent"]).hint, "--help lists the options", name);
   }
 });
+
+Deno.test("--serve :PORT and '*:PORT' listen on all addresses", async () => {
+  for (const where of [":0", "*:0"]) {
+    await using far = await FarEnd.start(where);
+    for (const host of ["127.0.0.1", "127.0.0.2", "[::1]"]) {
+      const { code, stderr } = await dscpGet(["-s", `http://${host}:${far.port}/`]);
+      assert.deepEqual([code, stderr], [0, ""], `${where} ${host}`);
+    }
+  }
+});
+
+Deno.test("a header that is refused is told what its name may have", () => {
+  const message = "'A b: c' is not a header: its name must be letters, digits or " +
+    "!#$%&'*+-.^_`|~, as in 'Name: value'";
+  assert.throws(() => parseArguments(["-H", "A b: c"]), { message });
+});
+
+Deno.test("a port below 1024 that a user may not have gets the hint that it is one of those", () => {
+  const { PermissionDenied, AddrInUse } = Deno.errors;
+  const hintOf = (error: Error, port: number) =>
+    failureOf(error, "listening", { hostname: "::", port }).hint;
+  for (const port of [1, 80, 1023]) {
+    assert.match(hintOf(new PermissionDenied("x"), port)!, /^ports below 1024 need root/);
+    assert.equal(hintOf(new AddrInUse("x"), port), undefined);
+  }
+  assert.equal(hintOf(new PermissionDenied("x"), 1024), undefined);
+});
+
+testWith(
+  ["root", "ip", "setpriv"],
+  "--serve 80 as nobody: 7, and which ports that is about",
+  async () => {
+    await using namespace = await Namespace.create();
+    await using nobody = await Nobody.create();
+    const { code, stderr } = await execute([
+      ...namespace.under,
+      ...nobody.command,
+      "--serve",
+      "80",
+    ]);
+    assert.equal(code, 7);
+    assert.match(
+      stderr,
+      /^dscp-get: cannot listen on 127\.0\.0\.1:80: permission denied\nhint: ports below 1024 /,
+    );
+  },
+);
 
 // ─── Help ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,6 +1,15 @@
 import assert from "node:assert/strict";
 import { checkTos } from "../ffi/dscp.ts";
-import { describe, hex, markOf, nameOf, parseDscp, parseTos, sameDscp } from "../ffi/mod.ts";
+import {
+  describe,
+  hex,
+  markOf,
+  nameOf,
+  parseDscp,
+  parseIpTos,
+  parseTos,
+  sameDscp,
+} from "../ffi/mod.ts";
 import "./support/waiting.ts";
 
 // Assigned by hand from the IANA registry "Differentiated Services Field Codepoints", as bits.
@@ -27,6 +36,7 @@ const REGISTRY: Record<string, number> = {
   AF43: 0b100110,
   EF: 0b101110,
   VA: 0b101100,
+  NQB: 0b101101,
   LE: 0b000001,
 };
 
@@ -51,10 +61,34 @@ Deno.test("every number from 0 to 63 is taken, with its name where it has one", 
   }
 });
 
+Deno.test("a number may be hexadecimal, of one digit or two", () => {
+  for (let dscp = 0; dscp < 64; dscp++) {
+    assert.equal(parseDscp(`0x${dscp.toString(16)}`).dscp, dscp);
+    assert.equal(parseDscp(`0X${dscp.toString(16).toUpperCase().padStart(2, "0")}`).dscp, dscp);
+  }
+});
+
+Deno.test("curl's names of bytes are taken, a number is the whole byte, and ECN bits are refused", () => {
+  const bytes = { LOWDELAY: 0x10, throughput: 0x08, Reliability: 0x04, "0xb8": 0xb8, 184: 0xb8 };
+  for (const [text, tos] of Object.entries(bytes)) assert.equal(parseIpTos(text).tos, tos, text);
+  for (const [name, dscp] of Object.entries(REGISTRY)) assert.equal(parseIpTos(name).dscp, dscp);
+  for (const text of ["MINCOST", "lowcost", "ECT0", "ECT1", "CE", "46", "1"]) {
+    assert.throws(() => parseIpTos(text), { name: "RangeError", message: /ECN bits/ }, text);
+  }
+  const bits = { MINCOST: "0x02", LOWCOST: "0x02", ECT0: "0x02", ECT1: "0x01", CE: "0x03" };
+  for (const [name, byte] of Object.entries(bits)) {
+    assert.throws(() => parseIpTos(name), { message: new RegExp(`^ToS ${byte} sets ECN bits`) });
+  }
+  for (const text of ["", "256", "AF14", "all", "EF,DF"]) {
+    assert.throws(() => parseIpTos(text), { name: "RangeError", message: /is not a ToS byte/ });
+  }
+});
+
 Deno.test("what is no code point is refused with a list of what is", () => {
   for (
-    const text of "| |64|99|100|256|-1|+1|1.5|1e1|046|00|EF |AF10|AF14|AF01|AF51|CS8|E|__proto__"
-      .split("|")
+    const text
+      of "| |64|99|100|256|-1|+1|1.5|1e1|0x|0x40|0x02e|046|00|EF |AF10|AF14|AF01|AF51|CS8|E|__proto__"
+        .split("|")
   ) {
     assert.throws(
       () => parseDscp(text),
@@ -69,7 +103,7 @@ Deno.test("a whole byte is decimal or hex, and its ECN bits are refused because 
     parseTos(text).tos
   );
   assert.deepEqual(bytes, [184, 184, 0, 4, 0, 252, 252]);
-  for (const text of " |256|1000|-1|1.5|0x|0x1ff|0x100|b8|0b1|00|010| 8|8 |EF|".split("|")) {
+  for (const text of " |256|1000|-1|1.5|0x|0x1ff|0x100|0x0b8|b8|0b1|00|010| 8|8 |EF|".split("|")) {
     assert.throws(() => parseTos(text), /allowed is a number from 0 to 255/);
   }
   for (const text of ["1", "0xb9", "186", "255"]) {

@@ -104,7 +104,7 @@ Deno.test("--completions: another shell is bad usage", async () => {
 });
 
 const MARKS = "EF DF LE CS1 AF11 AF12 AF13 CS2 AF21 AF22 AF23 CS3 AF31 AF32 AF33 CS4 AF41 AF42 " +
-  "AF43 CS5 VA CS6 CS7 all";
+  "AF43 CS5 VA NQB CS6 CS7 all";
 
 for (
   const [shell, lines] of [
@@ -116,8 +116,13 @@ for (
     ]],
     ["zsh", [
       `#compdef dscp-get`,
+      `if [[ $funcstack[1] == _dscp-get ]]; then _dscp-get "$@"; else compdef _dscp-get dscp-get; fi`,
+      `  '*-m+[time limit for each request in seconds, and for the path of --trace (default 30; ` +
+      `0\\: none)]:S:' \\`,
+      `  '*--interval=[seconds between requests (default 0)]:S:' \\`,
       `  '*-S[accepted as in curl\\: errors are always shown]' \\`,
-      `  '*-n+[N rounds of requests, one after the other, and a table of their times]:N:' \\`,
+      `  '*--max-hops=[the most hops to try, 1 to 64 (default 30)]:N:' \\`,
+      `  '*-k[accept any certificate]' \\`,
       `  '*--cacert=[trust only FILE'\\''s certificates (PEM; --allow-read)]:FILE:_files' \\`,
       `  '*--completions=[completion script for bash, zsh or fish, for an installed dscp-get]` +
       `:SHELL:(bash zsh fish)' \\`,
@@ -125,7 +130,7 @@ for (
     ["fish", [
       `complete -c dscp-get -f`,
       `complete -c dscp-get -s 4 -l ipv4  -d 'IPv4 addresses only'`,
-      `complete -c dscp-get -l json  -d 'one JSON object instead of body and report'`,
+      `complete -c dscp-get -s s -l silent  -d 'no report'`,
       `complete -c dscp-get -l cacert -r -F -d 'trust only FILE'\\''s certificates (PEM; --allow-read)'`,
       `complete -c dscp-get -l interval -x -a '' -d 'seconds between requests (default 0)'`,
       `complete -c dscp-get -l completions -x -a 'bash zsh fish' -d 'completion script for bash, ` +

@@ -14,13 +14,17 @@ testWith(
     const lines = stderr.trimEnd().split("\n");
     assert.match(
       lines[0],
-      /^connected {2}127\.0\.0\.1:\d+ → 127\.0\.0\.1:8086, the built-in server; descriptor \d+$/,
+      /^connected {2}127\.0\.0\.1:\d+ → 127\.0\.0\.1:8086, the built-in server$/,
     );
     assert.match(lines[1], /^mark {7}EF = DSCP 46 = byte 0xB8; the kernel reads back 0xB8$/);
-    assert.match(lines[2], /^sent {7}1 packet with 0xB8, read from the IP header: proved$/);
-    assert.match(lines[3], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms$/);
-    assert.match(lines[4], /^handshake {2}unmarked, as the server confirms \(0x00\); --mark-syn/);
-    assert.equal(lines.length, 5);
+    assert.match(lines[2], /^sent {7}1 packet with 0xB8, read from its IP header: proved$/);
+    assert.match(
+      lines[3],
+      /^arrived {4}request 0xB8: the mark survived; SYN 0x00, as it was sent$/,
+    );
+    assert.match(lines[4], /^ {11}\(--mark-syn marks it too\)$/);
+    assert.match(lines[5], /^reply {6}200 OK, \d+ bytes in \d+\.\d ms/);
+    assert.equal(lines.length, 6);
   },
 );
 

@@ -315,10 +315,13 @@ print(body(one), end="")`;
     const { stdout, stderr } = await execute(words);
     const peer = { address: "fe80::2", port: 5555 };
     assert.deepEqual(
-      stdout.split("\n").slice(0, 2).map((line) => JSON.parse(line)),
+      stdout.split("\n").slice(0, 2).map((line) => {
+        const { sequence, ...rest } = JSON.parse(line);
+        return { ...rest, hasSequence: sequence !== null };
+      }),
       [
-        { peer, syn: null, ack: null, data: null },
-        { peer, syn: 0xb8, ack: null, data: 0xb8 },
+        { peer, syn: null, ack: null, data: null, hasSequence: false },
+        { peer, syn: 0xb8, ack: null, data: 0xb8, hasSequence: true },
       ],
       stderr,
     );
@@ -346,9 +349,11 @@ Deno.test("the byte of a SYN is reported as often as it is asked for", async () 
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   keepArrivals(listener);
   const dialed = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0xb8 });
+  await dialed.write(new Uint8Array(1));
   using server = await listener.accept();
-  const expected = { syn: 0xb8, ack: 0xb8, data: null };
-  assert.deepEqual([readArrived(server), readArrived(server)], [expected, expected]);
+  const first = readArrived(server);
+  assert.deepEqual([first.syn, first.ack, first.data], [0xb8, null, 0xb8]);
+  assert.deepEqual(readArrived(server), first);
   dialed.close();
 });
 

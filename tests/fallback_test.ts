@@ -1,4 +1,8 @@
 import assert from "node:assert/strict";
+import type { Exchange, Reply } from "../src/exchange.ts";
+import { Failure } from "../src/failure.ts";
+import { defaultServer, ServerGone } from "../src/server.ts";
+import { localTarget } from "../src/target.ts";
 import { Namespace } from "./support/namespaces.ts";
 import { Background, command, dscpGet, testWith } from "./support/processes.ts";
 
@@ -31,7 +35,7 @@ testWith(
       await using _server = await onDefaultPort(namespace, act);
       const { code, stdout, stderr } = await dscpGet(["-n", "5"], namespace);
       assert.equal(code, 56, stderr);
-      assert.equal((stdout + stderr).match(/^mark +left/gm)!.length, 1);
+      assert.equal((stdout + stderr).match(/^mark +sent/gm)!.length, 1);
       assert.match(stdout + stderr, /^EF +0xB8 .* 5 +1 +0 /m);
     }
     await using _server = await onDefaultPort(namespace, act);
@@ -65,16 +69,96 @@ testWith(
 
 testWith(
   ["root", "ip"],
-  "Ctrl-C ends a run that waits for the default port to become free",
+  "a server on the default port that resets each connection counts as gone, if another port may be used",
   async () => {
     await using namespace = await Namespace.create();
     await using server = await onDefaultPort(namespace, 'console.log("asked"); reset(conn);');
+    const asked = () => server.said.split("asked").length - 1;
+    const replaced = await dscpGet([], namespace);
+    assert.equal(replaced.code, 0, replaced.stderr);
+    assert.match(replaced.stdout, /built-in server/);
+    assert.match(replaced.stderr, /127\.0\.0\.1:(?!8086,)\d+, the built-in server/);
+    assert.equal(asked(), 1);
+    // Asked again for a while, as another run may have had the port.
+    const flags = ["--allow-net=127.0.0.1:8086", "--allow-ffi"];
+    const { code, stderr } = await dscpGet([], { under: namespace.under, flags });
+    assert.equal(code, 56, stderr);
+    assert.doesNotMatch(stderr, /built-in|permission/);
+    assert.equal(asked(), 12);
+  },
+);
+
+testWith(
+  ["root", "ip"],
+  "Ctrl-C at the default port's server is not answered by another",
+  async () => {
+    await using namespace = await Namespace.create();
+    await using server = await onDefaultPort(
+      namespace,
+      'console.log("asked"); await conn.read(new Uint8Array(1));',
+    );
     await using run = new Background(command([], { under: namespace.under }));
     await server.until((said) => said.includes("asked"));
     const { code } = await run.stop("SIGINT");
     assert.equal(code, 130, run.said);
+    assert.doesNotMatch(run.said, /built-in/);
   },
 );
+
+/** What becomes of the server at a port after this exchange: `null` if it stays. */
+async function replacementAfter(
+  { code, reply = null, isSeries, isTaken }: {
+    code: number | null;
+    reply?: Partial<Reply> | null;
+    isSeries?: boolean;
+    isTaken: boolean;
+  },
+): Promise<"the same port" | "another port" | null> {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  await using server = defaultServer(localTarget("127.0.0.1", port));
+  assert.equal(server.isBuiltIn, false);
+  if (!isTaken) listener.close();
+  const failure = code === null ? null : new Failure(code, "failed");
+  try {
+    server.checkPresent({ reply, failure } as Exchange, isSeries);
+    return null;
+  } catch (error) {
+    if (!(error instanceof ServerGone)) throw error;
+    await using own = error.replacement;
+    assert.equal(own.isBuiltIn, true);
+    return own.target.port === port ? "the same port" : "another port";
+  } finally {
+    if (isTaken) listener.close();
+  }
+}
+
+const OURS = { headers: [["server", "dscp-get/0.3.0 (built-in)"]] } as Partial<Reply>;
+const THEIRS = { headers: [["server", "nginx"]] } as Partial<Reply>;
+
+for (
+  const [what, exchange, ifFree, ifTaken] of [
+    ["cannot be reached", { code: 7 }, "the same port", "another port"],
+    ["lost the connection", { code: 56 }, "the same port", "another port"],
+    ["lost the connection in its reply", { code: 56, reply: THEIRS }, null, null],
+    ["ended the connection in good order", { code: 52 }, "the same port", null],
+    ["is slow", { code: 28 }, null, null],
+    ["replied", { code: null, reply: THEIRS }, null, null],
+    ["is another run's, for one request", { code: null, reply: OURS }, null, null],
+    [
+      "is another run's, for a series",
+      { code: null, reply: OURS, isSeries: true },
+      "the same port",
+      "another port",
+    ],
+    ["replied to a series", { code: null, reply: THEIRS, isSeries: true }, null, null],
+  ] as const
+) {
+  Deno.test(`the default port's server ${what}: replaced at ${ifFree}, or ${ifTaken} if it is taken`, async () => {
+    assert.equal(await replacementAfter({ ...exchange, isTaken: false }), ifFree);
+    assert.equal(await replacementAfter({ ...exchange, isTaken: true }), ifTaken);
+  });
+}
 
 Deno.test("--json prints an object for a bad URL in a series too", async () => {
   const { code, stdout } = await dscpGet(["--json", "-n", "2", "ftp://x/"]);

@@ -225,7 +225,7 @@ const STRICTER: readonly (readonly [pattern: RegExp, why: string])[] = [
     "RFC 9112 section 6.3: what is no number, or two of them, is not to be guessed at",
   ],
   [
-    /Transfer-Encoding .* was not asked for/,
+    /Transfer-Encoding '(?!chunked(, chunked)*').*' was not asked for/,
     "RFC 9112 section 7: none but chunked may come unasked",
   ],
   [

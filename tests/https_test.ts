@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
-import { dial, getTos } from "../ffi/mod.ts";
+import { TCP_NODELAY } from "../ffi/libc.ts";
+import { dial, getTos, MarkedConn } from "../ffi/mod.ts";
+import { getOption } from "../ffi/option.ts";
 import { Namespace } from "./support/namespaces.ts";
-import { Capture } from "./support/packets.ts";
+import { Capture, type Seen } from "./support/packets.ts";
 import { Background, dscpGet, execute, testWith } from "./support/processes.ts";
 import { Certificates, closedPort, latin1, RawServer, reset, send } from "./support/servers.ts";
 import { until } from "./support/waiting.ts";
@@ -17,11 +19,11 @@ class Secure implements AsyncDisposable {
     readonly process: Background,
   ) {}
 
-  static async start(): Promise<Secure> {
+  static async start(under: readonly string[] = []): Promise<Secure> {
     const certificates = await Certificates.create();
     const port = closedPort();
     const { key, certificate } = certificates;
-    const serve = ["openssl", "s_server", "-accept", `127.0.0.1:${port}`, "-www"];
+    const serve = [...under, "openssl", "s_server", "-accept", `127.0.0.1:${port}`, "-www"];
     // With a second certificate it looks at the name that the client asks for (SNI).
     const first = ["-cert", certificate, "-key", key];
     const second = ["-servername", "localhost", "-cert2", certificate, "-key2", key];
@@ -110,6 +112,97 @@ for (const path of [[], ["--mark-syn"]]) {
     await closing;
     listener.close();
   });
+}
+
+for (const path of [[], ["--mark-syn"], ["-k"]]) {
+  testWith(
+    [...NEEDS, "root", "ip", "nft", "tcpdump"],
+    `https: the last packet counts too, which ends TLS, tcpdump agrees: ${path[0] ?? "plain"}`,
+    async () => {
+      await using namespace = await Namespace.create();
+      const { under } = namespace;
+      await using server = await Secure.start(under);
+      const run = async () => {
+        await using capture = await Capture.start(server.port, "lo", under);
+        const url = `https://localhost:${server.port}/`;
+        const env = { DENO_CERT: server.root };
+        const { code, stdout } = await dscpGet(["--json", ...path, url], { under, env });
+        const sent = (await capture.connection()).filter(({ to, length }) =>
+          to === server.port && length > 0
+        );
+        return { code, ...JSON.parse(stdout).sent, onWire: sent };
+      };
+      const clean = await run();
+      const bytes = clean.onWire.reduce((sum: number, { length }: Seen) => sum + length, 0);
+      assert.deepEqual([clean.code, clean.proved, clean.bytes], [0, true, {
+        seen: bytes,
+        sent: bytes,
+      }]);
+      // A record of TLS 1.3 with an alert is 24 bytes; none of the others is (RFC 8446, section 6).
+      assert.deepEqual(clean.onWire.map(({ length }: Seen) => length === 24).slice(-2), [
+        false,
+        true,
+      ]);
+      const chain = "add chain ip t o { type filter hook output priority mangle; }";
+      const rule = "add rule ip t o ip length 76 ip dscp ef ip dscp set cs1";
+      await namespace.run("nft", `add table ip t; ${chain}; ${rule}`);
+      const rewritten = await run();
+      const marks = (packets: { tos: number }[]) => packets.map(({ tos }) => tos);
+      assert.deepEqual([rewritten.code, rewritten.proved], [101, false]);
+      assert.deepEqual(marks(rewritten.packets), marks(rewritten.onWire));
+      assert.deepEqual(marks(rewritten.packets).slice(-2), [0xb8, 0x20]);
+    },
+  );
+}
+
+for (const isDialed of [false, true]) {
+  testWith(
+    NEEDS,
+    `https: nothing waits for an ACK, and what is not seen to leave is not proved: ${isDialed}`,
+    async () => {
+      await using certificates = await Certificates.create();
+      const [cert, key, ca] = [certificates.certificate, certificates.key, certificates.root]
+        .map((file) => Deno.readTextFileSync(file));
+      using listener = Deno.listenTls({ hostname: "127.0.0.1", port: 0, cert, key });
+      const open = async () => {
+        const to = { hostname: "127.0.0.1", port: listener.addr.port };
+        const conn = MarkedConn.adopt(
+          isDialed ? await dial({ ...to, tos: null }) : await Deno.connect(to),
+        );
+        assert.equal(getOption(conn.fd, TCP_NODELAY), 0);
+        const trust = { caCerts: [ca], insecure: false };
+        const [server] = await Promise.all([
+          listener.accept().then(async (server) => (await server.handshake(), server)),
+          isDialed ? conn.startTls("localhost", trust) : startWithRoot(conn, ca),
+        ]);
+        assert.equal(getOption(conn.fd, TCP_NODELAY), 1);
+        await conn.write(new Uint8Array(10));
+        return { conn, server };
+      };
+      const seen = (conn: MarkedConn) => conn.sent.reduce((sum, { payload }) => sum + payload, 0);
+      const whole = await open();
+      await whole.conn.finish();
+      assert.equal(seen(whole.conn), whole.conn.dataSent);
+      await whole.conn.finish();
+      whole.server.close();
+      const cut = await open();
+      cut.conn.close();
+      assert.equal(cut.conn.dataSent, null);
+      assert.ok(seen(cut.conn) > 0);
+      cut.server.close();
+    },
+  );
+}
+
+/** Deno's own TLS, which takes roots when it begins and not from a trust. */
+async function startWithRoot(conn: MarkedConn, ca: string): Promise<void> {
+  const { startTls } = Deno;
+  Deno.startTls = (tcp, options) => startTls(tcp, { ...options, caCerts: [ca] });
+  try {
+    await conn.startTls("localhost", null);
+  } finally {
+    Deno.startTls = startTls;
+  }
 }
 
 testWith(

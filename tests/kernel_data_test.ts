@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { dial, fdOf } from "../ffi/mod.ts";
 import { connectResult } from "../ffi/dial.ts";
 import { parseDataSent, parseLooped } from "../ffi/sent.ts";
-import { encode, sameEnd } from "../ffi/sockaddr.ts";
+import { encode, familyOf, sameEnd } from "../ffi/sockaddr.ts";
+import { interfaceWith, isHostAddress } from "../ffi/interfaces.ts";
 import { denoError, LibcError, lossError } from "../ffi/errors.ts";
 import { CannotRunError, EAGAIN, MSG_DONTWAIT, MSG_ERRQUEUE, open, recv } from "../ffi/libc.ts";
 import { setOption } from "../ffi/option.ts";
@@ -20,21 +21,142 @@ function ipv4(
   source: number[],
   destination: number[],
   ports: number[],
-  link = 14,
+  link = ETHERNET + "0800",
 ): Uint8Array {
   const header = [0x45, tos, 0, 44, 0, 0, 0x40, 0, 64, 6, 0, 0, ...source, ...destination];
-  return Uint8Array.from([...Array(link).fill(0), ...header, ...ports, ...Array(20).fill(0)]);
+  return Uint8Array.from([...fromHex(link), ...header, ...ports, ...Array(20).fill(0)]);
 }
 
+// Two MAC addresses; those of the loopback device are zero.
+const ETHERNET = "020000000001 020000000002", ON_LOOPBACK = "00".repeat(12);
 const LOCAL = at("192.0.2.1", 0x1234), REMOTE = at("198.51.100.2", 80);
 const GOOD = [0xb8, [192, 0, 2, 1], [198, 51, 100, 2], [0x12, 0x34, 0, 80]] as const;
+/** The request's own packet behind these bytes. */
+const behind = (front: string) => ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], front);
 
-Deno.test("a looped packet is read behind any link-layer header", () => {
-  for (const link of [0, 4, 14, 18, 22]) {
-    const packet = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], link);
-    const { tos, length, linkHeader } = parseLooped(packet, LOCAL, REMOTE)!;
-    assert.deepEqual([tos, length, linkHeader], [0xb8, 44, link]);
+Deno.test("a looped packet is read right behind its link header: then nothing wraps it", () => {
+  for (
+    const [what, link] of [
+      ["tun", ""],
+      ["PPP", "0021"],
+      ["IPoIB", "0800 0000"],
+      ["Ethernet", `${ETHERNET} 0800`],
+      ["loopback", `${ON_LOOPBACK} 0800`],
+      ["VLAN", `${ETHERNET} 8100 0005 0800`],
+      ["QinQ", `${ETHERNET} 88a8 0005 8100 0006 0800`],
+      ["PPPoE", `${ETHERNET} 8864 1100 0001 002e 0021`],
+      ["PPPoE in VLAN", `${ETHERNET} 8100 0005 8864 1100 0001 002e 0021`],
+      ["a switch's tag with a type", `${ETHERNET} dada 0000 4000 0000 0800`],
+      ["a switch's tag without", `${ETHERNET} 4000 0000 0800`],
+      ["MACsec that does not encrypt", `${ETHERNET} 88e5 0000 00000001 ${"00".repeat(8)} 0800`],
+      // The destination's first byte could be the first of an IP header.
+      ["an address like IPv4", `45b80000002c 020000000002 0800`],
+      ["an address like IPv6", `60b80000002c 020000000002 0800`],
+    ] as const
+  ) {
+    const { tos, length, ...rest } = parseLooped(behind(link), LOCAL, REMOTE)!;
+    assert.deepEqual(
+      [tos, length, rest.isWrapped, rest.outerTos, rest.linkHeader],
+      [0xb8, 44, false, null, fromHex(link).length],
+      what,
+    );
   }
+});
+
+Deno.test("whatever else is in front of a packet wraps it, and an outer IP header's byte counts", () => {
+  const addresses = "0a000001 0a000002", mac = `${ETHERNET} 0800`;
+  // As long as its header says, or not; carrying what it says, or not.
+  const outer4 = (protocol: string, length = "0040") =>
+    `4520 ${length} 0000 4000 40${protocol} 0000 ${addresses}`;
+  const outer6 = (next: string) => `62000000 002c ${next} 40 ${"20".repeat(32)}`;
+  const udp = "1234 12b5 0000 0000", vxlan = `${udp} 0800 0000 0000 0100 ${mac}`;
+  const label = "0001 0140", ends = "0001 0040";
+  for (
+    const [what, front, outerTos, linkHeader] of [
+      ["IPIP", mac + outer4("04"), 0x20, 14],
+      ["IPIP with options", `${mac} 4620 0044 0000 4000 4004 0000 ${addresses} 01010100`, 0x20, 14],
+      ["IPIP, another length", mac + outer4("04", "9999"), 0x20, 14],
+      ["GRE", `${mac} ${outer4("2f")} 0000 0800`, 0x20, 14],
+      ["GRE with a key", `${mac} ${outer4("2f")} 2000 0800 0000 0001`, 0x20, 14],
+      [
+        "ESP without a cipher, which has a trailer",
+        `${mac} ${outer4("32")} 00000001 00000001`,
+        0x20,
+        14,
+      ],
+      ["GRE in it", `${mac} ${outer4("32")} 00000001 00000001 0000 0800`, 0x20, 14],
+      ["FOU, its length too small", `${mac} ${outer4("11", "0038")} ${udp}`, 0x20, 14],
+      ["VXLAN", `${mac} ${outer4("11", "005e")} ${vxlan}`, 0x20, 14],
+      ["VXLAN in VLAN", `${ETHERNET} 8100 0005 0800 ${outer4("11")} ${vxlan}`, 0x20, 18],
+      ["VXLAN in QinQ", `${ETHERNET} 88a8 0005 8100 0006 0800 ${outer4("11")} ${vxlan}`, 0x20, 22],
+      ["VXLAN over IPv6", `${ETHERNET} 86dd ${outer6("11")} ${vxlan}`, 0x20, 14],
+      ["an unknown protocol", mac + outer4("fd"), 0x20, 14],
+      ["IPIP in PPPoE", `${ETHERNET} 8864 1100 0001 002e 0021 ${outer4("04")}`, 0x20, 22],
+      ["in IPv6 in PPPoE", `${ETHERNET} 8864 1100 0001 002e 0057 ${outer6("04")}`, 0x20, 22],
+      [
+        "IPIP in IPIP",
+        `${mac} ${outer4("04")} 4588 0050 0000 4000 4004 0000 ${addresses}`,
+        0x20,
+        14,
+      ],
+      ["IPIP on tun", outer4("04"), 0x20, 0],
+      ["in IPv6 on tun", outer6("04"), 0x20, 0],
+      ["GRE on tun", `${outer4("2f")} 0000 0800`, 0x20, 0],
+      // No IP header can be read: the label of MPLS has a class of its own (RFC 5462).
+      ["MPLS", `${ETHERNET} 8847 ${label}`, null, 18],
+      ["MPLS, two labels", `${ETHERNET} 8847 ${ends} ${label}`, null, 22],
+      ["MPLS on tun", `${ends} ${label}`, null, 8],
+      ["IP in an unknown type", `${ETHERNET} 88b5 ${outer4("04")}`, null, 34],
+      ["no whole IPv4 header", `${mac} 4520 0040 0000 4000 4004 0000 0a000001 0a00`, null, 32],
+    ] as const
+  ) {
+    const { tos, length, ...rest } = parseLooped(behind(front), LOCAL, REMOTE)!;
+    assert.deepEqual([tos, length], [0xb8, 44], what);
+    assert.deepEqual(
+      [rest.isWrapped, rest.outerTos, rest.linkHeader],
+      [true, outerTos, linkHeader],
+      what,
+    );
+  }
+});
+
+Deno.test("a packet that goes to the loopback device, and not to an address of this host, was redirected", () => {
+  const [source, ports] = [[192, 0, 2, 1], [0x12, 0x34, 0x3a, 0x99]];
+  // The target itself, which a rule keeps here; this host; an address of it; the source.
+  for (const to of [[198, 51, 100, 2], [127, 0, 0, 1], [203, 0, 113, 7], source]) {
+    const isRedirected = (mac: string, isHere: boolean) =>
+      parseLooped(ipv4(0xb8, source, to, ports, mac), LOCAL, REMOTE, () => isHere)!.isRedirected;
+    assert.equal(isRedirected(`${ON_LOOPBACK} 0800`, false), true, String(to));
+    assert.equal(isRedirected(`${ON_LOOPBACK} 0800`, true), false);
+    for (let at = 0; at < 12; at++) {
+      const bytes = Array(12).fill("00");
+      bytes[at] = "01";
+      assert.equal(isRedirected(`${bytes.join("")} 0800`, false), false);
+    }
+    assert.equal(isRedirected("", false), false, "tun has no MAC addresses");
+  }
+  let asked: Uint8Array | null = null;
+  parseLooped(behind(`${ON_LOOPBACK} 0800`), LOCAL, REMOTE, (address) => (asked = address, true));
+  assert.equal(asked, REMOTE, "the connection's own target is asked for");
+});
+
+Deno.test("addresses of this host are known, whatever their port, and no others", () => {
+  for (
+    const [hostname, isHere] of [
+      ["127.0.0.1", true],
+      ["127.9.9.9", true],
+      ["::ffff:127.0.0.1", true],
+      ["::1", true],
+      ["::", false],
+      ["::7f00:1", false],
+      ["128.0.0.1", false],
+      ["192.0.2.1", false],
+      ["2001:db8::1", false],
+    ] as const
+  ) assert.equal(isHostAddress(at(hostname, 1)), isHere, hostname);
+  assert.equal(interfaceWith(at("127.0.0.1", 80)), "lo");
+  assert.equal(interfaceWith(at("::1", 80)), "lo");
+  assert.equal(interfaceWith(at("192.0.2.1", 80)), null);
 });
 
 Deno.test("a MAC address that looks like an IP header is none", () => {
@@ -42,57 +164,11 @@ Deno.test("a MAC address that looks like an IP header is none", () => {
   // Its second byte is an IPv4 header's first, and its fifth the length of the rest.
   for (const [length, front, outerTos] of [["39", "", null], ["6b", vxlan, 0xb8]] as const) {
     const ethernet = fromHex(`02 42 0a 00 ${length} 05 02 00 00 00 00 02 0800 ${front}`);
-    const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
+    const inner = behind("");
     const packet = Uint8Array.from([...ethernet, ...inner]);
     assert.equal(packet.length - 1, parseInt(length, 16));
     assert.equal(parseLooped(packet, LOCAL, REMOTE)!.outerTos, outerTos);
   }
-});
-
-Deno.test("in front of a packet inside a tunnel the outermost IP header is read", () => {
-  const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 14);
-  const ethernet = "02 00 00 00 00 01 02 00 00 00 00 02";
-  const addresses = "0a 00 00 01 0a 00 00 02";
-  // A looped packet ends where its data is cut off; these have 44 bytes of IP packet inside.
-  for (
-    const [what, front, outerTos, link] of [
-      [
-        "VXLAN",
-        `${ethernet} 0800 4520 005e 0000 4000 4011 0000 ${addresses} ${"00".repeat(16)}`,
-        0x20,
-        14,
-      ],
-      [
-        "VXLAN in VLAN",
-        `${ethernet} 8100 0005 0800 45fc 005e 0000 4000 4011 0000 ${addresses} ${"00".repeat(16)}`,
-        0xfc,
-        18,
-      ],
-      [
-        "VXLAN over IPv6",
-        `${ethernet} 86dd 6880 0000 004a 1140 ${"20".repeat(32)} ${"00".repeat(16)}`,
-        0x88,
-        14,
-      ],
-    ] as const
-  ) {
-    const packet = Uint8Array.from([...fromHex(front), ...inner]);
-    const { tos, length, ...rest } = parseLooped(packet, LOCAL, REMOTE)!;
-    assert.deepEqual(
-      [tos, length, rest.outerTos, rest.linkHeader],
-      [0xb8, 44, outerTos, link],
-      what,
-    );
-  }
-  // IP in IP on a device without a link layer.
-  const bare = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
-  const outer = fromHex(`4500 0040 0000 4000 4004 0000 ${addresses}`);
-  const { tos, outerTos, linkHeader } = parseLooped(
-    Uint8Array.from([...outer, ...bare]),
-    LOCAL,
-    REMOTE,
-  )!;
-  assert.deepEqual([tos, outerTos, linkHeader], [0xb8, 0, 0]);
 });
 
 Deno.test("a packet says how many bytes of data it carries, and from where in the connection", () => {
@@ -113,7 +189,7 @@ Deno.test("a packet of another connection, or cut before its ports, is not obser
     parseLooped(ipv4(0xb8, [...GOOD[1]], [...GOOD[2]], [9, 9, 9, 9]), LOCAL, REMOTE),
     null,
   );
-  const whole = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]]);
+  const whole = behind(ETHERNET + "0800");
   for (let size = 0; size < 14 + 24; size++) {
     assert.equal(parseLooped(whole.subarray(0, size), LOCAL, REMOTE), null);
   }
@@ -211,6 +287,24 @@ Deno.test("addresses are compared as the kernel does, however they are written",
   assert.throws(() => at("1.2.3.4.5", 80), TypeError);
 });
 
+Deno.test("what is not an address is not taken for one: it would be another to the kernel", () => {
+  const isV4 = ["0.0.0.0", "1.2.3.4", "255.255.255.255", "10.20.30.249"];
+  for (const text of isV4) assert.equal(familyOf(text), 4, text);
+  const names = "383.0.0.1 256.1.1.1 1.1.1.256 1.1.1.999 010.0.0.1 1.2.3.00 1.2.3 1.2.3.4.5 " +
+    "1.2.3.4. 1..2.3 1.2.3.-4 1.2.3.+4 1.2.3.4e0 1.2.3.0x4 1.2.3.4%lo localhost 1 %";
+  for (const text of names.split(" ")) {
+    assert.equal(familyOf(text), null, text);
+    assert.throws(() => at(text, 80), TypeError, text);
+  }
+  for (const text of ["", " 1.2.3.4", "1.2.3.4 ", "1.2.3.4\n"]) {
+    assert.equal(familyOf(text), null, text);
+  }
+  const bad6 =
+    "1::2::3 ::ffff:300.1.1.1 1:2:3:4:5:6:7:8:9 : a:b [::1] ::1] ::1/80 12345:: ::g ::1:80:";
+  for (const text of bad6.split(" ")) assert.throws(() => at(text, 80), TypeError, text);
+  for (const port of [-1, 65536, NaN]) assert.throws(() => at("::1", port), RangeError);
+});
+
 Deno.test("a libc call that fails names itself and its errno; one on a descriptor that is not open tells so", () => {
   assert.throws(() => setOption(-1, { level: 0, option: 1, name: "IP_TOS" }, 0), (error) => {
     assert.ok(error instanceof LibcError);
@@ -233,82 +327,6 @@ Deno.test("the error number is the failed call's own, however many calls came be
     assert.equal(recv(fd, new Uint8Array(1), MSG_DONTWAIT), -EAGAIN, `call ${at}`);
   }
   conn.close();
-});
-
-Deno.test("a packet that goes to this host instead of to its target was redirected", () => {
-  const [source, ports] = [[192, 0, 2, 1], [0x12, 0x34, 0x3a, 0x99]];
-  for (
-    const [to, isRedirected] of [
-      [[127, 0, 0, 1], true],
-      [[127, 9, 9, 9], true],
-      [source, true],
-      [[203, 0, 113, 7], false],
-      [[198, 51, 100, 3], false],
-    ] as const
-  ) {
-    const packet = ipv4(0xb8, source, [...to], ports);
-    assert.equal(parseLooped(packet, LOCAL, REMOTE)!.isRedirected, isRedirected, String(to));
-  }
-  // What was sent to this host from the start was not, whatever NAT made of the port.
-  const loop = ipv4(0xb8, [127, 0, 0, 1], [127, 0, 0, 1], ports);
-  const local = at("127.0.0.1", 0x1234), remote = at("127.0.0.1", 80);
-  assert.equal(parseLooped(loop, local, remote)!.isRedirected, false);
-  const whole = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]]);
-  assert.equal(parseLooped(whole, LOCAL, REMOTE)!.isRedirected, false);
-  // ::1 is this host, and no other address that ends so.
-  const tcp6 = (last: string) =>
-    fromHex(
-      "60000000 0014 06 40 20010db8" + "00".repeat(11) + "01" + last + "1234 3a99" +
-        "00".repeat(16),
-    );
-  for (
-    const [last, isRedirected] of [
-      ["00".repeat(15) + "01", true],
-      ["00".repeat(15) + "02", false],
-      ["01" + "00".repeat(14) + "01", false],
-    ] as const
-  ) {
-    const ends = [at("2001:db8::1", 0x1234), at("2001:db8::2", 80)];
-    const packet = parseLooped(tcp6(last), ends[0], ends[1])!;
-    assert.equal(packet.isRedirected, isRedirected, last);
-  }
-});
-
-Deno.test("an outer header is known by the number in front of it, of Ethernet or of PPP", () => {
-  const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
-  const outer4 = fromHex("4520 0040 0000 4000 4004 0000 0a000001 0a000002");
-  const outer6 = fromHex("62000000 002c 04 40" + "20".repeat(32));
-  for (
-    const [link, outer, outerTos] of [
-      ["0800", outer4, 0x20],
-      ["0021", outer4, 0x20],
-      ["86dd", outer6, 0x20],
-      ["0057", outer6, 0x20],
-      ["86dd", outer4, null],
-      ["0057", outer4, null],
-      ["0800", outer6, null],
-      ["0021", outer6, null],
-    ] as const
-  ) {
-    const packet = Uint8Array.from([...fromHex(link), ...outer, ...inner]);
-    const { tos, ...rest } = parseLooped(packet, LOCAL, REMOTE)!;
-    assert.deepEqual([tos, rest.outerTos], [0xb8, outerTos], link);
-  }
-});
-
-Deno.test("what starts a packet is an outer header only if its protocol can carry another", () => {
-  const inner = ipv4(GOOD[0], [...GOOD[1]], [...GOOD[2]], [...GOOD[3]], 0);
-  for (let protocol = 0; protocol < 256; protocol++) {
-    const isCarrier = [4, 17, 41, 47, 50, 51, 60, 115, 137].includes(protocol);
-    const outer4 = fromHex("4520 0040 0000 4000 4000 0000 0a000001 0a000002");
-    outer4[9] = protocol;
-    const outer6 = fromHex("62000000 002c 00 40" + "20".repeat(32));
-    outer6[6] = protocol;
-    for (const outer of [outer4, outer6]) {
-      const { outerTos } = parseLooped(Uint8Array.from([...outer, ...inner]), LOCAL, REMOTE)!;
-      assert.equal(outerTos, isCarrier ? 0x20 : null, String(protocol));
-    }
-  }
 });
 
 Deno.test("bytes sent are those that wait and those that left, without what was sent again", () => {

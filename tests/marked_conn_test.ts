@@ -10,7 +10,8 @@ import {
 import { needsOwnSocket } from "../ffi/conn.ts";
 import { pause } from "../ffi/wait.ts";
 import { openDescriptors } from "./support/processes.ts";
-import { reset } from "./support/servers.ts";
+import { RawServer, reset } from "./support/servers.ts";
+import { Exit, Failure, get } from "../main.ts";
 
 const OPTIONS: ConnectOptions = {
   hostname: "127.0.0.1",
@@ -175,4 +176,38 @@ Deno.test("a connection takes a socket of its own only for what Deno's cannot do
       [{ hostname: "alocalhost" }, false],
     ] as const
   ) assert.equal(needsOwnSocket({ ...OPTIONS, ...options }), expected, JSON.stringify(options));
+});
+
+Deno.test("a reset that a write takes is no end to a read", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  for (const isDialed of [false, true]) {
+    const { hostname, port } = listener.addr, to = { hostname, port };
+    const [stream, server] = await Promise.all([
+      isDialed ? dial({ ...to, tos: null }) : Deno.connect(to),
+      listener.accept(),
+    ]);
+    using conn = MarkedConn.adopt(stream);
+    reset(server);
+    server.close();
+    const { ConnectionReset } = Deno.errors;
+    await assert.rejects(conn.write(new Uint8Array(10)), ConnectionReset);
+    await assert.rejects(conn.read(new Uint8Array(10)), ConnectionReset);
+    await assert.rejects(conn.read(new Uint8Array(10)), ConnectionReset);
+  }
+});
+
+Deno.test("a server that resets at once is 56, whatever notices it, and never an empty reply", async () => {
+  await using server = new RawServer(async (conn) => {
+    reset(conn);
+    await Promise.resolve();
+  });
+  for (let round = 0; round < 100; round++) {
+    const markSyn = round % 2 === 1;
+    await assert.rejects(get(server.url, { markSyn }), (error) => {
+      assert.ok(error instanceof Failure);
+      // A reset before the connection is known to be open is one that could not be made.
+      assert.ok([Exit.connectionLost, Exit.cannotConnect].includes(error.code as 7), error.message);
+      return true;
+    });
+  }
 });

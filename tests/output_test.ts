@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { silent } from "./support/namespaces.ts";
 import {
   Background,
   command,
@@ -23,8 +24,11 @@ Deno.test("--json puts one object in the documented form on standard output, and
   const { code, stdout, stderr } = await dscpGet(["--json", "-d", "af41", `${server.url}x?y#z`]);
   assert.deepEqual([code, stderr], [0, ""]);
   assert.equal(stdout.trimEnd().split("\n").length, 1);
-  const { local, milliseconds, sent, ...rest } = JSON.parse(stdout);
-  assert.deepEqual(rest, {
+  const { local, milliseconds, sent, descriptor, reply, ...rest } = JSON.parse(stdout);
+  // Which byte the reply came with is known to a process with CAP_NET_RAW.
+  const { tos, ...plain } = reply;
+  assert.ok(tos === undefined || tos === 0);
+  assert.deepEqual({ ...rest, reply: plain }, {
     url: `${server.url}x?y`,
     server: "remote",
     remote: { address: "127.0.0.1", port: server.port },
@@ -37,6 +41,7 @@ Deno.test("--json puts one object in the documented form on standard output, and
       handshakeProved: null,
     },
     arrived: null,
+    returned: { sent: null, arrived: tos ?? null, kept: null },
     reply: {
       status: 200,
       reason: "OK",
@@ -46,7 +51,7 @@ Deno.test("--json puts one object in the documented form on standard output, and
     },
   });
   assert.equal(local.address, "127.0.0.1");
-  assert.equal(sent.proved, true);
+  assert.deepEqual([sent.proved, descriptor > 2], [true, true]);
   const { connect, firstByte, total } = milliseconds;
   assert.ok(0 < connect && connect <= firstByte && firstByte <= total);
 });
@@ -83,7 +88,7 @@ Deno.test("standard output that is full is 23, and says so", async () => {
   }
 });
 
-testWith(["script"], "colour only on a terminal and without NO_COLOR", async () => {
+testWith(["script"], "colour only on a terminal that has some, and without NO_COLOR", async () => {
   await using server = replying(OK);
   const words = command(["-d", "cs1", server.url]).join(" ");
   const onOne = onTerminal(words);
@@ -92,6 +97,12 @@ testWith(["script"], "colour only on a terminal and without NO_COLOR", async () 
     !(await execute(["env", "NO_COLOR=1", ...onOne])).stdout.includes("\x1b["),
   );
   assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
+  const dumb = ["env", "-u", "NO_COLOR", "TERM=dumb"];
+  assert.ok(!(await execute([...dumb, ...onOne])).stdout.includes("\x1b["));
+  // Nor does a live table move the cursor.
+  const series = onTerminal(command(["-d", "ef,df", "-n", "30", server.url]).join(" "));
+  const { stdout, code } = await execute([...dumb, ...series]);
+  assert.deepEqual([code, stdout.includes("\x1b[")], [0, false], stdout);
 });
 
 testWith(
@@ -161,6 +172,10 @@ testWith(
     const { code, stdout } = await execute(onTerminal(command([server.url]).join(" ")));
     assert.equal(code, 23, stdout);
     assert.match(stdout, /the reply is binary and can mess up a terminal/);
+    assert.match(stripped(stdout), /^reply +200 OK, 3 bytes, not printed, in /m);
+    await using cut = replying("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", "a\0b");
+    const part = await execute(onTerminal(command([cut.url]).join(" ")));
+    assert.match(stripped(part.stdout), /^reply +200 OK, only 3 bytes, not printed, in /m);
     assert.deepEqual((await dscpGet(["-s", server.url])).bytes, Uint8Array.of(1, 0, 2));
   },
 );
@@ -169,12 +184,32 @@ function stripped(text: string): string {
   return text.replace(/\p{Cc}\[\d*[A-Za-z]/gu, "");
 }
 
+testWith(
+  ["root", "ip", "nft", "script"],
+  "what a connect waits for is shown after a second, on a terminal only",
+  async () => {
+    await using namespace = await silent(8099);
+    const words = command(["--connect-timeout", "1.5", "http://127.0.0.1:8099/"], namespace);
+    const failed = "dscp-get: connecting to 127.0.0.1:8099 took longer than 1.5 seconds";
+    const [person, program, quiet] = await Promise.all([
+      execute(onTerminal(words.join(" "))),
+      execute(words),
+      execute(onTerminal([...words, "-s"].join(" "))),
+    ]);
+    assert.equal(stripped(person.stdout), `connecting to 127.0.0.1:8099 …\r\n${failed}\r\n`);
+    assert.equal(program.stderr, `${failed}\n`);
+    assert.equal(stripped(quiet.stdout), `${failed}\r\n`);
+  },
+);
+
 testWith(["script"], "on a terminal the report begins on a line of its own", async () => {
   await using server = replying(OK);
   const { stdout } = await execute(onTerminal(command([server.url]).join(" ")));
   assert.match(stripped(stdout), /^connected .*\r\nmark .*\r\nok\r\nsent /);
   // So does an error, also without a report.
   await using cut = replying("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok");
+  const long = stripped((await execute(onTerminal(command([cut.url]).join(" ")))).stdout);
+  assert.match(long, /\r\nok\r\nsent .*\r\n([a-z]+ .*\r\n| +.*\r\n)+dscp-get: .*\r\n$/);
   const short = await execute(onTerminal(command(["-s", cut.url]).join(" ")));
   assert.match(short.stdout, /^ok\r\ndscp-get: /);
 });

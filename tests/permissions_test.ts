@@ -45,7 +45,7 @@ testWith(
       const [program, person] = await run("server.test:8086", ...args);
       assert.match(
         program.stderr + person.stdout,
-        /requires net access to "server\.test"/,
+        /requires net access to "server\.test"\r?\nhint: run with --allow-net=server\.test\r?\n/,
         `${args}`,
       );
       assert.deepEqual([program.code, person.code], [Exit.cannotRun, Exit.cannotRun]);

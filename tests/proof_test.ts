@@ -1,4 +1,8 @@
 import assert from "node:assert/strict";
+import { startConnect } from "../ffi/dial.ts";
+import { close, EINPROGRESS, IPPROTO_MPTCP, send as libcSend, socket } from "../ffi/libc.ts";
+import { fdOf, getTos, setTos, watchSent } from "../ffi/mod.ts";
+import { AF_INET, encode } from "../ffi/sockaddr.ts";
 import { Exit, type Failure, get } from "../main.ts";
 import { Namespace, Network, rewrite, SERVER } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
@@ -8,6 +12,7 @@ import {
   dscpGet,
   execute,
   inject,
+  missing,
   Nobody,
   type Outcome,
   testWith,
@@ -345,6 +350,33 @@ testWith(
   },
 );
 
+for (const [host, family] of [[SERVER.ipv4, 4], [`[${SERVER.ipv6}]`, 6]] as const) {
+  testWith(
+    ["root", "ip", "tcpdump"],
+    `a large request is proved though its path's MTU is learned on the way: IPv${family}`,
+    async () => {
+      await using network = await Network.create();
+      const { client, router, server } = network;
+      await router.run(..."ip link set r1 mtu 1300".split(" "));
+      // Without this one copy would be of several packets, which the device would make.
+      await client.run(..."ip link set c0 gso_max_segs 1".split(" "));
+      await using _server = await FarEnd.start("[::]:8086", server.under);
+      const args = ["--json", "--require-proof", "-H", `X: ${"x".repeat(9000)}`];
+      for (const how of [[], ["--mark-syn"]]) {
+        // What was learned is kept for each destination.
+        await client.run("ip", `-${family}`, ..."route flush cache".split(" "));
+        await using capture = await Capture.start(8086, "c0", client.under);
+        const run = await dscpGet([...args, ...how, `http://${host}:8086/`], client);
+        const { proved, bytes } = JSON.parse(run.stdout).sent;
+        assert.deepEqual([run.code, proved, bytes.seen], [0, true, bytes.sent], run.stderr);
+        const sizes = capture.packets.filter(({ to }) => to === 8086).map(({ length }) => length);
+        const largest = 1300 - (family === 4 ? 20 : 40) - 32;
+        assert.ok(sizes.includes(largest) && sizes.some((size) => size > largest), `${sizes}`);
+      }
+    },
+  );
+}
+
 /**
  * Runs the script with a large request of which most packets leave while it is stopped, so that it
  * cannot read their copies. Returns what it printed.
@@ -506,3 +538,50 @@ testWith(
     assert.equal(here.code, 0, here.stderr);
   },
 );
+
+testWith(
+  ["root", "ip", "nft", "tcpdump"],
+  "a mark that is rewritten only when a packet is sent again is found out",
+  async () => {
+    await using network = await Network.create();
+    await using _server = await FarEnd.start("0.0.0.0:8086", network.server.under);
+    const chain = "add chain ip t f { type filter hook forward priority 0; }";
+    const drop = "add rule ip t f tcp flags & psh == psh drop";
+    await network.router.run("nft", `add table ip t; ${chain}; ${drop}`);
+    await using capture = await Capture.start(8086, "c0", network.client.under);
+    await using run = new Background(command([`http://${SERVER.ipv4}:8086/`], network.client));
+    const sent = (tos: number) =>
+      capture.until((all) => all.some((seen) => seen.length > 0 && seen.tos === tos));
+    await sent(0xb8);
+    await rewrite(network.client, "output", "ef", "cs1");
+    await network.router.run("nft", "flush", "ruleset");
+    await sent(0x20);
+    await run.end();
+    assert.match(run.said, /^sent .*0xB8 and 0x20, .*: NOT the mark\n +that was set$/m);
+    assert.match(run.said, /^dscp-get: set 0xB8, left with 0x20: /m);
+  },
+);
+
+const mptcp = socket(AF_INET, 1, IPPROTO_MPTCP);
+if (mptcp >= 0) close(mptcp);
+
+Deno.test({
+  name: `a socket of Multipath TCP takes the mark, tcpdump agrees${
+    mptcp < 0 ? " (skipped: the kernel has none)" : ""
+  }`,
+  ignore: mptcp < 0 || missing(["root", "tcpdump"]).length > 0,
+  async fn() {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    await using capture = await Capture.start(listener.addr.port);
+    const fd = socket(AF_INET, 1, IPPROTO_MPTCP), remote = encode(listener.addr);
+    assert.equal(startConnect(fd, remote), -EINPROGRESS);
+    using server = await listener.accept();
+    const localAddr = server.remoteAddr, conn = { localAddr, remoteAddr: listener.addr };
+    assert.deepEqual([fdOf(conn), setTos(conn, 0xb8), getTos(conn)], [fd, 0xb8, 0xb8]);
+    watchSent(conn);
+    assert.equal(libcSend(fd, new Uint8Array(10), 0), 10);
+    const seen = await capture.until((all) => all.some(({ length }) => length > 0));
+    assert.equal(seen.find(({ length }) => length > 0)!.tos, 0xb8);
+    close(fd);
+  },
+});

@@ -13,6 +13,7 @@ const PACKET = {
   length: 152,
   payload: 100,
   sequence: 1001,
+  isWrapped: false,
   outerTos: null,
   linkHeader: 14,
   isRedirected: false,
@@ -99,7 +100,7 @@ reply      200 OK, 154 bytes in 4.0 ms
 });
 
 Deno.test("the line of what was sent says how much is known", () => {
-  const tunnelled = { ...PACKET, outerTos: 0 };
+  const tunnelled = { ...PACKET, isWrapped: true, outerTos: 0 };
   const cases: [what: string, sent: Partial<Sent>, line: RegExp][] = [
     ["nothing", NOT_OBSERVED, /^not observed: .*WireGuard.*tstamp_allow_data=0/],
     [
@@ -193,7 +194,7 @@ Deno.test("the line of what arrived says what the server knows, and of whom", ()
         "other",
         { isOther: true, kept: null },
         {},
-        /for another connection: a proxy is in between, or a firewall/,
+        /on another connection: a proxy is in between, or a firewall/,
       ],
       [
         "NAT",
@@ -204,6 +205,12 @@ Deno.test("the line of what arrived says what the server knows, and of whom", ()
       ["hostile NAT", { nat: "\x1b[2J" }, {}, /sees \\x1b\[2J$/],
       ["ECN", { ecn: "bleached" }, {}, /ECN bleached on the way$/],
       ["expected", {}, { expect: markOf(0x88) }, /^request 0xB8: as expected/],
+      [
+        "not as expected",
+        { data: 0, kept: false, changes: [{ packet: "data", sent: 0, wanted: 0xb8, arrived: 0 }] },
+        { expect: EF },
+        /^request 0x00: NOT the mark that is expected/,
+      ],
       ["tunnel", {}, { sent: { ...SENT, outerTos: 0 } }, /the mark inside the tunnel survived/],
       ["tunnel with the mark", {}, { sent: { ...SENT, outerTos: 0xb8 } }, /: the mark survived/],
       [

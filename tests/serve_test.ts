@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Namespace } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import {
   command,
@@ -7,6 +8,7 @@ import {
   execute,
   openDescriptors,
   testWith,
+  waitsForReader,
 } from "./support/processes.ts";
 import { FarEnd, reset, send } from "./support/servers.ts";
 import { until, within } from "./support/waiting.ts";
@@ -52,8 +54,9 @@ Deno.test("--serve answers GET and HEAD with what it saw", async () => {
   assert.deepEqual(JSON.parse(body), {
     peer: { address: local.hostname, port: local.port },
     syn: 0,
-    ack: 0,
-    data: null,
+    ack: null,
+    data: 0,
+    sequence: Number(/^Arrived-Sequence: (\d+)\r$/m.exec(head)![1]),
   });
 
   const headOnly = await exchange(server.port, "HEAD / HTTP/1.0\r\n\r\n");
@@ -79,24 +82,63 @@ testWith(
           `http://${url}:${server.port}/`,
         ]);
         assert.equal(code, 0, stderr);
-        const { arrived, reply } = JSON.parse(stdout);
+        const { arrived: { syn: sawSyn, ack: sawAck, data: sawData }, reply } = JSON.parse(stdout);
         const packets = await capture.connection();
-        const [syn, , ack] = packets;
+        const [syn] = packets;
         const data = packets.find(({ to, length }) => to === server.port && length > 0)!;
         const answer = packets.find(({ from, length }) => from === server.port && length > 0)!;
         const isIPv6 = url === "[::1]";
-        assert.deepEqual(arrived, {
-          syn: syn.tos,
-          ack: isIPv6 ? null : ack.tos,
-          data: isIPv6 ? data.tos : null,
-        });
-        assert.equal(answer.tos, isIPv6 ? data.tos : syn.tos, "the strongest evidence comes back");
+        assert.deepEqual([sawSyn, sawAck, sawData], [syn.tos, null, data.tos]);
+        assert.equal(answer.tos, data.tos, "the request's mark comes back");
         assert.equal(reply.tos, isIPv6 ? answer.tos : undefined);
         assert.equal(data.tos, 0x88);
       }
     }
   },
 );
+
+for (const isReflecting of [false, true]) {
+  const reflecting = isReflecting ? ", net.ipv4.tcp_reflect_tos = 1" : "";
+
+  testWith(
+    ["root", "ip", "tcpdump"],
+    `replies have the request's mark, or a fixed one, and Reply-ToS says which${reflecting}`,
+    async () => {
+      await using namespace = await Namespace.create();
+      const reflect = `net.ipv4.tcp_reflect_tos=${isReflecting ? 1 : 0}`;
+      await namespace.run("sysctl", "-qw", reflect);
+      const server = new URL("../src/server.ts", import.meta.url);
+      for (
+        const [fixed, args, synAck, reply] of [
+          [null, ["-d", "AF41"], 0, 0x88],
+          [null, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0, 0x88],
+          [null, ["-d", "DF"], 0, 0],
+          [0xb8, ["-d", "AF41"], isReflecting ? 0 : 0xb8, 0xb8],
+          [0xb8, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0xb8, 0xb8],
+          [0, ["-d", "AF41", "--mark-syn"], isReflecting ? 0x88 : 0, 0],
+        ] as const
+      ) {
+        const script = `import { serveUntilSignal } from "${server}";
+          await serveUntilSignal({ hostname: "::", port: 8086 }, false, ${fixed});`;
+        await using _far = await FarEnd.of([...namespace.under, Deno.execPath(), "eval", script]);
+        for (const url of ["http://127.0.0.1:8086/", "http://[::1]:8086/"]) {
+          await using capture = await Capture.start(8086, "lo", namespace.under);
+          const { code, stdout, stderr } = await dscpGet(["--json", ...args, url], namespace);
+          assert.equal(code, 0, stderr);
+          const { headers } = JSON.parse(stdout).reply;
+          const reported = headers.find(([name]: string[]) => name === "reply-tos")[1];
+          const sent = (await capture.connection()).filter(({ from, flags }) =>
+            from === 8086 && !flags.includes("R")
+          );
+          const what = `${fixed} ${args} ${url}`;
+          assert.equal(sent[0].tos, synAck, what);
+          const data = sent.filter(({ length }) => length > 0).map(({ tos }) => tos);
+          assert.deepEqual([new Set(data), Number(reported)], [new Set([reply]), reply], what);
+        }
+      }
+    },
+  );
+}
 
 Deno.test("other methods are 405, garbage 400, a large header 431", async () => {
   await using server = await FarEnd.start();
@@ -166,9 +208,10 @@ Deno.test("the log has one line a request, safe against control characters", asy
   const said = await server.process.until((said) => said.includes("/ok"));
   const lines = said.trimEnd().split("\n");
   assert.match(lines[0], /^listening on 127\.0\.0\.1:\d+; Ctrl-C ends it$/);
-  assert.match(lines[1], /^127\.0\.0\.1:\d+ - - 400 syn 0x00 ack 0x00 data -$/);
-  assert.match(lines[2], /^127\.0\.0\.1:\d+ GET \/ok\?q=1 200 syn 0x00 ack 0x00 data -$/);
-  assert.equal(lines.length, 3);
+  assert.equal(lines[1], `only this host can reach it; for all: --serve '[::]:${server.port}'`);
+  assert.match(lines[2], /^127\.0\.0\.1:\d+ - - 400 syn 0x00 ack - data 0x00$/);
+  assert.match(lines[3], /^127\.0\.0\.1:\d+ GET \/ok\?q=1 200 syn 0x00 ack - data 0x00$/);
+  assert.equal(lines.length, 4);
 });
 
 Deno.test("SIGINT and SIGTERM end it: no new connections, those in progress finish, exit 0", async () => {
@@ -244,10 +287,12 @@ testWith(
 
 Deno.test("beyond 1,024 connections at once, the one that has waited longest without a head makes room", async () => {
   await using server = await FarEnd.start();
-  const connect = () => Deno.connect({ hostname: "127.0.0.1", port: server.port });
   const before = openDescriptors(server.process.child.pid);
   const idle: Deno.TcpConn[] = [];
-  for (let at = 0; at < 1024; at++) idle.push(await connect());
+  for (let at = 0; at < 1024; at++) {
+    idle.push(await Deno.connect({ hostname: "127.0.0.1", port: server.port }));
+    await send(idle[at], "G");
+  }
   const opened = () => openDescriptors(server.process.child.pid) - before;
   await until(() => opened() >= 1024, "1,024 connections to be accepted");
   for (let at = 0; at < 3; at++) {
@@ -257,8 +302,21 @@ Deno.test("beyond 1,024 connections at once, the one that has waited longest wit
   const ended = await idle[0].read(byte).then((size) => size === null, () => true);
   assert.ok(ended, "the oldest was closed");
   // The newest is still served.
-  await send(idle[1023], "GET / HTTP/1.1\r\n\r\n");
+  await send(idle[1023], "ET / HTTP/1.1\r\n\r\n");
   assert.equal(await idle[1023].read(byte), 1);
+  for (const conn of idle) conn.close();
+});
+
+Deno.test("1,024 clients that send nothing lock nobody out, and are accepted after a while", async () => {
+  await using server = await FarEnd.start();
+  const before = openDescriptors(server.process.child.pid), idle: Deno.TcpConn[] = [];
+  for (let at = 0; at < 1024; at++) {
+    idle.push(await Deno.connect({ hostname: "127.0.0.1", port: server.port }));
+  }
+  assert.match(await exchange(server.port, "GET / HTTP/1.1\r\n\r\n"), /^HTTP\/1\.1 200/);
+  const opened = () => openDescriptors(server.process.child.pid) - before;
+  await until(() => opened() >= 1000, "the clients to be accepted", 20);
+  assert.match(await exchange(server.port, "GET / HTTP/1.1\r\n\r\n"), /^HTTP\/1\.1 200/);
   for (const conn of idle) conn.close();
 });
 
@@ -287,10 +345,11 @@ testWith(
     const clients: Deno.TcpConn[] = [];
     for (let at = 0; at < 100; at++) {
       clients.push(await Deno.connect({ hostname: "127.0.0.1", port: server.port }));
+      await send(clients[at], "G");
     }
     const before = cpuTicks(pid), memory = residentMiB(pid);
     // Those that found a place have 10 seconds, and the others wait for theirs.
-    assert.match(await firstLine(clients[0]), /^HTTP\/1\.1 408 /);
+    assert.match(await within(firstLine(clients[0]), "408", 18), /^HTTP\/1\.1 408 /);
     const ticks = cpuTicks(pid) - before, grown = residentMiB(pid) - memory;
     assert.ok(ticks < 100, `${ticks} ticks`);
     assert.ok(grown < 30, `${grown} MiB`);
@@ -304,15 +363,48 @@ Deno.test("400 connections that are reset before they are accepted hold up nobod
   child.kill("SIGSTOP");
   for (let at = 0; at < 400; at++) {
     using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+    await send(conn, "G");
     reset(conn);
   }
   child.kill("SIGCONT");
   assert.equal((await dscpGet(["-s", "-m", "5", server.url])).code, 0);
 });
 
+Deno.test("a client that keeps its connection after the reply is closed", async () => {
+  await using server = await FarEnd.start();
+  const { pid } = server.process.child, before = openDescriptors(pid);
+  using conn = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await send(conn, "GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n");
+  assert.match(await firstLine(conn), /^HTTP\/1\.1 200 /);
+  await until(() => openDescriptors(pid) <= before, "the connection to be closed");
+});
+
+Deno.test("a log that is read late is whole: the server waits for its last lines to be written", async () => {
+  const [program, ...args] = command(["--serve", "0"]);
+  const output = { stdin: "null", stdout: "null", stderr: "piped" } as const;
+  const child = new Deno.Command(program, { args, ...output }).spawn();
+  const log = child.stderr.pipeThrough(new TextDecoderStream()).getReader();
+  let said = (await log.read()).value!;
+  const port = Number(/:(\d+);/.exec(said)![1]), count = 500, path = "x".repeat(190);
+  for (let at = 0; at < count; at++) await exchange(port, `GET /${path} HTTP/1.1\r\n\r\n`);
+  await until(() => waitsForReader(child.pid), "the pipe to be full");
+  child.kill("SIGTERM");
+  const isRefused = () =>
+    Deno.connect({ hostname: "127.0.0.1", port }).then((conn) => (conn.close(), false), () => true);
+  await until(isRefused, "the listener to close");
+  for (;;) {
+    const { value, done } = await within(log.read(), "the end of the log");
+    if (done) break;
+    said += value;
+  }
+  assert.equal(said.split(path).length - 1, count);
+  assert.equal((await child.status).code, 0);
+});
+
 Deno.test("a second signal ends --serve at once, without a stack trace", async () => {
   await using server = await FarEnd.start();
-  using _idle = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  using idle = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await send(idle, "G");
   await exchange(server.port, "GET / HTTP/1.1\r\n\r\n"); // it has accepted both by now
   const { child } = server.process;
   child.kill("SIGINT");
@@ -326,10 +418,12 @@ Deno.test("a second signal ends --serve at once, without a stack trace", async (
 Deno.test("--serve that is stopped does not give idle clients the time that others have for a head", async () => {
   await using other = await FarEnd.start();
   using waiting = await Deno.connect({ hostname: "127.0.0.1", port: other.port });
+  await send(waiting, "G");
   const timedOut = firstLine(waiting).then(() => "the other server's 408", () => "closed");
 
   await using server = await FarEnd.start();
   using idle = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
+  await send(idle, "G");
   using rest = await Deno.connect({ hostname: "127.0.0.1", port: server.port });
   await send(rest, "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n");
   assert.match(await firstLine(rest), /^HTTP\/1\.1 405 /); // it has accepted both by now

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { Exit, get } from "../main.ts";
-import { silent } from "./support/namespaces.ts";
+import { Namespace, silent } from "./support/namespaces.ts";
 import { command, dscpGet, execute, MAIN, openDescriptors, testWith } from "./support/processes.ts";
 import {
   Certificates,
@@ -39,6 +39,23 @@ testWith(["root", "ip", "nft"], "--connect-timeout bounds the connecting: 28", a
     );
   }
 });
+
+testWith(
+  ["root", "ip", "nft"],
+  "a name server that does not answer is named as what took long: 28",
+  async () => {
+    await using namespace = await Namespace.create("127.0.0.1 localhost\n");
+    await Deno.writeTextFile(`${namespace.folder}/resolv.conf`, "nameserver 127.0.0.9\n");
+    const chain = "add chain ip t in { type filter hook input priority 0; }";
+    await namespace.run("nft", `add table ip t; ${chain}; add rule ip t in udp dport 53 drop`);
+    const run = (...how: string[]) =>
+      dscpGet([...how, "--connect-timeout", "0.5", "http://server.test/"], namespace);
+    for (const { code, stderr } of await Promise.all([run(), run("-4"), run("--mark-syn")])) {
+      const words = "looking up or connecting to server.test:80 took longer than 0.5 seconds";
+      assert.deepEqual([code, stderr], [Exit.timeout, `dscp-get: ${words}\n`]);
+    }
+  },
+);
 
 Deno.test("0 is no limit to the time", async () => {
   await using server = replying(OK);

@@ -6,6 +6,7 @@
  * deno task lab                              # priority queuing: what EF changes on a busy link
  * deno task lab --scene call --svg call.svg  # a call beside a download, and its picture
  * deno task lab --scene all --html lab.html  # all scenes, on one page
+ * deno task lab --scene call --keep          # leave the network, and print how to use it by hand
  * deno task lab --list
  * ```
  *
@@ -13,12 +14,16 @@
  */
 
 import { Exit } from "../../main.ts";
-import { drawSvg, drawTopology, escape } from "./plot.ts";
 import { missing } from "../support/processes.ts";
+import { ARRIVAL, DROP } from "./arrival.ts";
+import { byHand, DEFAULT_PREFIX } from "./hand.ts";
+import { commandsText, page } from "./page.ts";
+import { drawSvg, drawTopology } from "./plot.ts";
 import { POLICING, SHAPING } from "./limits.ts";
 import { PATH, REWRITE } from "./marks.ts";
 import { CALL, PRIORITY, TOS } from "./queuing.ts";
-import type { Command, Scene, Shown } from "./scene.ts";
+import type { Place, Scene, Shown } from "./scene.ts";
+import { presentOf } from "./site.ts";
 import type { Stage } from "./traffic.ts";
 
 /** All scenes, in the order of the course. */
@@ -30,15 +35,22 @@ export const SCENES: readonly Scene[] = [
   TOS,
   REWRITE,
   PATH,
+  ARRIVAL,
+  DROP,
 ];
 
 const USAGE = `A course in QoS: networks in namespaces, and what marks, queues and limits do
 
   sudo "$(command -v deno)" task lab [options]
+  sudo npx --yes deno task lab [options]         # without a Deno of your own
 
   --scene NAME   one of those below, or all of them: all; priority unless given
   --svg FILE     write the picture of a scene
   --html FILE    write a page with the scenes: it needs no script and no network
+  --keep         leave the network of a scene, and print how to use it by hand
+  --again        measure in the network that --keep has left, or you have built
+  --remove       remove it, and end what runs in it
+  --name NAME    its namespaces are NAME-client and so on; ${DEFAULT_PREFIX} unless given
   --list         the scenes
   --help         this text
 
@@ -78,32 +90,54 @@ interface Options {
   readonly scenes: readonly Scene[];
   readonly svg: string | null;
   readonly html: string | null;
+  /** Where a network is to stand, or stands; `null` for one that is gone at the end. */
+  readonly place: Place | null;
+  /** The prefix of the namespaces to remove. */
+  readonly remove: string | null;
   readonly print: string | null;
 }
 
+const NOTHING: Options = {
+  scenes: [],
+  svg: null,
+  html: null,
+  place: null,
+  remove: null,
+  print: null,
+};
+
 function parseArguments(args: readonly string[]): Options {
-  const values: Record<string, string | null> = { scene: null, svg: null, html: null };
-  const words = [...args];
+  const values: Record<string, string> = {}, flags = new Set<string>(), words = [...args];
   for (let word; (word = words.shift()) !== undefined;) {
     if (word === "--help" || word === "-h") return { ...NOTHING, print: USAGE };
     if (word === "--list") return { ...NOTHING, print: list() };
-    const [, name, inline] = /^--(scene|svg|html)(?:=(.*))?$/s.exec(word) ?? [];
-    if (name === undefined) throw usage(`unknown argument '${word}'`);
-    const value = inline ?? words.shift();
-    if (value === undefined || value === "") throw usage(`--${name} needs a value`);
-    values[name] = value;
+    const [, name, inline] = /^--(scene|svg|html|name)(?:=(.*))?$/s.exec(word) ?? [];
+    if (/^--(keep|again|remove)$/.test(word)) flags.add(word);
+    else if (name === undefined) throw usage(`unknown argument '${word}'`);
+    else {
+      values[name] = inline ?? words.shift() ?? "";
+      if (values[name] === "") throw usage(`--${name} needs a value`);
+    }
   }
-  const wanted = values.scene ?? SCENES[0].name;
+  const { scene: wanted = SCENES[0].name, svg = null, html = null, name: prefix } = values;
+  if (flags.size > 1) throw usage(`${[...flags].join(" and ")} exclude each other`);
+  if (prefix !== undefined && !/^[a-z][\w-]{0,30}$/i.test(prefix)) {
+    throw usage("--name takes up to 31 letters, digits, _ and -, a letter first");
+  }
+  if (prefix !== undefined && flags.size === 0) {
+    throw usage("--name goes with --keep, --again or --remove");
+  }
+  if (flags.has("--remove")) return { ...NOTHING, remove: prefix ?? DEFAULT_PREFIX };
   const scenes = SCENES.filter(({ name }) => name === wanted || wanted === "all");
   const names = SCENES.map(({ name }) => name).join(", ");
   if (scenes.length === 0) throw usage(`unknown scene '${wanted}': there are ${names}, and all`);
-  if (scenes.length > 1 && values.svg !== null) {
+  if (scenes.length > 1 && svg !== null) {
     throw usage("--svg takes one scene: use --html for all of them");
   }
-  return { scenes, svg: values.svg, html: values.html, print: null };
+  if (scenes.length > 1 && flags.size > 0) throw usage(`${[...flags]} takes one scene`);
+  const place = { prefix: prefix ?? DEFAULT_PREFIX, isStanding: flags.has("--again") };
+  return { ...NOTHING, scenes, svg, html, place: flags.size > 0 ? place : null };
 }
-
-const NOTHING: Options = { scenes: [], svg: null, html: null, print: null };
 
 function usage(message: string): End {
   return new End(Exit.usage, message);
@@ -191,13 +225,6 @@ function warn(text: string): void {
   } catch { /* nobody is there to read it */ }
 }
 
-/** The commands of a scene, ready to be copied, under comments with their hosts. */
-function commandsText(commands: readonly Command[]): string {
-  return commands.map(([host, line], at) =>
-    `${commands[at - 1]?.[0] === host ? "" : `# on ${host}\n`}${line}\n`
-  ).join("");
-}
-
 function before({ name, concept, topology, commands }: Scene): string {
   const title = `── ${name} ${"─".repeat(76 - name.length)}`;
   return `${title}\n${wrap(concept)}\n${drawTopology(topology)}\n${commandsText(commands)}\n`;
@@ -205,46 +232,6 @@ function before({ name, concept, topology, commands }: Scene): string {
 
 function after({ table, sentences }: Shown): string {
   return `${table}\n${sentences.map((sentence) => wrap(sentence)).join("")}\n`;
-}
-
-/** A page with scenes and what was measured in them. */
-export function page(played: readonly { scene: Scene; shown: Shown }[]): string {
-  const sections = played.map(({ scene, shown }) =>
-    `<section id="${scene.name}">
-<h2>${scene.name}</h2>
-<p>${escape(scene.concept)}</p>
-<pre>${escape(drawTopology(scene.topology))}</pre>
-<pre>${escape(commandsText(scene.commands))}</pre>
-${drawSvg(shown.picture)}<pre>${escape(shown.table)}</pre>
-<p class="said">${
-      escape(shown.sentences.join(" ")).replace(/(\d) (?=(?:ms|s|kB)\b)/g, "$1\u00a0")
-    }</p>
-</section>
-`
-  );
-  const links = played.map(({ scene: { name } }) => `<a href="#${name}">${name}</a>`).join(" · ");
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>QoS, measured</title>
-<style>
-  :root { color-scheme: light dark }
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 0 auto; padding: 1rem }
-  section { border-top: 1px solid #8888; margin-top: 2rem }
-  pre { font-size: 13px; line-height: 1.35; overflow-x: auto; padding: .75rem; background: #8882; border-radius: 6px }
-  svg { display: block; box-sizing: border-box; width: 100%; height: auto; border: 1px solid #8884; border-radius: 6px }
-  .said { font-weight: 600 }
-</style>
-</head>
-<body>
-<h1>QoS, measured</h1>
-<p>Networks in namespaces on one machine, and what marks, queues and limits do in them.</p>
-<p>${links}</p>
-${sections.join("")}</body>
-</html>
-`;
 }
 
 // ─── Main ────────────────────────────────────────────────────────────────────────────────────────
@@ -256,15 +243,23 @@ ${sections.join("")}</body>
 class Guard implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
 
-  constructor() {
+  /** @param names of the namespaces, a regular expression */
+  constructor(names: string) {
     const script = `trap '' INT TERM HUP
-cat
-for name in $(ip netns list | grep -o '^dscp-get-${Deno.pid}-[0-9]*'); do
+[ "$(cat)" = keep ] && exit
+for name in $(ip netns list | cut -d ' ' -f 1 | grep -Ex '${names}'); do
   ip netns pids $name | xargs -r kill -9
   ip netns delete $name
 done`;
     const [stdin, stdout, stderr] = ["piped", "null", "null"] as const;
     this.#child = new Deno.Command("sh", { args: ["-c", script], stdin, stdout, stderr }).spawn();
+  }
+
+  /** Leaves the namespaces as they are. */
+  async keep(): Promise<void> {
+    const writer = this.#child.stdin.getWriter();
+    await writer.write(new TextEncoder().encode("keep"));
+    writer.releaseLock();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -274,29 +269,68 @@ done`;
 }
 
 async function play(options: Options, signal: AbortSignal): Promise<void> {
+  const { place } = options;
   using svg = options.svg === null ? null : new Output(options.svg);
   using html = options.html === null ? null : new Output(options.html);
-  await using _guard = new Guard();
+  if (place !== null) await checkPlace(options.scenes[0], place);
+  await using guard = place?.isStanding ? null : new Guard(
+    place === null
+      ? `dscp-get-${Deno.pid}-[0-9]+`
+      : namesOf(options.scenes, place.prefix).join("|"),
+  );
   const played: { scene: Scene; shown: Shown }[] = [];
   for (const scene of options.scenes) {
     say(before(scene));
     using progress = new Progress(scene.name);
     const stage: Stage = { signal, step: (text, seconds) => progress.step(text, seconds) };
-    const shown = await scene.play(stage);
+    const { shown, built } = await scene.play(stage, place ?? undefined).catch((error) => {
+      if (!place?.isStanding || signal.aborted) throw error;
+      const [line] = error.message.split("\n");
+      throw usage(`the network that stands is not that of '${scene.name}': ${line}`);
+    });
+    if (place !== null) await guard?.keep();
     progress[Symbol.dispose]();
     say(after(shown));
+    if (place?.isStanding === false) say(`${byHand(scene, built, place.prefix)}\n`);
     played.push({ scene, shown });
-    // Some of these files are checked in.
-    svg?.write(`<!-- deno-fmt-ignore-file -->\n${drawSvg(shown.picture)}`);
+    svg?.write(drawSvg(shown.picture));
   }
   html?.write(page(played));
 }
 
-function checkNeeds(scenes: readonly Scene[]): void {
-  const absent = missing([...new Set(scenes.flatMap(({ needs }) => needs))]);
+function namesOf(scenes: readonly Scene[], prefix: string): string[] {
+  return scenes.flatMap(({ wiring: { hosts } }) => hosts.map((host) => `${prefix}-${host}`));
+}
+
+/** @throws {End} the network stands and should not, or the other way around, or it is used */
+async function checkPlace(scene: Scene, { prefix, isStanding }: Place): Promise<void> {
+  const names = namesOf([scene], prefix), present = await presentOf(names);
+  if (!isStanding) {
+    if (present.length === 0) return;
+    const how = "--again measures in it, --remove removes it";
+    throw usage(`the namespace ${present[0].name} is there already: ${how}`);
+  }
+  const absent = names.filter((name) => present.every((one) => one.name !== name));
+  if (absent.length > 0) throw usage(`no namespace ${absent[0]}: --keep builds the network`);
+  for (const host of present) {
+    if ((await host.pids()).length === 0) continue;
+    const how = `ip netns pids ${host.name} | xargs kill`;
+    throw usage(`programs run in ${host.name}; to end them: ${how}`);
+  }
+}
+
+async function remove(prefix: string): Promise<void> {
+  const present = await presentOf(namesOf(SCENES, prefix));
+  for (const host of present) await host[Symbol.asyncDispose]();
+  const names = present.map(({ name }) => name).join(", ");
+  say(names === "" ? `nothing to remove: no namespace ${prefix}-…\n` : `removed ${names}\n`);
+}
+
+function checkNeeds(needs: readonly string[]): void {
+  const absent = missing([...new Set(needs)]);
   if (absent.length === 0) return;
   const from = "on Debian: apt-get install iproute2 nftables procps util-linux";
-  const how = absent.includes("root") ? 'run it with sudo "$(command -v deno)" task lab' : from;
+  const how = absent.includes("root") ? `run it with sudo ${Deno.execPath()} task lab` : from;
   throw new End(Exit.cannotRun, `needs ${absent.join(", ")}; ${how}`);
 }
 
@@ -308,7 +342,11 @@ async function main(args: readonly string[]): Promise<number> {
   try {
     const options = parseArguments(args);
     if (options.print !== null) return say(options.print), Exit.ok;
-    checkNeeds(options.scenes);
+    if (options.remove !== null) {
+      checkNeeds(["root", "ip"]);
+      return await remove(options.remove), Exit.ok;
+    }
+    checkNeeds(options.scenes.flatMap(({ needs }) => needs));
     await play(options, abort.signal);
     return Exit.ok;
   } catch (error) {

@@ -6,20 +6,22 @@
 
 import { type Row, table } from "../../src/series.ts";
 import { quantile } from "../../src/statistics.ts";
-import { Network, SERVER } from "../support/namespaces.ts";
 import { type Course, duration, type Series, type Style } from "./plot.ts";
 import {
-  apply,
-  type Command,
   FAR_END,
   medianOf,
+  type Network,
   scene,
+  SERVE_QUIETLY,
   type Shown,
   speedups,
   startFarEnd,
+  THREE,
+  topologyOf,
   valueOf,
   way,
 } from "./scene.ts";
+import { type Command, serverOf } from "./site.ts";
 import {
   Asking,
   LARGE_PORT,
@@ -40,10 +42,15 @@ const ENDS: readonly Command<"server">[] = [
 ];
 
 const SHAPER: readonly Command<"router">[] = [
-  ["router", "tc qdisc add dev r0 root tbf rate 2mbit burst 5kb limit 500kb"],
+  [
+    "router",
+    "tc qdisc add dev r0 root handle 1: \\\n  tbf rate 2mbit burst 5kb limit 500kb",
+  ],
 ];
 
 const NO_SHAPER: readonly Command<"router">[] = [["router", "tc qdisc del dev r0 root"]];
+
+const NO_POLICER: readonly Command<"router">[] = [["router", "nft delete table ip police"]];
 
 // A limit in bytes lets the bytes of a whole second pass at once, whatever its burst.
 const POLICER: readonly Command<"router">[] = [
@@ -51,11 +58,22 @@ const POLICER: readonly Command<"router">[] = [
   ["router", "nft 'add chain ip police f { type filter hook forward priority 0; }'"],
   [
     "router",
-    "# 166 packets of 1,500 bytes are 2 Mbit\n" +
     "nft add rule ip police f oifname r0 \\\n" +
-    "  limit rate over 166/second burst 16 packets counter drop",
+    "  limit rate over 166/second \\\n" +
+    "  burst 16 packets counter drop  # 166 packets of 1,500 bytes are 2 Mbit",
   ],
 ];
+
+const LARGE = `http://${serverOf(THREE).ipv4}:${LARGE_PORT}/`;
+
+const TRIES: readonly Command<"client" | "server">[] = [
+  ["server", "$traffic large 1000000 & sleep 1"],
+  SERVE_QUIETLY,
+  ["client", `$get ${LARGE} >/dev/null & sleep 0.3`],
+  ["client", `$get -n 10 ${FAR_END}  # beside the large reply`],
+];
+
+const SEE_PACKETS: Command<"client"> = ["client", "tcpdump -ni c0 -c 40 tcp"];
 
 /** A large reply and small GETs, through a limit or without one. */
 export interface Passage {
@@ -94,7 +112,7 @@ async function pass(
   stage: Stage,
 ): Promise<Passage> {
   stage.step?.(`a ${kilobytes} kB reply and small GETs, ${label}`, seconds + 1);
-  const { router, client, server } = network;
+  const { router, client, server } = network.at;
   await using farEnd = await startFarEnd(network);
   await using _large = await serveLarge(server, kilobytes * 1000);
   const small = way(label, 0, false);
@@ -104,9 +122,9 @@ async function pass(
     every: 50,
     ticks: seconds * 20,
     maxTime: 10,
-    large: { url: `http://${SERVER.ipv4}:${LARGE_PORT}/`, after: 500 },
+    large: { url: LARGE, after: 500 },
   });
-  const resent = retransmitted(farEnd.process);
+  const drops = await dropsOf(network), resent = retransmitted(farEnd.process);
   const { samples, result: answers } = await sampling(
     async () => ({
       bytes: receivedBytes(asking.process, "c0"),
@@ -126,17 +144,18 @@ async function pass(
     row: rowOf(small.mark, milliseconds < BRIEF ? others : during),
     points: others.map((answer) => [(answer.from - reply.from) / 1000, valueOf(answer)]),
     reply: { kilobytes, milliseconds },
-    drops: (await readQueue(router, "r0")).drops + await policerDrops(network),
+    drops: await dropsOf(network) - drops,
     resent: retransmitted(farEnd.process) - resent,
     queue: { packets: longest(({ qlen }) => qlen), bytes: longest(({ backlog }) => backlog) },
     throughput: rates(samples.map(({ at, value }) => ({ at, value: value.bytes })), reply.from),
   };
 }
 
-/** Packets that the policer has dropped; 0 if there is none. */
-async function policerDrops({ router }: Network): Promise<number> {
+/** Packets that shaper and policer have dropped, those that are there. */
+async function dropsOf({ at: { router } }: Network): Promise<number> {
   const { stdout } = await router.run("nft", "list", "ruleset");
-  return Number(/counter packets (\d+)/.exec(stdout)?.[1] ?? 0);
+  const policed = Number(/counter packets (\d+)/.exec(stdout)?.[1] ?? 0);
+  return policed + (await readQueue(router, "r0")).drops;
 }
 
 /** Shows passages in two tables. */
@@ -155,9 +174,11 @@ function passageTable(passages: readonly Passage[]): string {
       ];
     }),
   ].map(([label, ...cells]) => label.padEnd(12) + cells.map((cell) => cell.padStart(10)).join(""));
-  const small = table(passages.map(({ row }) => row));
+  const small = table(passages.map(({ row }) => row), 80);
   return `${lines.join("\n")}\n\nSmall GETs meanwhile:\n${small}`;
 }
+
+const SINCE = "seconds since the large reply was asked for";
 
 /** Draws two passages over each other; the second one's reply is shaded. */
 function passagePanels(passages: readonly Passage[], styles: readonly Style[]): Course[] {
@@ -172,7 +193,8 @@ function passagePanels(passages: readonly Passage[], styles: readonly Style[]): 
   return [
     {
       ...course,
-      title: "What reaches the client, in Mbit/s, every 100 ms",
+      title: "What reaches the client: the mean of each 100 ms",
+      axes: { x: SINCE, y: "Mbit/s" },
       unit: "Mbit/s",
       series: passages.map(({ label, throughput, reply }, at) => ({
         label: `${label}: the reply takes ${duration(reply.milliseconds)}`,
@@ -184,6 +206,7 @@ function passagePanels(passages: readonly Passage[], styles: readonly Style[]): 
     {
       ...course,
       title: "Time for one small GET, by its start; ✕ is no reply",
+      axes: { x: SINCE, y: "time, log scale" },
       unit: "ms",
       series: passages.map(({ label, points, row, reply }, at): Series => ({
         label: `${label}: median ${medianOf(row)}`,
@@ -201,16 +224,17 @@ function took({ reply: { milliseconds } }: Passage): string {
 
 // ─── shaping ─────────────────────────────────────────────────────────────────────────────────────
 
-/** A large reply and small GETs without a limit, then through a shaper. */
+/** A large reply and small GETs through a shaper, then without a limit. */
 export async function measureShaping(
   network: Network,
   stage: Stage = {},
   size = SIZE,
 ): Promise<[free: Passage, shaped: Passage]> {
-  await apply(network, ENDS);
+  const shaped = await pass(network, "shaped", size, stage);
+  await network.apply(NO_SHAPER);
   const free = await pass(network, "no limit", size, stage);
-  await apply(network, SHAPER);
-  return [free, await pass(network, "shaped", size, stage)];
+  await network.apply(SHAPER);
+  return [free, shaped];
 }
 
 /** Shows what the shaper did. */
@@ -246,30 +270,36 @@ export const SHAPING = scene({
   name: "shaping",
   concept: "Traffic shaping: packets above the rate wait in a queue; none is lost, and " +
     "everything behind them waits too.",
-  topology: {
-    hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
-    links: [{ label: "2 Mbit/s", note: "the rest waits", queue: "right" }, {}],
-    traffic: "← a 300 kB reply and small ones; they queue in the router",
-  },
+  wiring: THREE,
+  topology: topologyOf(
+    THREE,
+    [{ label: "2 Mbit/s", note: "the rest waits", queue: "right" }, {}],
+    "← a 300 kB reply and small ones; they queue in the router",
+  ),
   commands: [...ENDS, ...SHAPER],
+  looks: [
+    ["router", "tc -s qdisc show dev r0  # backlog is what waits"],
+    SEE_PACKETS,
+  ],
+  tries: [...TRIES, ...NO_SHAPER, ...TRIES.slice(2), ...SHAPER],
   needs: ["root", "ip", "tc", "nft", "sysctl"],
-  create: () => Network.create(),
-  measure: (network, stage) => measureShaping(network, stage),
+  measure: measureShaping,
   show: showShaping,
 });
 
 // ─── policing ────────────────────────────────────────────────────────────────────────────────────
 
-/** A large reply and small GETs through a shaper, then through a policer of the same rate. */
+/** A large reply and small GETs through a policer, then through a shaper of the same rate. */
 export async function measurePolicing(
   network: Network,
   stage: Stage = {},
   size = SIZE,
 ): Promise<[shaped: Passage, policed: Passage]> {
-  await apply(network, [...ENDS, ...SHAPER]);
+  const policed = await pass(network, "policed", size, stage);
+  await network.apply([...NO_POLICER, ...SHAPER]);
   const shaped = await pass(network, "shaped", size, stage);
-  await apply(network, [...NO_SHAPER, ...POLICER]);
-  return [shaped, await pass(network, "policed", size, stage)];
+  await network.apply([...NO_SHAPER, ...POLICER]);
+  return [shaped, policed];
 }
 
 /** Shows what the policer did, beside the shaper. */
@@ -309,14 +339,27 @@ export const POLICING = scene({
   name: "policing",
   concept: "Traffic policing: packets above the rate are dropped at once; nothing waits, and " +
     "the sender has to send them again.",
-  topology: {
-    hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
-    links: [{ label: "2 Mbit/s", note: "the rest is lost", drop: "right" }, {}],
-    traffic: "← a 300 kB reply and small ones: shaped, then policed",
-  },
-  commands: [...ENDS, ...SHAPER, ...NO_SHAPER, ...POLICER],
+  wiring: THREE,
+  topology: topologyOf(
+    THREE,
+    [{ label: "2 Mbit/s", note: "the rest is lost", drop: "right" }, {}],
+    "← a 300 kB reply and small ones: policed, then shaped",
+  ),
+  commands: [...ENDS, ...POLICER],
+  looks: [
+    ["router", "nft list table ip police  # counter is what was dropped"],
+    ["server", "nstat -az TcpRetransSegs"],
+    SEE_PACKETS,
+  ],
+  tries: [
+    ...TRIES,
+    ...NO_POLICER,
+    ...SHAPER,
+    ...TRIES.slice(2),
+    ...NO_SHAPER,
+    ...POLICER,
+  ],
   needs: ["root", "ip", "tc", "nft", "sysctl"],
-  create: () => Network.create(),
-  measure: (network, stage) => measurePolicing(network, stage),
+  measure: measurePolicing,
   show: showPolicing,
 });

@@ -5,10 +5,20 @@
  */
 
 import { describe, hex, markOf, nameOf, parseDscp } from "../../ffi/mod.ts";
-import { Chain, Network } from "../support/namespaces.ts";
 import { dscpGet, execute, Nobody, type Outcome } from "../support/processes.ts";
-import { apply, askAll, type Command, scene, type Shown, startFarEnd } from "./scene.ts";
 import { FarEnd } from "../support/servers.ts";
+import {
+  askAll,
+  FAR_END,
+  type Network,
+  scene,
+  SERVE,
+  type Shown,
+  startFarEnd,
+  THREE,
+  topologyOf,
+} from "./scene.ts";
+import { type Command, serverOf, type Site, type Wiring } from "./site.ts";
 import type { Stage } from "./traffic.ts";
 
 // ─── rewrite ─────────────────────────────────────────────────────────────────────────────────────
@@ -34,7 +44,6 @@ export async function measureRewrite(
   network: Network,
   stage: Stage = {},
 ): Promise<Map<number, number>> {
-  await apply(network, CLEARING);
   await using _server = await startFarEnd(network);
   stage.step?.("a GET with each of 64 code points", 2);
   const answers = await askAll(network, { ways: ALL, ticks: 1, every: 1000, maxTime: 10 });
@@ -89,21 +98,48 @@ export const REWRITE = scene({
   name: "rewrite",
   concept: "A DSCP is a request to every router on the path: each of them may clear it or set " +
     "another one.",
-  topology: {
-    hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
-    links: [{ label: "any mark" }, { label: "some cleared" }],
-    traffic: "→ 64 GETs; the server reports the mark of each SYN",
-  },
+  wiring: THREE,
+  topology: topologyOf(
+    THREE,
+    [{ label: "any mark" }, { label: "some cleared" }],
+    "→ 64 GETs; the server reports the mark of each SYN",
+  ),
   commands: CLEARING,
+  looks: [
+    ["router", "nft list table ip clear"],
+    ["client", "tcpdump -ni c0 -v -c 20 tcp port 8086  # before the router"],
+    ["server", "tcpdump -ni s0 -v -c 20 tcp port 8086  # behind it"],
+  ],
+  tries: [
+    SERVE,
+    ["client", `$get -d EF --mark-syn ${FAR_END}`],
+    ["client", `$get -d CS6 --mark-syn ${FAR_END}`],
+    ["router", "nft add rule ip clear f ip dscp ef ip dscp set cs1"],
+    ["client", `$get -d EF --mark-syn ${FAR_END}`],
+  ],
   needs: ["root", "ip", "nft", "sysctl"],
-  create: () => Network.create(),
-  measure: (network, stage) => measureRewrite(network, stage),
+  measure: measureRewrite,
   show: showRewrite,
 });
 
 // ─── path ────────────────────────────────────────────────────────────────────────────────────────
 
-const CHANGING: readonly Command<"r1">[] = [
+/** Two routers between two others. */
+const FOUR: Wiring<"client" | "r1" | "r2" | "server"> = {
+  hosts: ["client", "r1", "r2", "server"],
+  links: [
+    { left: "c0", right: "r1a", ipv4: "10.78.1", ipv6: "2001:db8:1" },
+    { left: "r1b", right: "r2a", ipv4: "10.78.2", ipv6: "2001:db8:2" },
+    { left: "r2b", right: "s0", ipv4: "10.78.3", ipv6: "2001:db8:3" },
+  ],
+};
+
+// A router quotes once a second unless told otherwise.
+const NO_LIMIT = "sysctl -q -w net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0";
+
+const CHANGING: readonly Command<"r1" | "r2">[] = [
+  ["r1", NO_LIMIT],
+  ["r2", NO_LIMIT],
   ["r1", "nft add table inet change"],
   ["r1", "nft 'add chain inet change f { type filter hook forward priority mangle; }'"],
   ["r1", "nft add rule inet change f ip dscp ef ip dscp set cs1"],
@@ -122,13 +158,18 @@ export interface Trace {
   };
 }
 
+const { ipv4, ipv6 } = serverOf(FOUR);
+const URLS = { ipv4: `http://${ipv4}:8086/`, ipv6: `http://[${ipv6}]:8087/` };
+
 /** Traces a path on which the first router changes EF to CS1. */
-export async function measurePath(chain: Chain, stage: Stage = {}): Promise<Trace> {
-  const { client, routers: [r1], server, serverAddress } = chain;
-  await apply({ r1 }, CHANGING);
+export async function measurePath(
+  site: Site<"client" | "r1" | "r2" | "server">,
+  stage: Stage = {},
+): Promise<Trace> {
+  const { client, server } = site.at;
   await using _ipv4 = await FarEnd.start("0.0.0.0:8086", server.under);
   await using _ipv6 = await FarEnd.start("[::]:8087", server.under);
-  const ipv4 = `http://${serverAddress.ipv4}:8086/`, ipv6 = `http://[${serverAddress.ipv6}]:8087/`;
+  const { ipv4, ipv6 } = URLS;
   const options = ["--trace", "--mark-syn"];
   stage.step?.("--trace through two routers", 3);
   const { stdout } = await dscpGet([...options, "--json", ipv4], client);
@@ -188,14 +229,24 @@ export const PATH = scene({
   name: "path",
   concept: "Where a mark is changed: a router that drops a probe whose time to live has ended " +
     "quotes the header that it received.",
-  topology: {
-    hosts: [{ name: "client" }, { name: "r1" }, { name: "r2" }, { name: "server" }],
-    links: [{}, {}, {}],
-    traffic: "→ probes with EF that end at hop 1, 2 and 3; r1 sets CS1",
-  },
+  wiring: FOUR,
+  topology: topologyOf(
+    FOUR,
+    [],
+    "→ probes with EF that end at hop 1, 2 and 3; r1 sets CS1",
+  ),
   commands: CHANGING,
+  looks: [
+    ["client", "tcpdump -ni c0 -v -c 20 tcp or icmp  # probes, and who quotes them"],
+    ["r2", "tcpdump -ni r2a -v -c 20 tcp  # behind the change"],
+  ],
+  tries: [
+    SERVE,
+    ["client", `$get --trace --mark-syn ${URLS.ipv4}`],
+    ["r1", "nft flush table inet change"],
+    ["client", `$get --trace --mark-syn ${URLS.ipv4}`],
+  ],
   needs: ["root", "ip", "nft", "sysctl", "setpriv"],
-  create: () => Chain.create(2),
   measure: measurePath,
   show: showPath,
 });

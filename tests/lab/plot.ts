@@ -19,6 +19,9 @@ export interface Topology {
 
 /** A link between two hosts. */
 export interface Link {
+  /** The devices at its ends. */
+  readonly left: string;
+  readonly right: string;
   /** Above the link. */
   readonly label?: string;
   /** Below the link. */
@@ -39,6 +42,8 @@ export type Value = number | null;
 export interface Strips {
   readonly kind: "strips";
   readonly title: string;
+  /** What the axis shows. */
+  readonly axis: string;
   readonly strips: readonly {
     readonly label: string;
     readonly style: Style;
@@ -51,6 +56,8 @@ export interface Strips {
 export interface Course {
   readonly kind: "course";
   readonly title: string;
+  /** What the axes show. */
+  readonly axes: { readonly x: string; readonly y: string };
   /** A log axis of milliseconds, or a linear one of Mbit/s. */
   readonly unit: "ms" | "Mbit/s";
   readonly from: number;
@@ -64,7 +71,7 @@ export interface Series {
   readonly label: string;
   readonly style: Style;
   readonly points: readonly (readonly [seconds: number, value: Value])[];
-  /** Whether a line is drawn instead of dots. */
+  /** Whether steps are drawn instead of dots: each value holds from the second before. */
   readonly isLine?: boolean;
   /** Medians, each from a second to a second. */
   readonly medians?: readonly (readonly [from: number, to: number, value: number])[];
@@ -90,6 +97,8 @@ export interface Picture {
   readonly description: string;
   readonly topology: Topology;
   readonly panels: readonly (Strips | Course | Grid | Lines)[];
+  /** What abbreviations stand for, in one line. */
+  readonly words?: string;
 }
 
 // ─── The network as text ─────────────────────────────────────────────────────────────────────────
@@ -107,11 +116,12 @@ export function drawTopology({ hosts, links, traffic }: Topology): string {
     const left = at > 0 ? "┤" : "│", right = at < links.length ? "├" : "│";
     add("", `┌${edge}┐`, `${left} ${name} ${right}`, `└${edge}┘`, note);
     if (at === links.length) break;
-    const { label = "", note: under = "", queue, drop } = links[at];
-    const width = Math.max(label.length, under.length, 8) + 2;
-    const sign = queue !== undefined ? "▮▮▮▮" : drop !== undefined ? "─✕─" : "";
-    const wire = (queue ?? drop) === "left" ? sign.padEnd(width, "─") : sign.padStart(width, "─");
-    add("", ` ${label}`, wire, ` ${under}`);
+    const { left: near, right: far, label = "", note: under = "", queue, drop } = links[at];
+    const sign = queue !== undefined ? "▮▮▮▮" : drop !== undefined ? "✕─" : "";
+    const isLeft = (queue ?? drop) === "left";
+    const from = `─${near}─${isLeft ? sign : ""}`, to = `${isLeft ? "" : sign}─${far}─`;
+    const width = Math.max(label.length + 2, under.length + 2, from.length + to.length + 2);
+    add("", ` ${label}`, from + to.padStart(width - from.length, "─"), ` ${under}`);
   }
   return [...rows.filter((row) => row.trim() !== ""), traffic].map((row) => `  ${row.trimEnd()}\n`)
     .join("");
@@ -125,7 +135,8 @@ const STYLE = `
     .paper { fill: #fff } .box { fill: #f6f8fa; stroke: #59636e }
     text { fill: #1f2328; font: 15px system-ui, "DejaVu Sans", sans-serif }
     .title { font-weight: 600 } .small { font-size: 14px; fill: #59636e }
-    .code { font: 12px ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre }
+    .code, .device { font: 12px ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre }
+    .device { fill: #59636e }
     .middle { text-anchor: middle } .end { text-anchor: end }
     .wire { stroke: #59636e; stroke-width: 2 } .grid { stroke: #d1d9e0 } .minor { stroke: #eaeef2 }
     .shade { fill: #fff1c2 } .edge { stroke: #9a6700; stroke-dasharray: 2 3 }
@@ -135,18 +146,18 @@ const STYLE = `
     .dot { fill-opacity: .45 } .line { stroke-width: 2 } .median { stroke-width: 3 }
     @media (prefers-color-scheme: dark) {
       .paper { fill: #0d1117 } .box { fill: #151b23; stroke: #9198a1 }
-      text { fill: #f0f6fc } .small { fill: #b1bac4 }
+      text { fill: #f0f6fc } .small, .device { fill: #b1bac4 }
       .wire { stroke: #9198a1 } .grid { stroke: #3d444d } .minor { stroke: #21262d }
       .shade { fill: #3a2d08 } .edge { stroke: #d29922 } .halo { stroke: #0d1117 }
       .s0 { fill: #58a6ff; stroke: #58a6ff } .s1 { fill: #f0883e; stroke: #f0883e }
       .s2 { fill: #3fb950; stroke: #3fb950 } .s3 { fill: #bc8cff; stroke: #bc8cff }
     }
     .line { fill: none }
-    @media (max-width: 500px) { text { font-size: 18px } .small, .title { font-size: 17px } }
+    @media (max-width: 500px) { text { font-size: 18px } .small, .title { font-size: 17px } .device { font-size: 14px } }
   `;
 
 /** Draws a picture as a complete SVG document. */
-export function drawSvg({ title, description, topology, panels }: Picture): string {
+export function drawSvg({ title, description, topology, panels, words }: Picture): string {
   const canvas = new Canvas();
   canvas.text(16, 26, title, "title");
   canvas.y = 44;
@@ -160,6 +171,7 @@ export function drawSvg({ title, description, topology, panels }: Picture): stri
     else if (panel.kind === "grid") grid(canvas, panel);
     else lines(canvas, panel);
   }
+  if (words !== undefined) canvas.text(16, canvas.y += 28, words, "small");
   const height = Math.ceil(canvas.y + 16);
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${WIDTH}" height="${height}" viewBox="0 0 ${WIDTH} ${height}" role="img">
   <title>${escape(title)}</title>
@@ -247,17 +259,19 @@ function network(canvas: Canvas, { hosts, links, traffic }: Topology): void {
   const box = hosts.length > 3 ? 84 : 104;
   const gap = (WIDTH - 32 - hosts.length * box) / links.length;
   const leftOf = (host: number) => 16 + host * (box + gap);
-  for (const [at, { label, note, queue, drop }] of links.entries()) {
+  for (const [at, { left, right, label, note, queue, drop }] of links.entries()) {
     const from = leftOf(at) + box, to = leftOf(at + 1), center = (from + to) / 2;
     canvas.line(from, middle, to, middle, "wire");
+    canvas.text(from + 5, middle + 15, left, "device");
+    canvas.text(to - 5, middle + 15, right, "device end");
     // Packets that wait are bars, at the end at which they wait.
-    const first = queue === "left" ? from + 5 : to - 5 - 4 * 9;
+    const first = queue === "left" ? from + 26 : to - 26 - 4 * 9;
     for (let packet = 0; queue !== undefined && packet < 4; packet++) {
       canvas.box(first + packet * 9, middle - 9, 6, 18, "s1", 1);
     }
-    if (drop !== undefined) canvas.cross(drop === "left" ? from + 14 : to - 14, middle, 1);
+    if (drop !== undefined) canvas.cross(drop === "left" ? from + 34 : to - 34, middle, 1);
     if (label !== undefined) canvas.text(center, middle - 15, label, "small middle");
-    if (note !== undefined) canvas.text(center, middle + 26, note, "small middle");
+    if (note !== undefined) canvas.text(center, middle + 36, note, "small middle");
   }
   const hasNotes = hosts.some(({ note }) => note !== undefined);
   for (const [at, { name, note }] of hosts.entries()) {
@@ -267,7 +281,7 @@ function network(canvas: Canvas, { hosts, links, traffic }: Topology): void {
     const x = leftOf(at) + (at === 0 ? 0 : at === hosts.length - 1 ? box : box / 2);
     if (note !== undefined) canvas.text(x, top + height + 20, note, style);
   }
-  canvas.y = top + height + (hasNotes ? 44 : 30);
+  canvas.y = top + height + (hasNotes || links.some(({ note }) => note !== undefined) ? 44 : 30);
   canvas.text(16, canvas.y, traffic, "small");
 }
 
@@ -323,8 +337,8 @@ export function duration(milliseconds: number): string {
   return `${Number(value.toFixed(digits))} ${isLong ? "s" : "ms"}`;
 }
 
-function strips(canvas: Canvas, { strips }: Strips): void {
-  const left = 160, step = 50, top = canvas.y + 4, bottom = top + strips.length * step;
+function strips(canvas: Canvas, { axis, strips }: Strips): void {
+  const left = 190, step = 50, top = canvas.y + 4, bottom = top + strips.length * step;
   const isFailed = strips.some(({ values }) => values.includes(null));
   const right = isFailed ? RIGHT - 56 : RIGHT - 16;
   const values = strips.flatMap(({ values }) => values.filter((value) => value !== null));
@@ -349,10 +363,11 @@ function strips(canvas: Canvas, { strips }: Strips): void {
     canvas.bar(place(median), middle - 21, place(median), middle + 21, style);
   }
   if (isFailed) canvas.text(RIGHT, bottom + 18, "✕ failed", "small end");
-  canvas.y = bottom + 20;
+  canvas.text((left + right) / 2, bottom + 38, axis, "small middle");
+  canvas.y = bottom + 40;
 }
 
-function course(canvas: Canvas, { unit, from, to, shaded, series }: Course): void {
+function course(canvas: Canvas, { axes, unit, from, to, shaded, series }: Course): void {
   const isAlone = series.length === 1;
   for (const { label, style, isLine } of series) {
     canvas.y += 18;
@@ -361,7 +376,8 @@ function course(canvas: Canvas, { unit, from, to, shaded, series }: Course): voi
     canvas.text(54, canvas.y, label, "small");
   }
   const isTime = unit === "ms";
-  const top = canvas.y + 30, bottom = top + (isTime ? 190 : 110);
+  canvas.text(16, canvas.y + 26, axes.y, "small");
+  const top = canvas.y + 44, bottom = top + (isTime ? 190 : 110);
   const all = series.flatMap(({ points }) => points.map(([, value]) => value));
   const scale = isTime ? logScale : linearScale;
   const { place, ticks, minor } = scale(all.filter((value) => value !== null), bottom, top);
@@ -393,8 +409,12 @@ function course(canvas: Canvas, { unit, from, to, shaded, series }: Course): voi
   canvas.line(LEFT, bottom, RIGHT, bottom, "wire");
   for (const { points, style, isLine } of series) {
     const placed = points.map(([at, value]) => [x(at), place(value ?? NaN)] as const);
-    if (isLine) canvas.polyline(placed.filter(([, y]) => !Number.isNaN(y)), style, isAlone);
-    else {for (const [x, y] of placed) {
+    if (isLine) {
+      const steps = placed.flatMap(([x, y], at) =>
+        [[placed[at - 1]?.[0] ?? x, y], [x, y]] as const
+      );
+      canvas.polyline(steps, style, isAlone);
+    } else {for (const [x, y] of placed) {
         Number.isNaN(y) ? canvas.cross(x, top + 6, style) : canvas.dot(x, y, style);
       }}
   }
@@ -403,7 +423,8 @@ function course(canvas: Canvas, { unit, from, to, shaded, series }: Course): voi
       if (Number.isFinite(value)) canvas.bar(x(first), place(value), x(last), place(value), style);
     }
   }
-  canvas.y = bottom + 22;
+  canvas.text((LEFT + RIGHT) / 2, bottom + 40, axes.x, "small middle");
+  canvas.y = bottom + 42;
 }
 
 function grid(canvas: Canvas, { cells }: Grid): void {

@@ -7,26 +7,28 @@
 
 import { table } from "../../src/series.ts";
 import { quantile } from "../../src/statistics.ts";
-import { Network, SERVER } from "../support/namespaces.ts";
 import { duration, type Series } from "./plot.ts";
 import {
-  apply,
   askAll,
-  type Command,
   FAR_END,
   type Measured,
   measuredOf,
   medianOf,
+  type Network,
   scene,
+  SERVE_QUIETLY,
   type Shown,
   speedups,
   startFarEnd,
   statistics,
   stripsOf,
+  THREE,
   times,
+  topologyOf,
   valueOf,
   way,
 } from "./scene.ts";
+import { type Command, serverOf } from "./site.ts";
 import {
   type Answer,
   Asking,
@@ -49,6 +51,8 @@ export interface Pace {
   readonly every: number;
 }
 
+const WORDS = "DF: Default Forwarding, no mark. EF: Expedited Forwarding, 0xB8.";
+
 const PACE: Pace = { ticks: 40, every: 100 }, MAX_TIME = 10;
 
 const SMALL_QUEUE: readonly Command<"client" | "router">[] = [
@@ -56,12 +60,21 @@ const SMALL_QUEUE: readonly Command<"client" | "router">[] = [
   ["router", `ip link set dev r1 txqueuelen ${QUEUE}`],
 ];
 
+const SERVER = serverOf(THREE).ipv4;
+
+const BULK: readonly Command<"client" | "server">[] = [
+  ["server", "$traffic sink & sleep 1"],
+  ["client", `$traffic source ${SERVER} & sleep 3  # four flows: they fill the queue`],
+];
+
+const SEE_MARKS: Command<"router"> = ["router", "tcpdump -ni r1 -v -c 20 tcp port 8086"];
+
 /** Starts bulk flows, and waits until the queue is half full. */
-async function startBulk(network: Network, stage: Stage): Promise<Bulk> {
+async function startBulk({ at }: Network, stage: Stage): Promise<Bulk> {
   stage.step?.("bulk flows fill the queue", 2);
-  const bulk = await Bulk.start(network.client, network.server, SERVER.ipv4);
+  const bulk = await Bulk.start(at.client, at.server, SERVER);
   try {
-    await fillQueue(network.router, "r1", QUEUE / 2, stage.signal);
+    await fillQueue(at.router, "r1", QUEUE / 2, stage.signal);
     return bulk;
   } catch (error) {
     await bulk[Symbol.asyncDispose]();
@@ -84,8 +97,16 @@ const BOTTLENECK: readonly Command<"client" | "router">[] = [
   ],
 ];
 
+const SEE_CLASSES: readonly Command<"router">[] = [
+  ["router", "tc -s class show dev r1  # 1:10 is EF, 1:20 is all else"],
+  SEE_MARKS,
+];
+
 const IDLE = [way("DF, idle", 0, false)];
 const BUSY = [way("DF", 0, false), way("EF", 0xb8, false), way("EF --mark-syn", 0xb8, true)];
+
+/** What the picture calls them. */
+const LABELS = ["DF, link idle", "DF", "EF, but not the SYN", "EF, SYN too"];
 
 /** Asks through an idle link, and through a busy one in three ways. */
 export async function measurePriority(
@@ -93,7 +114,6 @@ export async function measurePriority(
   stage: Stage = {},
   { ticks, every }: Pace = PACE,
 ): Promise<Measured> {
-  await apply(network, BOTTLENECK);
   await using _server = await startFarEnd(network);
   const ask = async (ways: typeof IDLE, every: number) =>
     measuredOf(ways, await askAll(network, { ways, ticks, every, maxTime: MAX_TIME }));
@@ -135,13 +155,14 @@ export function showPriority(measured: Measured): Shown {
   }
   sentences.push(statistics([df, ef, syn]));
   return {
-    table: table(rows),
+    table: table(rows, 80),
     sentences,
     picture: {
       title: "Priority queuing: one GET through a busy 5 Mbit/s link",
       description: sentences.join(" "),
       topology: PRIORITY.topology,
-      panels: [stripsOf([3, 0, 2, 1], measured)],
+      words: WORDS,
+      panels: [stripsOf([3, 0, 2, 1], measured, LABELS)],
     },
   };
 }
@@ -151,15 +172,24 @@ export const PRIORITY = scene({
   name: "priority",
   concept: "Priority queuing: a router sends the packets of one class before all others, so a " +
     "marked packet does not wait behind a download.",
-  topology: {
-    hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
-    links: [{}, { label: "5 Mbit/s", note: "EF goes first", queue: "left" }],
-    traffic: "→ four bulk flows and the GETs; they queue in the router",
-  },
+  wiring: THREE,
+  topology: topologyOf(
+    THREE,
+    [{}, { label: "5 Mbit/s", note: "EF goes first", queue: "left" }],
+    "→ four bulk flows and the GETs; they queue in the router",
+  ),
   commands: BOTTLENECK,
+  looks: SEE_CLASSES,
+  tries: [
+    SERVE_QUIETLY,
+    ...BULK,
+    ["client", `$get -n 20 -d DF,EF ${FAR_END}`],
+    ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
+    ["router", "tc filter del dev r1 parent 1:  # EF is like all else now"],
+    ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
+  ],
   needs: ["root", "ip", "tc", "sysctl"],
-  create: () => Network.create(),
-  measure: (network, stage) => measurePriority(network, stage),
+  measure: measurePriority,
   show: showPriority,
 });
 
@@ -191,10 +221,9 @@ export async function measureCall(
   stage: Stage = {},
   { seconds, from, to }: CallTimes = { seconds: 20, from: 5, to: 15 },
 ): Promise<Call> {
-  await apply(network, BOTTLENECK);
   await using farEnd = await startFarEnd(network);
   const plan = { url: FAR_END, ways: CALLERS, every: 100, ticks: seconds * 10, maxTime: 3 };
-  await using asking = await Asking.start(network.client, plan);
+  await using asking = await Asking.start(network.at.client, plan);
   const { began } = asking, since = () => (Date.now() - began) / 1000;
   const until = (second: number) => sleep((second - since()) * 1000, stage.signal);
   const listen = async () => {
@@ -202,7 +231,7 @@ export async function measureCall(
     await until(from);
     const download = { from, to };
     {
-      await using _bulk = await Bulk.start(network.client, network.server, SERVER.ipv4);
+      await using _bulk = await Bulk.start(network.at.client, network.at.server, SERVER);
       download.from = since();
       stage.step?.("a call beside a download", to - from);
       await until(to);
@@ -267,16 +296,18 @@ export function showCall(call: Call): Shown {
     shaded: { ...download, label: "download" },
   } as const;
   return {
-    table: table([...df, ...ef]),
+    table: table([...df, ...ef], 80),
     sentences,
     picture: {
       title: "A call beside a download, on a 5 Mbit/s link",
       description: sentences.join(" "),
       topology: CALL.topology,
+      words: WORDS,
       panels: [
         {
           ...course,
-          title: "Time for one GET, by its start; ✕ is no reply within 3 s",
+          title: "Time for one GET; ✕ is no reply within 3 s",
+          axes: { x: "start of the GET, in seconds of the call", y: "time, log scale" },
           unit: "ms",
           series: callers.map(({ mark, rows, medians, points }, at): Series => ({
             label: `${mark.name}: median ${rows.map(medianOf).join(", then ")}`,
@@ -287,9 +318,10 @@ export function showCall(call: Call): Shown {
         },
         {
           ...course,
-          title: "What reaches the far end, in Mbit/s",
+          title: "What reaches the far end: the mean of each 100 ms",
+          axes: { x: "seconds of the call", y: "Mbit/s" },
           unit: "Mbit/s",
-          series: [{ label: "all traffic, every 100 ms", style: 3, points: load, isLine: true }],
+          series: [{ label: "all traffic", style: 3, points: load, isLine: true }],
         },
       ],
     },
@@ -301,15 +333,22 @@ export const CALL = scene({
   name: "call",
   concept: "A video call beside a big download: both share one narrow link, and the mark decides " +
     "which of them waits.",
-  topology: {
-    hosts: [{ name: "client" }, { name: "router" }, { name: "far end" }],
-    links: [{}, { label: "5 Mbit/s", note: "EF goes first", queue: "left" }],
-    traffic: "→ the call: a GET every 100 ms; the download: four flows",
-  },
+  wiring: THREE,
+  topology: topologyOf(
+    THREE,
+    [{}, { label: "5 Mbit/s", note: "EF goes first", queue: "left" }],
+    "→ the call: a GET every 100 ms; the download: four flows",
+  ),
   commands: BOTTLENECK,
+  looks: SEE_CLASSES,
+  tries: [
+    SERVE_QUIETLY,
+    ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
+    ...BULK,
+    ["client", `$get -n 20 -d DF,EF --mark-syn ${FAR_END}`],
+  ],
   needs: ["root", "ip", "tc", "sysctl"],
-  create: () => Network.create(),
-  measure: (network, stage) => measureCall(network, stage),
+  measure: measureCall,
   show: showCall,
 });
 
@@ -329,7 +368,6 @@ export async function measureTos(
   stage: Stage = {},
   { ticks, every }: Pace = PACE,
 ): Promise<Measured> {
-  await apply(network, PFIFO_FAST);
   await using _server = await startFarEnd(network);
   await using _bulk = await startBulk(network, stage);
   stage.step?.("GETs on the busy link, with three marks", ticks * every / 1000 + 3);
@@ -360,12 +398,13 @@ export function showTos(measured: Measured): Shown {
   }
   sentences.push(statistics(rows));
   return {
-    table: table(rows),
+    table: table(rows, 80),
     sentences,
     picture: {
       title: "ToS and DSCP: pfifo_fast reads the old bits",
       description: sentences.join(" "),
       topology: TOS.topology,
+      words: WORDS,
       panels: [stripsOf([0, 1, 2], measured)],
     },
   };
@@ -376,14 +415,23 @@ export const TOS = scene({
   name: "tos",
   concept: "ToS and DSCP are two readings of one byte: pfifo_fast, a default queue of Linux, " +
     "still sorts by the old ToS bits.",
-  topology: {
-    hosts: [{ name: "client" }, { name: "router" }, { name: "server" }],
-    links: [{}, { label: "5 Mbit/s", note: "pfifo_fast", queue: "left" }],
-    traffic: "→ four bulk flows and the GETs; three bands in the router",
-  },
+  wiring: THREE,
+  topology: topologyOf(
+    THREE,
+    [{}, { label: "5 Mbit/s", note: "pfifo_fast", queue: "left" }],
+    "→ four bulk flows and the GETs; three bands in the router",
+  ),
   commands: PFIFO_FAST,
+  looks: [
+    ["router", "tc -s qdisc show dev r1"],
+    SEE_MARKS,
+  ],
+  tries: [
+    SERVE_QUIETLY,
+    ...BULK,
+    ["client", `$get -n 20 -d DF,EF,4 --mark-syn ${FAR_END}  # 4 is ToS 0x10`],
+  ],
   needs: ["root", "ip", "tc", "sysctl"],
-  create: () => Network.create(),
-  measure: (network, stage) => measureTos(network, stage),
+  measure: measureTos,
   show: showTos,
 });

@@ -8,15 +8,20 @@
 import { markOf } from "../../ffi/mod.ts";
 import { comparisonText, type Row } from "../../src/series.ts";
 import { compare, quantile } from "../../src/statistics.ts";
-import { type Namespace, type Network, SERVER } from "../support/namespaces.ts";
-import { duration, type Picture, type Strips, type Style, type Topology } from "./plot.ts";
+import type { Namespace } from "../support/namespaces.ts";
 import { FarEnd } from "../support/servers.ts";
+import {
+  duration,
+  type Link,
+  type Picture,
+  type Strips,
+  type Style,
+  type Topology,
+} from "./plot.ts";
+import { type Command, Site, type Wiring } from "./site.ts";
 import { type Answer, Asking, type Plan, rowOf, sleep, type Stage, type Way } from "./traffic.ts";
 
 // ─── Parts of a scene ────────────────────────────────────────────────────────────────────────────
-
-/** A command, and the host on which it runs. */
-export type Command<Host extends string = string> = readonly [host: Host, line: string];
 
 /** What a scene has to show. */
 export interface Shown {
@@ -28,65 +33,141 @@ export interface Shown {
 }
 
 /** What the lab knows of a scene. */
-export interface Scene {
+export interface Scene extends About {
+  /** Builds the network, measures, and removes the network, if it is not to stand. */
+  play(stage: Stage, place?: Place): Promise<Played>;
+}
+
+/** The parts of a scene that are known before it is played. */
+interface About<Host extends string = string> {
   readonly name: string;
   /** The concept in one sentence. */
   readonly concept: string;
+  readonly wiring: Wiring<Host>;
   readonly topology: Topology;
-  readonly commands: readonly Command[];
+  /** What the scene is about, on top of the wiring: when all have run, the network is built. */
+  readonly commands: readonly Command<Host>[];
+  /** Commands that show what the network does, while there is traffic. */
+  readonly looks: readonly Command<Host>[];
+  /** Commands to try, in order. `$get` is the script, `$traffic` is `traffic.ts`. */
+  readonly tries: readonly Command<Host>[];
   /** Programs that it takes, and `root`. */
   readonly needs: readonly string[];
-  /** Builds the network, measures, and removes the network. */
-  play(stage: Stage): Promise<Shown>;
 }
 
-/** A network of namespaces. */
-interface Place extends AsyncDisposable {
-  readonly hosts: readonly Namespace[];
+/** Where a scene is played: in namespaces `PREFIX-HOST`, which stand before or afterwards. */
+export interface Place {
+  readonly prefix: string;
+  /** Whether the network stands already, and is not built. */
+  readonly isStanding: boolean;
 }
 
-/** Makes a scene of its parts. Measuring and showing are apart, to be tested apart. */
-export function scene<P extends Place, M>(
-  { create, measure, show, ...rest }: Omit<Scene, "play"> & {
-    create: () => Promise<P>;
-    measure: (place: P, stage: Stage) => Promise<M>;
+/** What came of a scene. */
+export interface Played {
+  readonly shown: Shown;
+  /** The commands that built the network, as a shell takes them. */
+  readonly built: readonly string[];
+}
+
+/**
+ * Makes a scene of its parts. Measuring and showing are apart, to be tested apart; `measure` leaves
+ * the network as `commands` built it.
+ */
+export function scene<Host extends string, M>(
+  { measure, show, ...about }: About<Host> & {
+    measure: (site: Site<Host>, stage: Stage) => Promise<M>;
     show: (measured: M) => Shown;
   },
-): Scene {
-  const play = async (stage: Stage) => {
+): Scene & { build(): Promise<Site<Host>> } {
+  const { wiring, commands } = about;
+  const play = async (stage: Stage, place?: Place) => {
     stage.step?.("building the network", 1);
-    await using place = await create();
+    const site = place?.isStanding
+      ? await Site.standing(wiring, place.prefix)
+      : await Site.build(wiring, commands, place?.prefix);
+    await using stack = new AsyncDisposableStack();
+    if (!place?.isStanding) stack.use(site);
     stage.signal?.throwIfAborted();
-    let isOver = false;
-    const measuring = measure(place, stage).finally(() => isOver = true);
-    // Whatever the scene waits for ends with the processes; it may just be starting another one.
-    stage.signal?.addEventListener("abort", async () => {
-      while (!isOver) {
-        for (const host of place.hosts) await host.kill();
-        await sleep(20);
-      }
-    });
-    return show(await measuring);
+    const built = [...site.log];
+    const shown = show(await endedBy(stage.signal, measure(site, stage), site.hosts));
+    if (place !== undefined) stack.move();
+    return { shown, built };
   };
-  return { ...rest, play };
+  const build = () => Site.build(wiring, commands);
+  return { ...about, build, play } as Scene & { build: typeof build };
 }
 
-/** Runs commands on their hosts. */
-export async function apply<Host extends string>(
-  place: Readonly<Record<Host, Namespace>>,
-  commands: readonly Command<Host>[],
-): Promise<void> {
-  for (const [host, line] of commands) await place[host].run("sh", "-c", line);
+/**
+ * Settles as a scene's measuring does, and no later than so many seconds after the signal. Whatever
+ * the scene waits for ends with its processes; it may just be starting another one.
+ */
+export async function endedBy<T>(
+  signal: AbortSignal | undefined,
+  measuring: Promise<T>,
+  hosts: readonly Pick<Namespace, "kill">[],
+  seconds = 10,
+): Promise<T> {
+  const over = Promise.withResolvers<never>();
+  let isOver = false;
+  const stop = async () => {
+    const end = performance.now() + seconds * 1000;
+    while (!isOver && performance.now() < end) {
+      for (const host of hosts) await host.kill();
+      await sleep(20);
+    }
+    over.reject(signal!.reason);
+  };
+  signal?.addEventListener("abort", stop);
+  try {
+    return await Promise.race([measuring, over.promise]);
+  } finally {
+    isOver = true;
+    signal?.removeEventListener("abort", stop);
+  }
+}
+
+/** Three hosts: what a router between two others does. */
+export const THREE: Wiring<"client" | "router" | "server"> = {
+  hosts: ["client", "router", "server"],
+  links: [
+    { left: "c0", right: "r0", ipv4: "192.0.2" },
+    { left: "r1", right: "s0", ipv4: "198.51.100" },
+  ],
+};
+
+/** {@linkcode THREE}, built. */
+export type Network = Site<"client" | "router" | "server">;
+
+/** A drawing of hosts in a row; the devices are those that commands name. */
+export function topologyOf(
+  { hosts, links }: Wiring,
+  about: readonly Omit<Link, "left" | "right">[],
+  traffic: string,
+): Topology {
+  return {
+    hosts: hosts.map((name) => ({ name })),
+    links: links.map(({ left, right }, at) => ({ ...about[at], left, right })),
+    traffic,
+  };
 }
 
 // ─── GETs to the far end ─────────────────────────────────────────────────────────────────────────
 
 /** The URL of {@linkcode startFarEnd}. */
-export const FAR_END = `http://${SERVER.ipv4}:8086/`;
+export const FAR_END = "http://198.51.100.2:8086/";
+
+/** The first thing to try: the far end, with its log or without. */
+export const SERVE: Command<"server"> = ["server", "$get --serve 0.0.0.0:8086 & sleep 1"];
+export const SERVE_QUIETLY: Command<"server"> = [
+  "server",
+  "$get --silent --serve 0.0.0.0:8086 & sleep 1",
+];
 
 /** Starts the script as the far end, on the server. */
-export async function startFarEnd({ server }: Network): Promise<FarEnd> {
-  return await FarEnd.start("0.0.0.0:8086", server.under);
+export async function startFarEnd(
+  { at }: { at: { readonly server: Namespace } },
+): Promise<FarEnd> {
+  return await FarEnd.start("0.0.0.0:8086", at.server.under);
 }
 
 /** A way of asking, under the name that tables and pictures give it. */
@@ -96,7 +177,7 @@ export function way(name: string, tos: number, markSyn: boolean): Way {
 
 /** GETs to the far end, from the first to the last. */
 export async function askAll(network: Network, plan: Omit<Plan, "url">): Promise<Answer[]> {
-  await using asking = await Asking.start(network.client, { url: FAR_END, ...plan });
+  await using asking = await Asking.start(network.at.client, { url: FAR_END, ...plan });
   return await asking.answers();
 }
 
@@ -120,13 +201,18 @@ export function valueOf({ row }: Answer): number | null {
   return row.total[0] ?? null;
 }
 
-/** A panel with a strip for each row. */
-export function stripsOf(styles: readonly Style[], { rows, values }: Measured): Strips {
+/** A panel with a strip for each row, under the name of its mark, or one that says more. */
+export function stripsOf(
+  styles: readonly Style[],
+  { rows, values }: Measured,
+  labels = rows.map(({ mark }) => mark.name!),
+): Strips {
   return {
     kind: "strips",
-    title: "Time for one GET, one dot each; the bar is the median",
+    title: "Time for one GET: a dot each, a bar for the median",
+    axis: "time for one GET, log scale",
     strips: rows.map((row, at) => ({
-      label: row.mark.name!,
+      label: labels[at],
       style: styles[at],
       values: values[at],
       median: quantile(row.total, 0.5),

@@ -32,6 +32,11 @@ export class Namespace implements AsyncDisposable {
     return namespace;
   }
 
+  /** One that something else has made, or will make before it is used. */
+  static existing(name: string): Namespace {
+    return new Namespace(name, null);
+  }
+
   /** Deletes what a run that was killed has left. */
   static async #sweep(): Promise<void> {
     const { stdout } = await execute(["ip", "netns", "list"]);
@@ -59,10 +64,15 @@ export class Namespace implements AsyncDisposable {
     return await this.run("sh", "-ec", commands.join("\n"));
   }
 
+  /** The processes inside. */
+  async pids(): Promise<string[]> {
+    const { stdout } = await execute(["ip", "netns", "pids", this.name]);
+    return stdout.split("\n").filter((line) => line !== "");
+  }
+
   /** Ends all processes inside. */
   async kill(): Promise<void> {
-    const { stdout } = await execute(["ip", "netns", "pids", this.name]);
-    for (const pid of stdout.split("\n").filter((line) => line !== "")) {
+    for (const pid of await this.pids()) {
       try {
         Deno.kill(Number(pid), "SIGKILL");
       } catch { /* it has ended */ }

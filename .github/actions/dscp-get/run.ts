@@ -15,6 +15,7 @@ import { printable } from "../../../src/text.ts";
 /** One line of `main.ts --json`, as far as it is used here; parts are `null` if they are unknown. */
 interface Result {
   mark: Mark & { handshake: boolean };
+  expect?: Mark;
   sent: { proved: boolean | null; packets: { tos: number }[] };
   arrived: Record<string, number | null> | null;
   reply: { status: number; reason: string; bodyBytes: number } | null;
@@ -34,13 +35,18 @@ function whether(name: string, option: string): string[] {
   throw new Error(`${option.slice(2)} must be true or false, not '${printable(value)}'`);
 }
 
-/** The arguments of `main.ts`. */
+/** The arguments of `main.ts`. @throws an input is none */
 function argumentsOfInputs(): string[] {
-  const dscp = input("DSCP"), url = input("URL");
+  const dscp = input("DSCP"), expect = input("EXPECT"), url = input("URL");
   const more = input("ARGUMENTS").split("\n").map((line) => line.trim());
+  const two = more.find((line) => /^(--[\w-]+|-\w)\s/.test(line));
+  if (two !== undefined) {
+    throw new Error(`arguments must have one argument a line, and '${printable(two)}' is two`);
+  }
   return [
     "--json",
     ...dscp === "" ? [] : [`--dscp=${dscp}`],
+    ...expect === "" ? [] : [`--expect=${expect}`],
     ...whether("MARK_SYN", "--mark-syn"),
     ...whether("REQUIRE_PROOF", "--require-proof"),
     ...more.filter((line) => line !== ""),
@@ -63,16 +69,19 @@ async function dscpGet(args: string[]): Promise<{ code: number; stdout: string; 
   return { code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
 }
 
+/** A line of JSON, or `null` for another line. */
+function parseLine(line: string): Partial<Result> | null {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return null;
+  }
+}
+
 /** The requests among the lines of JSON. */
 function parseResults(stdout: string): Result[] {
-  return stdout.split("\n").flatMap((line) => {
-    try {
-      const result = JSON.parse(line);
-      return result.mark === undefined ? [] : [result];
-    } catch {
-      return [];
-    }
-  });
+  const results = stdout.split("\n").map(parseLine);
+  return results.filter((result) => result?.mark !== undefined) as Result[];
 }
 
 /** Whether all packets left with their marks: `true`, `false` or `unknown`. */
@@ -83,12 +92,14 @@ function provedOf(results: readonly Result[]): string {
 }
 
 /** A row of the table: set, sent, arrived, reply, time. */
-function rowOf({ mark, sent, arrived, reply, milliseconds: { total } }: Result): string[] {
+function rowOf({ mark, expect, sent, arrived, reply, milliseconds: { total } }: Result): string[] {
   const seen = [...new Set(sent.packets.map(({ tos }) => hex(tos)))].join(" and ");
   const verdict = { true: "proved", false: "NOT the mark", null: "not proved" }[`${sent.proved}`];
-  const reported = Object.entries(arrived ?? {}).filter(([, tos]) => tos !== null);
+  const reported = ["syn", "ack", "data"].map((what) => [what, arrived?.[what] ?? null] as const)
+    .filter(([, tos]) => tos !== null);
   return [
-    `${describe(mark)}${mark.handshake ? ", from the SYN on" : ""}`,
+    describe(mark) + (mark.handshake ? ", from the SYN on" : "") +
+    (expect === undefined ? "" : `, to arrive as ${describe(expect)}`),
     seen === "" ? "not observed" : `${seen}: ${verdict}`,
     reported.map(([what, tos]) => `${what} ${hex(tos!)}`).join(", ") || "not reported",
     reply === null
@@ -128,6 +139,9 @@ function print(text: string): void {
   while (bytes.length > 0) bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
 }
 
+// A job may have outputs of 1 MiB in UTF-16; a step with more fails. This is a quarter of it.
+const MAX_OUTPUT = 131_072;
+
 // ─── What the runner reads ──────────────────────────────────────────────────────────────────────
 
 /** Appends to the file that a variable of the runner names. */
@@ -139,6 +153,34 @@ function append(variable: string, text: string): void {
 function setOutput(name: string, value: string): void {
   const end = crypto.randomUUID();
   append("GITHUB_OUTPUT", `${name}<<${end}\n${value}\n${end}\n`);
+}
+
+/** The results as an output: all of them in a file, and as many as an output may have. */
+function setResults(stdout: string): void {
+  const lines = stdout.trimEnd().split("\n");
+  const file = Deno.makeTempFileSync({
+    dir: Deno.env.get("RUNNER_TEMP") || undefined,
+    prefix: "dscp-get-",
+    suffix: ".jsonl",
+  });
+  Deno.writeTextFileSync(file, stdout);
+  setOutput("json-file", file);
+  setOutput("json", shortened(lines).join("\n"));
+}
+
+/**
+ * Lines of JSON of at most {@linkcode MAX_OUTPUT} characters in all: if there are more, the first
+ * that tell of a failure, and the summary at the end.
+ */
+export function shortened(lines: readonly string[]): string[] {
+  const isShort = lines.join("\n").length <= MAX_OUTPUT;
+  if (isShort) return [...lines];
+  let room = MAX_OUTPUT;
+  const fits = (line: string) => (room -= line.length + 1) >= 0;
+  const summary = lines.slice(-1).filter(fits);
+  const failures = lines.slice(0, -1).filter((line) => parseLine(line)?.error !== undefined);
+  const end = failures.findIndex((line) => !fits(line));
+  return [...failures.slice(0, end < 0 ? undefined : end), ...summary];
 }
 
 /** The page of the run gets a table. */
@@ -180,7 +222,7 @@ async function main(): Promise<number> {
   const message = line(messageOf(code, results, stderr));
   setOutput("proved", provedOf(results));
   setOutput("exit-code", `${code}`);
-  setOutput("json", stdout.trimEnd());
+  setResults(stdout);
   summarize(results, message);
   print(`::${code === Exit.ok ? "notice" : "error"} title=dscp-get::${commandData(message)}\n`);
   return code;

@@ -1,0 +1,138 @@
+/**
+ * What a server of ours makes of a request: the status, the header with the marks that arrived, the
+ * body, and a line of the log.
+ *
+ * @module
+ */
+
+import { type Arrived, formatAddress, hex } from "../ffi/mod.ts";
+import type { Reply } from "./exchange.ts";
+import { widthOf } from "./output.ts";
+import { DEFAULT_PORT, type Header } from "./target.ts";
+import { latin1, printable, wrap } from "./text.ts";
+import { VERSION } from "./version.ts";
+
+/** A request as far as the server looks at it. */
+export interface ParsedRequest {
+  /** The status of the answer, with its reason. */
+  readonly status: string;
+  readonly method?: string;
+  readonly path?: string;
+  /** Whether more has come, or is to come, than the head. */
+  readonly hasMore: boolean;
+}
+
+/** What the server saw of a client, and the mark of the reply. */
+export interface Seen {
+  readonly peer: Deno.NetAddr;
+  readonly arrived: Arrived;
+  /** The ToS byte that the reply is given; `null` if it cannot be set. */
+  readonly replyTos: number | null;
+}
+
+/** What arrived if nothing is known. */
+export const UNKNOWN: Arrived = { syn: null, ack: null, data: null, sequence: null };
+
+/** Reads the head of a request; `null` if the client sends nothing. */
+export async function readRequest(conn: Deno.TcpConn): Promise<ParsedRequest | null> {
+  const buffer = new Uint8Array(4096);
+  for (let text = "";;) {
+    const size = await conn.read(buffer);
+    if (size === null && text === "") return null;
+    text += latin1(buffer.subarray(0, size ?? 0));
+    const request = parseRequest(text, size === null);
+    if (request !== null) return request;
+  }
+}
+
+/** The request that a text begins with; `null` if its head has no end yet and more can come. */
+export function parseRequest(text: string, isWhole: boolean): ParsedRequest | null {
+  const LONGEST_HEAD = 16 * 1024;
+  const end = /\n\r?\n/.exec(text), head = text.slice(0, end?.index);
+  const line = /^(?:\r?\n)?([!-~]+) ([!-~]+) HTTP\/1\.\d\r?(?:\n|$)/.exec(head);
+  const size = end === null ? text.length : end.index + end[0].length;
+  const hasBody = text.length > size || /^(content-length|transfer-encoding):/im.test(head);
+  const answer = (status: string, hasMore = true) => ({
+    status,
+    method: line?.[1],
+    path: line?.[2],
+    hasMore,
+  });
+  if (head.length > LONGEST_HEAD) return answer("431 Request Header Fields Too Large");
+  // A TLS handshake record: the client means https.
+  if (end === null && !isWhole && !text.startsWith("\x16")) return null;
+  if (end === null || line === null) return answer("400 Bad Request");
+  return /^(GET|HEAD)$/.test(line[1])
+    ? answer("200 OK", hasBody)
+    : answer("405 Method Not Allowed");
+}
+
+/** The byte that says most about the request. */
+export function strongest({ data, syn, ack }: Omit<Arrived, "sequence">): number | null {
+  return data ?? syn ?? ack;
+}
+
+/** Encodes the answer; that of the built-in server is a page for people. */
+export function encodeReply(
+  { status, method }: ParsedRequest,
+  { peer, arrived, replyTos }: Seen,
+  isBuiltIn: boolean,
+): Uint8Array {
+  const isJson = status === "200 OK" && !isBuiltIn;
+  const body = isJson
+    ? `${JSON.stringify({ peer: { address: peer.hostname, port: peer.port }, ...arrived })}\n`
+    : status === "200 OK"
+    ? builtInPage()
+    : `${status}\n`;
+  const byteText = (tos: number | null) => tos === null ? null : hex(tos);
+  const headers: Header[] = [
+    ["Server", `dscp-get/${VERSION}${isBuiltIn ? " (built-in)" : ""}`],
+    ["Allow", status.startsWith("405") ? "GET, HEAD" : null],
+    ["Content-Type", isJson ? "application/json" : "text/plain; charset=utf-8"],
+    ["Content-Length", String(body.length)],
+    ["Arrived-ToS", byteText(strongest(arrived))],
+    ["Arrived-SYN", byteText(arrived.syn)],
+    ["Arrived-ACK", byteText(arrived.ack)],
+    ["Arrived-Data", byteText(arrived.data)],
+    ["Arrived-Peer", formatAddress(peer)],
+    ["Arrived-Sequence", arrived.sequence === null ? null : String(arrived.sequence)],
+    ["Reply-ToS", byteText(replyTos)],
+    ["Connection", "close"],
+  ];
+  const lines = headers.map(([name, value]) => value === null ? "" : `${name}: ${value}\r\n`);
+  const head = `HTTP/1.1 ${status}\r\n${lines.join("")}\r\n`;
+  return new TextEncoder().encode(method === "HEAD" ? head : head + body);
+}
+
+function builtInPage(): string {
+  const text = "This page comes from dscp-get's built-in server: nobody else answered on port " +
+    `${DEFAULT_PORT} here. Give a URL to ask another server; --help lists the options.`;
+  return wrap(text, widthOf(Deno.stdout));
+}
+
+/** Whether a reply comes from the built-in server of a run, which ends with that run. */
+export function isFromBuiltIn(reply: Reply | null): boolean {
+  const isName = ([name, value]: readonly [string, string]) =>
+    name === "server" && /^dscp-get\/\S+ \(built-in\)$/.test(value);
+  return reply !== null && reply.headers.some(isName);
+}
+
+/** The first lines of the log: where the server listens, and for whom. */
+export function listeningLines(addr: Deno.NetAddr): string[] {
+  const isLoopback = /^(127\.|::1$)/.test(addr.hostname);
+  return [
+    `listening on ${formatAddress(addr)}; Ctrl-C ends it`,
+    ...isLoopback ? [`only this host can reach it; for all: --serve '[::]:${addr.port}'`] : [],
+  ];
+}
+
+/** A line of the log, without its end, safe to print. */
+export function logLine(
+  { method = "-", path = "-", status }: ParsedRequest,
+  { peer, arrived }: Seen,
+): string {
+  const { syn, ack, data } = arrived;
+  const line = printable(`${method} ${path}`.slice(0, 200));
+  const [s, a, d] = [syn, ack, data].map((tos) => tos === null ? "-" : hex(tos));
+  return `${formatAddress(peer)} ${line} ${status.slice(0, 3)} syn ${s} ack ${a} data ${d}`;
+}
