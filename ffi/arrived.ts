@@ -144,8 +144,8 @@ function readHandshake(fd: number): Handshake {
   const saved = getOptionBytes(fd, libc.TCP_SAVED_SYN, 256), syn = parseSyn(saved);
   // struct tcp_info: tcpi_total_retrans, include/uapi/linux/tcp.h. With a SYN-ACK sent again, the
   // packet that made the socket may be the ACK that answered it.
-  const info = getOptionBytes(fd, libc.TCP_INFO, 104);
-  const isSentAgain = info.length < 104 || new DataView(info.buffer).getUint32(100, true) !== 0;
+  const info = new DataView(getOptionBytes(fd, libc.TCP_INFO, 104).buffer);
+  const isSentAgain = info.getUint32(100, true) > 0;
   return { syn, sequence: parseSequence(saved), endedWithData: syn !== null && !isSentAgain };
 }
 

@@ -194,6 +194,7 @@ export class Climb implements Disposable {
       reply = await this.#prober!.probe(ttl, tos, wait, signal);
       if (reply.hop.answer !== null || reply.error !== null) {
         stats.answers++;
+        stats.retryAfter = 0;
         if (reply.conn !== null) [this.#distance, this.#isReached] = [ttl, true];
         return reply;
       }

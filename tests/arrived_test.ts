@@ -37,7 +37,6 @@ function bytesOnly(json: ReturnType<typeof JSON.parse>) {
 }
 
 for (const [version, host] of [["ip", SERVER.ipv4], ["ip6", `[${SERVER.ipv6}]`]]) {
-  const isIPv6 = version === "ip6";
   const told = (tos: number) => ({ syn: tos, ack: null, data: tos });
 
   testWith(NEEDS, `a mark that survives the path is told so: ${version}`, async () => {
@@ -161,7 +160,7 @@ testWith(
     assert.equal(code, 0, stderr);
     assert.match(
       stderr,
-      /^arrived +request 0x00, SYN 0x00, reported by the server for another\s+conn/m,
+      /^arrived +request 0x00, SYN 0x00 on another connection: a proxy/m,
     );
     const required = await dscpGet(["-s", "--require-proof", url], client);
     assert.equal(required.code, 104, required.stderr);

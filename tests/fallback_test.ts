@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
 import type { Exchange, Reply } from "../src/exchange.ts";
 import { Failure } from "../src/failure.ts";
-import { defaultServer, ServerGone } from "../src/server.ts";
+import { builtInServer, defaultServer, ServerGone } from "../src/server.ts";
 import { localTarget } from "../src/target.ts";
 import { Namespace } from "./support/namespaces.ts";
 import { Background, command, dscpGet, testWith } from "./support/processes.ts";
+import { send } from "./support/servers.ts";
+import { within } from "./support/waiting.ts";
 
 /** A server on the default port that answers a connection by what `act` does with it; `at` counts them. */
 async function onDefaultPort(namespace: Namespace, act: string): Promise<Background> {
@@ -30,7 +32,8 @@ testWith(
   "a series without a URL, of which one request is reset, runs once: one table, 56",
   async () => {
     await using namespace = await Namespace.create();
-    const act = "if (at === 2) reset(conn); else await answer(conn);";
+    // The first request is not measured.
+    const act = "if (at === 3) reset(conn); else await answer(conn);";
     {
       await using _server = await onDefaultPort(namespace, act);
       const { code, stdout, stderr } = await dscpGet(["-n", "5"], namespace);
@@ -159,6 +162,28 @@ for (
     assert.equal(await replacementAfter({ ...exchange, isTaken: true }), ifTaken);
   });
 }
+
+Deno.test("the built-in server ends once it has answered, and does not wait for who is silent", async () => {
+  const connected = async (port: number) => {
+    const conn = await Deno.connect({ port });
+    await send(conn, "GET / HTTP/1.1\r\n");
+    // Whoever is accepted behind it has its reply.
+    using other = await Deno.connect({ port });
+    await send(other, "GET / HTTP/1.1\r\n\r\n");
+    assert.match(await new Response(other.readable).text(), /^HTTP\/1\.1 200 /);
+    return conn;
+  };
+  const one = builtInServer("127.0.0.1", 0)!, two = builtInServer("127.0.0.1", 0)!;
+  using asking = await connected(one.target.port);
+  using _silent = await connected(two.target.port);
+  let isOver = false;
+  const ending = one[Symbol.asyncDispose]().then(() => isOver = true);
+  await send(asking, "\r\n");
+  assert.ok(!isOver, "it waits for the rest of the request");
+  await ending;
+  assert.match(await new Response(asking.readable).text(), /^HTTP\/1\.1 200 /);
+  await within(Promise.resolve(two[Symbol.asyncDispose]()), "the server to end");
+});
 
 Deno.test("--json prints an object for a bad URL in a series too", async () => {
   const { code, stdout } = await dscpGet(["--json", "-n", "2", "ftp://x/"]);

@@ -314,7 +314,11 @@ testWith(
     const { code, stdout, stderr } = await dscpGet(["-d", "EF,AF41", "-n", "2"], namespace);
     assert.equal(code, 101);
     assert.match(stdout, /^EF +0xB8 +0xB8 +2 +0 +0 /m);
-    assert.match(stdout, /^AF41 +0x20 ! +0x20 ! +2 +0 +2 /m, "a wrong mark is not a failed request");
+    assert.match(
+      stdout,
+      /^AF41 +0x20 ! +0x20 ! +2 +0 +2 /m,
+      "a wrong mark is not a failed request",
+    );
     assert.match(stderr, /^dscp-get: 2 of 4 requests with a wrong mark; the first: set 0x88/m);
   },
 );

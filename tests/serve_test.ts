@@ -87,7 +87,6 @@ testWith(
         const [syn] = packets;
         const data = packets.find(({ to, length }) => to === server.port && length > 0)!;
         const answer = packets.find(({ from, length }) => from === server.port && length > 0)!;
-        const isIPv6 = url === "[::1]";
         assert.deepEqual([sawSyn, sawAck, sawData], [syn.tos, null, data.tos]);
         assert.equal(answer.tos, data.tos, "the request's mark comes back");
         assert.equal(reply.tos, answer.tos);
@@ -242,7 +241,7 @@ Deno.test("a port in use, a bad address or a URL beside --serve are clear errors
     inUse.stderr,
     /^dscp-get: cannot listen on 127\.0\.0\.1:\d+: address already in use/,
   );
-  for (const where of ["", "x", "127.0.0.1", ":80", "70000", "::1:80", "[::1]", "a:b:1"]) {
+  for (const where of ["", "x", "127.0.0.1", "70000", "::1:80", "[::1]", "a:b:1"]) {
     assert.equal((await dscpGet(["--serve", where])).code, 2, where);
   }
   assert.equal((await dscpGet(["--serve", "0", "http://a/"])).code, 2);

@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { parseSequence } from "../ffi/arrived.ts";
-import { TCP_DEFER_ACCEPT } from "../ffi/libc.ts";
+import { IP_RECVTOS, TCP_DEFER_ACCEPT } from "../ffi/libc.ts";
 import {
   arrivedFrom,
   DescriptorError,
+  dial,
   drainSent,
   fdOf,
   keepArrivals,
@@ -11,7 +12,7 @@ import {
   setTos,
   watchSent,
 } from "../ffi/mod.ts";
-import { getOption } from "../ffi/option.ts";
+import { getOption, setOption } from "../ffi/option.ts";
 import { Capture, fromHex } from "./support/packets.ts";
 import { execute, testWith } from "./support/processes.ts";
 import { send } from "./support/servers.ts";
@@ -214,12 +215,17 @@ Deno.test("what was sent again after the first look does not make the request's 
   assert.deepEqual(found, first);
 });
 
-Deno.test("without keepArrivals nothing is known, and the byte of IPv4 is not taken for the request's", async () => {
+Deno.test("without a saved SYN nothing shows which packet's byte IPv4 reports", async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  using client = await Deno.connect({ port: listener.addr.port });
-  await send(client, "hello");
-  using conn = await listener.accept();
-  assert.deepEqual(readArrived(conn), { syn: null, ack: null, data: null, sequence: null });
+  const unknown = { syn: null, ack: null, data: null, sequence: null };
+  for (const expected of [unknown, { ...unknown, ack: 0x88 }]) {
+    const client = await dial({ hostname: "127.0.0.1", port: listener.addr.port, tos: 0x88 });
+    await client.write(new Uint8Array(1));
+    using conn = await listener.accept();
+    assert.deepEqual(readArrived(conn), expected);
+    client.close();
+    setOption(fdOf(listener), IP_RECVTOS, 1);
+  }
 });
 
 Deno.test("the sequence number is read from behind the IP header, and from a whole TCP header only", () => {
