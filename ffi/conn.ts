@@ -9,6 +9,7 @@ import { latestClass, watchClass } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
 import { denoError, LibcError } from "./errors.ts";
 import { DescriptorError, findSocket, type Socket } from "./fd.ts";
+import { interfaceWith } from "./interfaces.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { setOption } from "./option.ts";
@@ -210,6 +211,11 @@ export class MarkedConn implements Disposable {
    */
   get dataSent(): number | null {
     return this.#isWriting ? null : this.#dataSent;
+  }
+
+  /** The network interface that has this end's address; `null` if none has. */
+  get device(): string | null {
+    return interfaceWith(this.#socket.local);
   }
 
   /** The packets sent so far, oldest first, as the kernel looped them back. */

@@ -68,7 +68,9 @@ export function outcomeReport(exchange: Exchange): string {
   if (connection === null) return "";
   const lines: Line[] = [];
   // A TLS handshake that fails takes the descriptor with it, before anything could be read.
-  if (sent.packets.length > 0 || reply !== null) lines.push(["sent", sentText(sent)]);
+  if (sent.packets.length > 0 || reply !== null) {
+    lines.push(["sent", sentText(sent, sent.packets.length > 0 ? null : connection.device)]);
+  }
   if (arrived !== null) lines.push(["arrived", arrivedText(exchange, arrived)]);
   if (reply !== null) lines.push(["reply", replyText(exchange, reply)]);
   if (arrived === null) {
@@ -95,11 +97,16 @@ function laidOut(lines: readonly Line[]): string {
   }).join("");
 }
 
-function sentText({ proved, packets, repeats, bytes, outerTos, takenBy }: Sent): string {
+/** @param device the interface that the packets took; `null` if it is unknown */
+function sentText(
+  { proved, packets, repeats, bytes, outerTos, takenBy }: Sent,
+  device: string | null,
+): string {
   if (packets.length === 0) {
-    return "not observed: the kernel returned no copies. Drivers without TX timestamps\n" +
-      "(WireGuard, IPsec, MACsec, VMware's vmxnet3), NAT on this host and\n" +
-      "net.core.tstamp_allow_data=0 are known reasons";
+    const from = device === null ? "" : ` from ${printable(device)}`;
+    return `not observed: the kernel returned no copies${from}. Known reasons: ` +
+      "WireGuard, IPsec, MACsec, macvlan siblings, Multipath TCP, a driver without TX " +
+      "timestamps (VMware's vmxnet3), NAT on this host, or net.core.tstamp_allow_data=0";
   }
   const marks = [...new Set(packets.map(({ tos }) => hex(tos)))].join(" and ");
   const again = repeats === 0 ? "" : `, ${repeats} of them sent again`;

@@ -52,6 +52,7 @@ const CONNECTION = {
   remoteAddr: end(8086),
   readBack: 0xb8,
   fd: 24,
+  device: "wg0",
 } as unknown as Exchange["connection"];
 
 function exchange(more: Partial<Exchange> = {}): Exchange {
@@ -102,7 +103,11 @@ reply      200 OK, 154 bytes in 4.0 ms
 Deno.test("the line of what was sent says how much is known", () => {
   const tunnelled = { ...PACKET, isWrapped: true, outerTos: 0 };
   const cases: [what: string, sent: Partial<Sent>, line: RegExp][] = [
-    ["nothing", NOT_OBSERVED, /^not observed: .*WireGuard.*tstamp_allow_data=0/],
+    [
+      "nothing",
+      NOT_OBSERVED,
+      /^not observed: the kernel returned no copies from wg0\. .*WireGuard.*tstamp_allow_data=0$/,
+    ],
     [
       "two",
       { packets: [PACKET, PACKET] },
