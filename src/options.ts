@@ -199,7 +199,7 @@ export function parseArguments(args: readonly string[]): Options {
     throw usageError(`${quote(broken)} is not UTF-8, or contains U+FFFD`, hint);
   }
   const options: Changeable = { ...DEFAULTS }, urls: string[] = [], seen = new Set<string>();
-  const words = [...args], rows = optionRows();
+  const words = [...args];
   for (let word; (word = words.shift()) !== undefined;) {
     if (word === "--") urls.push(...words.splice(0));
     else if (!/^-./.test(word)) urls.push(word);
@@ -207,7 +207,7 @@ export function parseArguments(args: readonly string[]): Options {
       // --name, --name=value, or letters of which the last may have its value right behind it
       const isLong = word.startsWith("--");
       const [, flag, rest] = (isLong ? /^(--[^=]*)(?:=([^]*))?$/ : /^(-.)([^]+)?$/u).exec(word)!;
-      const option = rows.find(({ flags }) => flags.includes(flag));
+      const rows = optionRows(), option = rows.find(({ flags }) => flags.includes(flag));
       if (option === undefined) throw unknownOption(flag, rows.map(({ flags }) => flags.at(-1)!));
       const { flags, apply } = option, hasValue = option.value !== "";
       if (!hasValue && rest !== undefined) {
@@ -226,7 +226,7 @@ export function parseArguments(args: readonly string[]): Options {
   if (urls.length > 1) {
     throw usageError(`one URL at a time, not ${urls.length}: ${urls.map(quote).join(" ")}`);
   }
-  if (options.print === null) checkCombinations(options, seen, urls);
+  if (seen.size > 0 && options.print === null) checkCombinations(options, seen, urls);
   if (options.trace && !seen.has("--connect-timeout")) {
     const isShorter = seen.has("--max-time") && options.maxTime > 0;
     options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
