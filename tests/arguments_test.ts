@@ -208,7 +208,10 @@ Deno.test("the help's numbers are those of the defaults, the limits and the exit
     ] as const
   ) assert.ok(help[name].includes(words), `${name}: ${help[name]}`);
   assert.match(help["--json"], /^JSON Lines /);
-  assert.match(help["--count"], /one more, which is not measured, goes to the target first$/);
+  assert.match(
+    help["--count"],
+    /one more request, which is not measured, goes to the target first$/,
+  );
   assert.match(help["--serve"], /replies carry the mark of -d .*SYN-ACK included, else .*request$/);
   const text = usage(1000, startedAs("file:///x/main.ts", null));
   const [, codes] = /^(Exit codes: .*)$/m.exec(text)!;

@@ -170,14 +170,24 @@ Deno.test("what both TLS libraries say of a certificate becomes words, 60", () =
 Deno.test("a server that does not speak TLS is 35, with a hint; other faults of TLS have none", () => {
   const hint = "the server does not speak TLS: is it http://?";
   const rows = [
-    ["received corrupt message of type InvalidContentType", hint],
-    ["wrong version number", hint],
-    ["packet length too long", hint],
-    ["received fatal alert: HandshakeFailure", undefined],
+    ["received corrupt message of type InvalidContentType", "it is not TLS", hint],
+    ["wrong version number", null, hint],
+    ["packet length too long", null, hint],
+    ["received fatal alert: HandshakeFailure", "there is no cipher in common with the server"],
+    ["received fatal alert: ProtocolVersion", "the server's version of TLS is not supported"],
+    ["received fatal alert: CertificateRequired", "the server asks for a client's certificate"],
+    ["received fatal alert: UnrecognisedName", "the server does not know this host name"],
+    ["unexpected end of file", "the server closed the connection"],
+    ["an unexpected end", null],
+    ["Client network socket disconnected before", "the server closed the connection"],
+    ["received fatal alert: InternalError", null],
   ] as const;
-  for (const [said, hint] of rows) {
+  for (const [said, words, hint] of rows) {
     const failure = failureOf(new Error(said), "securing");
-    assert.deepEqual(parts(failure), [Exit.tlsFailed, `TLS failed: ${said}`, hint]);
+    const text = words === null ? said : `${words} (${said})`;
+    const [code, message, hinted] = parts(failure);
+    assert.deepEqual([code, hinted], [Exit.tlsFailed, hint]);
+    assert.equal(String(message).toLowerCase(), `TLS failed: ${text}`.toLowerCase());
   }
 });
 
