@@ -8,9 +8,9 @@
  * deno run --allow-net --allow-ffi main.ts --json http://127.0.0.1:8086/
  * ```
  *
- * `request` is the heart: connect, descriptor, setsockopt, GET, reply, proof. Below it stand what
- * other programs call, `main`, and the run with one request. What touches the kernel is in `ffi/`;
- * what speaks HTTP or talks to a person is in `src/`.
+ * `request` is the heart: connect, descriptor, setsockopt, GET, reply, proof. After it come the API
+ * for other programs (`get` and `trace`), `main`, and `single`, the run with one request. What
+ * touches the kernel is in `ffi/`; what speaks HTTP or talks to a person is in `src/`.
  *
  * @module
  */
@@ -106,8 +106,8 @@ export type {
 // ─── One request ────────────────────────────────────────────────────────────────────────────────
 
 /**
- * Connects, marks, asks, reads, proves and closes. Does not throw for what happens to the request:
- * that is the exchange's `failure`.
+ * Connects, marks, sends the GET, reads the reply, closes and proves. What happens to the request is
+ * the exchange's `failure`; only what the sink throws is thrown.
  */
 async function request(
   target: Target,
@@ -125,10 +125,10 @@ async function request(
   let conn: MarkedConn | null = null, writeError: unknown = null;
   signal.addEventListener("abort", () => conn?.close());
   try {
-    // Deno.connect, and the descriptor behind it: conn.fd
+    // Deno.connect, in `connect` below; the connection has found its descriptor, conn.fd
     conn = await (context.connect ?? connect)(to, mark, signal);
     signal.throwIfAborted();
-    // setsockopt(IP_TOS), and getsockopt reads it back
+    // setsockopt(IP_TOS), or IPV6_TCLASS, and getsockopt reads it back
     conn.setTos(mark.tos);
     milliseconds.connect = performance.now() - exchange.started;
     exchange.connection = conn;
@@ -145,22 +145,23 @@ async function request(
     await readReply(conn, exchange, sink, signal);
     // A connection that was closed on timeout can look like a normal end of the reply.
     signal.throwIfAborted();
+    milliseconds.total = performance.now() - exchange.started;
+    // TLS's close_notify, whose packet belongs to the proof
+    await conn.finish();
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
-    // A write may have taken the error of a reset, after which a read finds the end.
-    const isEnd = error instanceof Failure && error.code === Exit.emptyReply;
-    const cause = error instanceof Failure && !isEnd ? error : writeError ?? error;
+    // After a write that failed, an empty reply is only a symptom.
+    const isReply = error instanceof Failure && error.code !== Exit.emptyReply;
+    const cause = isReply ? error : writeError ?? error;
     exchange.failure = signal.aborted
       ? signal.reason
       : failureOf(cause, limits.stage, { ...to, isHttps: target.isHttps });
   } finally {
-    milliseconds.total = performance.now() - exchange.started;
+    milliseconds.total ??= performance.now() - exchange.started;
     limits.end();
-    // TLS has a last word, which counts as well.
-    if (exchange.failure === null) await conn?.finish();
     conn?.close();
   }
-  // The proof: copies of our own packets, and what the far end reports
+  // The proof: copies of our own packets, which the connection has kept, and the server's report
   if (exchange.connection !== null) {
     exchange.sent = assessSent(exchange.connection, exchange);
     exchange.arrived = assessArrival(exchange, exchange.connection.localAddr);
@@ -292,15 +293,17 @@ async function run(options: Options): Promise<Failure | null> {
   const missing = Deno.stdin.isTerminal() ? missingPermission(place) : null;
   if (missing !== null) throw missing;
   if (serve !== null) {
-    return await serveUntilSignal(serve, options.silent, options.replyMark?.tos), null;
+    await serveUntilSignal(serve, options.silent, options.replyMark?.tos);
+    return null;
   }
   const make = options.trace ? runTrace : isSeries(options) ? series : single;
   return await onServer(url === null ? defaultServer(target) : remoteServer(target));
 
+  // If the server on the default port has gone, the run begins again with one of our own.
   async function onServer(server: Server): Promise<Failure | null> {
     try {
-      await using open = server;
-      return await make(open, options, request);
+      await using current = server;
+      return await make(current, options, request);
     } catch (error) {
       if (error instanceof ServerGone) return await onServer(error.replacement);
       throw error;
@@ -311,23 +314,23 @@ async function run(options: Options): Promise<Failure | null> {
 /** One request, its report or JSON. */
 async function single(server: Server, options: Options): Promise<Failure | null> {
   const requestOptions = await requestOptionsOf(options), limits = new Limits(requestOptions);
-  const report = options.json || options.silent ? () => {} : toStandardError;
+  const print = options.json || options.silent ? () => {} : toStandardError;
   using _signals = onInterrupt((code) => {
     if (Deno.stderr.isTerminal()) toStandardError("\n");
     limits.stop(new Failure(code, "interrupted"));
   });
-  const onMarked = (exchange: Exchange) => report(markedReport(exchange, server.isBuiltIn));
+  const onMarked = (exchange: Exchange) => print(markedReport(exchange, server.isBuiltIn));
   if (Deno.stderr.isTerminal()) {
     AbortSignal.timeout(1000).addEventListener("abort", () => {
-      if (limits.waitsFor !== null) report(`${limits.waitsFor} …\n`);
+      if (limits.waitsFor !== null) print(`${limits.waitsFor} …\n`);
     });
   }
   const context = { limits, onMarked }, sink = sinkFor(options);
   const exchange = await request(server.target, options.marks[0], requestOptions, sink, context);
   const failure = limits.stopped ?? exchange.failure;
-  if (limits.stopped === null) server.checkPresent(exchange);
+  if (limits.stopped === null) server.throwIfGone(exchange);
   if (options.json) await toStandardOutput(json(exchange, failure, server));
-  else if (failure?.code !== Exit.cannotRun) report(outcomeReport(exchange));
+  else if (failure?.code !== Exit.cannotRun) print(outcomeReport(exchange));
   return failure;
 }
 

@@ -348,7 +348,7 @@ export async function series(
     // Without a permission or libc all others would fail the same way.
     if (failure?.code === Exit.cannotRun) throw failure;
     if (round === 0) {
-      server.checkPresent(exchange, true);
+      server.throwIfGone(exchange, true);
       continue;
     }
     first = moreSevere(first, failure);

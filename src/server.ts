@@ -181,7 +181,7 @@ export interface Server extends AsyncDisposable {
    *
    * @throws {ServerGone} the server has gone, or will go before a series ends
    */
-  checkPresent(exchange: Exchange, isSeries?: boolean): void;
+  throwIfGone(exchange: Exchange, isSeries?: boolean): void;
 }
 
 /** The server on the default port has gone: the run begins again, with another server. */
@@ -191,13 +191,13 @@ export class ServerGone {
 
 /** A server that a URL names. */
 export function remoteServer(target: Target): Server {
-  return { target, isBuiltIn: false, checkPresent() {}, async [Symbol.asyncDispose]() {} };
+  return { target, isBuiltIn: false, throwIfGone() {}, async [Symbol.asyncDispose]() {} };
 }
 
 /** The server of a run without a URL: our own if the port is free, else the one that has it. */
 export function defaultServer(target: Target, asksLeft = 10): Server {
   const { host, port, url } = target;
-  const checkPresent = ({ reply, failure }: Exchange, isSeries = false) => {
+  const throwIfGone = ({ reply, failure }: Exchange, isSeries = false) => {
     const isBrief = isSeries && isFromBuiltIn(reply);
     const codes: number[] = [Exit.cannotConnect, Exit.connectionLost, Exit.emptyReply];
     if (!isBrief && (reply !== null || !codes.includes(failure?.code ?? 0))) return;
@@ -209,7 +209,7 @@ export function defaultServer(target: Target, asksLeft = 10): Server {
     if (canUseAnyPort) throw new ServerGone(builtInServer(host, 0)!);
     if (!isBrief && asksLeft > 0) throw new ServerGone(defaultServer(target, asksLeft - 1));
   };
-  return builtInServer(host, port) ?? { ...remoteServer(target), checkPresent };
+  return builtInServer(host, port) ?? { ...remoteServer(target), throwIfGone };
 }
 
 /** A server in this process; `null` if another one has the port. @throws {Failure} cannot listen */

@@ -175,7 +175,7 @@ export async function runTrace(
     if (!isMany && !options.json) await printRows(trace, width, print);
     else for await (const { hop } of trace) if (isMany) show(`, hop ${hop ?? "?"}`);
     if (limits.stopped !== null) break;
-    if (done === 0) server.checkPresent(trace.exchange!, isMany);
+    if (done === 0) server.throwIfGone(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }

@@ -124,7 +124,7 @@ async function replacementAfter(
   if (!isTaken) listener.close();
   const failure = code === null ? null : new Failure(code, "failed");
   try {
-    server.checkPresent({ reply, failure } as Exchange, isSeries);
+    server.throwIfGone({ reply, failure } as Exchange, isSeries);
     return null;
   } catch (error) {
     if (!(error instanceof ServerGone)) throw error;

@@ -827,7 +827,7 @@ Deno.test("the first request, which is not measured, shows whether the server is
   const seen: unknown[] = [];
   const server: Server = {
     ...SERVER,
-    checkPresent: ({ mark, failure }, isSeries) => seen.push([mark.name, failure?.code, isSeries]),
+    throwIfGone: ({ mark, failure }, isSeries) => seen.push([mark.name, failure?.code, isSeries]),
   };
   const { failure } = await seriesOf("-d EF,DF -n 2", (at) => at === 0 ? LOST : {}, server);
   assert.equal(failure, null);
