@@ -106,8 +106,8 @@ export type {
 // ─── One request ────────────────────────────────────────────────────────────────────────────────
 
 /**
- * Connects, marks, sends the GET, reads the reply, closes and proves. What happens to the request is
- * the exchange's `failure`; only what the sink throws is thrown.
+ * Connects, marks, sends the GET, reads the reply, closes and proves. What happens to the request
+ * is the exchange's `failure`; only what the sink throws is thrown.
  */
 async function request(
   target: Target,
@@ -150,12 +150,8 @@ async function request(
     await conn.finish();
   } catch (error) {
     if (error instanceof SinkError) throw error.cause;
-    // After a write that failed, an empty reply is only a symptom.
-    const isReply = error instanceof Failure && error.code !== Exit.emptyReply;
-    const cause = isReply ? error : writeError ?? error;
-    exchange.failure = signal.aborted
-      ? signal.reason
-      : failureOf(cause, limits.stage, { ...to, isHttps: target.isHttps });
+    const where = { ...to, isHttps: target.isHttps }, cause = rootCause(error, writeError);
+    exchange.failure = signal.aborted ? signal.reason : failureOf(cause, limits.stage, where);
   } finally {
     milliseconds.total ??= performance.now() - exchange.started;
     limits.end();

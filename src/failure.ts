@@ -211,3 +211,9 @@ export function isPeerGone(error: unknown): boolean {
   const { BrokenPipe, ConnectionReset, ConnectionAborted } = Deno.errors;
   return [BrokenPipe, ConnectionReset, ConnectionAborted].some((gone) => error instanceof gone);
 }
+
+/** What went wrong first: after a write that failed, an empty reply is only a symptom. */
+export function rootCause(error: unknown, writeError: unknown): unknown {
+  const isReply = error instanceof Failure && error.code !== Exit.emptyReply;
+  return isReply ? error : writeError ?? error;
+}

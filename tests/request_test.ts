@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { get, RequestFailure } from "../main.ts";
-import { isPeerGone } from "../src/failure.ts";
+import { Exit, Failure, isPeerGone, rootCause } from "../src/failure.ts";
 import { Background, command, inject, openDescriptors, testWith } from "./support/processes.ts";
 import { OK, RawServer, readRequest, replying, send } from "./support/servers.ts";
 import { until } from "./support/waiting.ts";
