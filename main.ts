@@ -38,6 +38,7 @@ import {
   isPeerGone,
   isUnknownHost,
   missingPermission,
+  rootCause,
 } from "./src/failure.ts";
 import { usage } from "./src/help.ts";
 import { Limits } from "./src/limits.ts";
