@@ -37,7 +37,20 @@ async function walk(
   await play(path);
 }
 
-testWith(
+const beside: (() => Promise<void>)[] = [];
+let outcomes: Promise<unknown>[] | undefined;
+
+/** Declares a test that mostly waits: all of these run at the same time, in their own namespaces. */
+function testBeside(needs: readonly string[], name: string, run: () => Promise<void>): void {
+  const at = beside.push(run) - 1;
+  testWith(needs, name, async () => {
+    outcomes ??= beside.map((run) => run().then(() => null, (error) => error));
+    const error = await outcomes[at];
+    if (error !== null) throw error;
+  });
+}
+
+testBeside(
   [...NEEDS, "setpriv"],
   "routers that answer within 5 seconds are seen, behind a quick one too, and a change there",
   async () => {
@@ -61,7 +74,7 @@ testWith(
   },
 );
 
-testWith(
+testBeside(
   NEEDS,
   "a path that is slow behind its first hop has its hops and its distance",
   async () => {
@@ -86,7 +99,7 @@ testWith(NEEDS, "where all routers answer at once, each is probed once", async (
   });
 });
 
-testWith(
+testBeside(
   NEEDS,
   "a hop that stays silent is waited for as long as the limit allows, and said",
   async () => {
@@ -113,17 +126,21 @@ testWith(
   },
 );
 
-testWith(NEEDS, "a late hop has one row when it was silent, and one when it answers", async () => {
-  await walk([{ late: 1500 }], async ({ client }) => {
-    const { stdout } = await dscpGet(["--trace", URLS.IPv4], client);
-    assert.match(
-      stdout,
-      /^hop .*\n {2}1 {2}\(no answer\)\n {2}1 {2}10\.99\.1\.1 .*EF \(0xB8\)\n {2}2 .*connected; .*\nEF /,
-    );
-  });
-});
+testBeside(
+  NEEDS,
+  "a late hop has one row when it was silent, and one when it answers",
+  async () => {
+    await walk([{ late: 1500 }], async ({ client }) => {
+      const { stdout } = await dscpGet(["--trace", URLS.IPv4], client);
+      assert.match(
+        stdout,
+        /^hop .*\n {2}1 {2}\(no answer\)\n {2}1 {2}10\.99\.1\.1 .*EF \(0xB8\)\n {2}2 .*connected; .*\nEF /,
+      );
+    });
+  },
+);
 
-testWith(NEEDS, "a change behind nine silent hops is found", async () => {
+testBeside(NEEDS, "a change behind nine silent hops is found", async () => {
   const silent = Array(9).fill({ silent: true });
   await walk([{}, ...silent, { rewrites: TO_CS1 }, {}], async ({ client }) => {
     const { code, stdout } = await dscpGet(["--trace", "--json", URLS.IPv4], client);
@@ -135,7 +152,7 @@ testWith(NEEDS, "a change behind nine silent hops is found", async () => {
   });
 });
 
-testWith(NEEDS, "a path that no longer answers is probed up to --max-hops", async () => {
+testBeside(NEEDS, "a path that no longer answers is probed up to --max-hops", async () => {
   const drops = { drops: [EF] };
   await walk([{}, drops, {}], async (path) => {
     const args = ["--trace", "--max-hops", "9", URLS.IPv6];
@@ -152,7 +169,7 @@ testWith(NEEDS, "a path that no longer answers is probed up to --max-hops", asyn
   });
 });
 
-testWith(
+testBeside(
   NEEDS,
   "behind a firewall that passes one SYN of two ports the target is reached",
   async () => {
@@ -213,7 +230,7 @@ testWith(NEEDS, "hops that disagree are not called a change back", async () => {
   });
 });
 
-testWith(
+testBeside(
   NEEDS,
   "marks that are dropped are named with their place, whatever their order",
   async () => {
@@ -237,29 +254,33 @@ testWith(
   },
 );
 
-testWith(NEEDS, "silent hops are asked again only where that can change what is said", async () => {
-  // The second hop does not answer; both its neighbours received the mark.
-  await walk([{}, { silent: true }, { late: 900 }], async (path) => {
-    const args = ["--trace", "-d", "EF,AF41", URLS.IPv4];
-    assert.equal((await dscpGet(args, path.client)).code, 0);
-    const ttls = (await path.syns()).map(({ tos, ttl }) => [tos, ttl]);
-    const first = [1, 2, 2, 3, 3, 4].map((ttl) => [EF, ttl]);
-    // Known to let marks pass without an answer, also a second later.
-    const second = [1, 3, 4].map((ttl) => [AF41, ttl]);
-    assert.deepEqual(ttls, [...first, ...second]);
-  });
-  await walk([{}, { late: 2500, rewrites: TO_CS1 }, {}], async (path) => {
-    const args = ["--trace", "--json", "-d", "EF,AF41", URLS.IPv4];
-    const lines = (await dscpGet(args, path.client)).stdout.trim().split("\n").map(jsonOf);
-    assert.deepEqual(lines.map(hopsOf), [
-      [[1, EF], [2, EF], [3, CS1], [4, CS1]],
-      [[1, AF41], [2, null], [3, AF41], [4, AF41]],
-    ]);
-    assert.deepEqual([lines[0].changed!.after, lines[0].changed!.at], [2, 3]);
-  });
-});
+testBeside(
+  NEEDS,
+  "silent hops are asked again only where that can change what is said",
+  async () => {
+    // The second hop does not answer; both its neighbours received the mark.
+    await walk([{}, { silent: true }, { late: 900 }], async (path) => {
+      const args = ["--trace", "-d", "EF,AF41", URLS.IPv4];
+      assert.equal((await dscpGet(args, path.client)).code, 0);
+      const ttls = (await path.syns()).map(({ tos, ttl }) => [tos, ttl]);
+      const first = [1, 2, 2, 3, 3, 4].map((ttl) => [EF, ttl]);
+      // Known to let marks pass without an answer, also a second later.
+      const second = [1, 3, 4].map((ttl) => [AF41, ttl]);
+      assert.deepEqual(ttls, [...first, ...second]);
+    });
+    await walk([{}, { late: 2500, rewrites: TO_CS1 }, {}], async (path) => {
+      const args = ["--trace", "--json", "-d", "EF,AF41", URLS.IPv4];
+      const lines = (await dscpGet(args, path.client)).stdout.trim().split("\n").map(jsonOf);
+      assert.deepEqual(lines.map(hopsOf), [
+        [[1, EF], [2, EF], [3, CS1], [4, CS1]],
+        [[1, AF41], [2, null], [3, AF41], [4, AF41]],
+      ]);
+      assert.deepEqual([lines[0].changed!.after, lines[0].changed!.at], [2, 3]);
+    });
+  },
+);
 
-testWith([...NEEDS, "script"], "what is waited for shows on a terminal", async () => {
+testBeside([...NEEDS, "script"], "what is waited for shows on a terminal", async () => {
   await walk([{}, { silent: true, rewrites: TO_CS1 }, { late: 1200 }], async ({ client }) => {
     const run = (...args: string[]) =>
       execute([...client.under, ...onTerminal(command(["--trace", ...args, URLS.IPv4]).join(" "))]);
