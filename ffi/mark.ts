@@ -18,15 +18,20 @@ export class MarkError extends Error {
    * @param option the option's name, such as `IP_TOS`
    * @param set the byte that was set
    * @param readBack the byte that was read back
-   * @param where where it was, if not at the socket itself
    */
-  constructor(option: string, readonly set: number, readonly readBack: number, where = "") {
+  constructor(option: string, readonly set: number, readonly readBack: number) {
     super(
       `setsockopt(${option}, ${hex(set)}) was accepted, ` +
-        `but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)${where}`,
+        `but getsockopt(${option}) reads back ${hex(readBack)} (errno 0)`,
     );
     this.name = "MarkError";
   }
+}
+
+/** A listener has the mark, but what it accepts has that of each client: `tcp_reflect_tos` is 1. */
+export class ReflectedTosError extends Error {
+  /** `ReflectedTosError`. */
+  override name = "ReflectedTosError";
 }
 
 /**
@@ -50,15 +55,18 @@ export class MarkError extends Error {
  * @returns the byte read back, equal to `tos`
  * @throws {RangeError} not such a byte
  * @throws {LibcError} the kernel refuses; names the call and errno
- * @throws {MarkError} the kernel reads back another byte, or one on connections that a listener
- * accepts
+ * @throws {MarkError} the kernel reads back another byte
+ * @throws {ReflectedTosError} of a listener; found out by a connection to one of its own on
+ * 127.0.0.1
  * @throws {DescriptorError} the connection is closed
  */
 export function setTos(socket: Connection | Listening, tos: number): number {
   const { fd, family } = socketOf(socket), readBack = setTosAt(fd, family, tos);
   if ("addr" in socket && reflectsTos()) {
-    const why = " on what the listener accepts: sysctl net.ipv4.tcp_reflect_tos is 1";
-    throw new MarkError("IP_TOS", tos, 0, why);
+    const why = "sysctl net.ipv4.tcp_reflect_tos is 1";
+    throw new ReflectedTosError(
+      `connections have the byte of their SYN, not the listener's: ${why}`,
+    );
   }
   return readBack;
 }

@@ -56,7 +56,7 @@ export {
   type Socket,
 } from "./fd.ts";
 export { CannotRunError } from "./libc.ts";
-export { getTos, MarkError, setTos } from "./mark.ts";
+export { getTos, MarkError, ReflectedTosError, setTos } from "./mark.ts";
 export type { Hop } from "./probe.ts";
 export type { DialedTlsConn, Transport, Trust } from "./secure.ts";
 export { drainSent, type SentPacket, watchSent } from "./sent.ts";

@@ -29,7 +29,7 @@ export interface ClimbOptions {
   readonly onWait?: (milliseconds: number) => void;
 }
 
-// Milliseconds to wait for a hop: first some times the slowest answer so far, then a second.
+// Milliseconds to wait for a hop: first TIMES the slowest answer so far, then one more try of 1 s.
 const LEAST_WAIT = 200, MOST_WAIT = 1000, TIMES = 3;
 // For hops that were silent, as traceroute(8) waits.
 const LONGEST_WAIT = 5000;

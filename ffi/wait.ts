@@ -6,7 +6,7 @@
 
 /**
  * Resolves after `milliseconds`, or as soon as `signal` aborts. The first `setTimeout` of a process
- * takes 5 to 12 ms, a sixth of a plain run, and this 1 ms.
+ * costs 5 to 12 ms, up to a sixth of a plain run; this costs 1 ms.
  */
 export function pause(milliseconds: number, signal?: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();

@@ -76,7 +76,7 @@ export function outcomeReport(exchange: Exchange): string {
   if (arrived === null) {
     const text = markSyn
       ? "set before the SYN; not proved (--serve at the far end reports it)"
-      : "unmarked, as it precedes the mark; --mark-syn marks it too";
+      : "unmarked: it is sent before the mark is set; --mark-syn marks it too";
     lines.push(["handshake", text]);
   }
   return laidOut(lines);
@@ -97,14 +97,14 @@ function laidOut(lines: readonly Line[]): string {
   }).join("");
 }
 
-/** @param device the interface that the packets took; `null` if it is unknown */
+/** @param device the interface that has this end's address; `null` if none has */
 function sentText(
   { proved, packets, repeats, bytes, outerTos, takenBy }: Sent,
   device: string | null,
 ): string {
   if (packets.length === 0) {
-    const from = device === null ? "" : ` from ${printable(device)}`;
-    return `not observed: the kernel returned no copies${from}. Known reasons: ` +
+    const own = device === null ? "" : ` (the address is ${printable(device)}'s)`;
+    return `not observed: the kernel returned no copies${own}. Known reasons: ` +
       "WireGuard, IPsec, MACsec, macvlan siblings, Multipath TCP, a driver without TX " +
       "timestamps (VMware's vmxnet3), NAT on this host, or net.core.tstamp_allow_data=0";
   }

@@ -6,7 +6,7 @@
  */
 
 import { keepArrivals, readArrived } from "../ffi/arrived.ts";
-import { DescriptorError, LibcError, MarkError, markOf, setTos } from "../ffi/mod.ts";
+import { DescriptorError, LibcError, markOf, ReflectedTosError, setTos } from "../ffi/mod.ts";
 import { pause } from "../ffi/wait.ts";
 import {
   encodeReply,
@@ -127,7 +127,7 @@ function markListener(listener: Deno.TcpListener, tos: number): void {
   try {
     setTos(listener, tos);
   } catch (error) {
-    if (!(error instanceof MarkError)) throw error;
+    if (!(error instanceof ReflectedTosError)) throw error;
   }
 }
 
@@ -222,7 +222,8 @@ export function builtInServer(hostname: string, port: number): Server | null {
     isBuiltIn: true,
     async [Symbol.asyncDispose]() {
       listener.close();
-      // Other runs may have been accepted: of 20 at once half as many then need another server.
+      // Other runs may still be connected: with 20 at once, this halves how many need another
+      // server.
       await Promise.race([serving, pause(100)]);
     },
   };

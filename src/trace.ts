@@ -112,7 +112,7 @@ export class Trace implements AsyncIterable<Hop> {
     if (last !== null) {
       const tos = reportedPacket(exchange.arrived)?.tos ?? null;
       last = { ...last, tos, evidence: tos === null ? null : "server" };
-      // What was taken for silent hops behind a slow target is none.
+      // Hops beyond a slow target were recorded as silent, but do not exist.
       if (last.hop !== null) this.path.splice(last.hop - 1);
       this.path.push(last);
     }

@@ -227,8 +227,8 @@ testWith(
         [0, "184\n0\n"],
         [
           1,
-          "setsockopt(IP_TOS, 0xB8) was accepted, but getsockopt(IP_TOS) reads back 0x00 (errno 0)" +
-          " on what the listener accepts: sysctl net.ipv4.tcp_reflect_tos is 1\n0\n",
+          "connections have the byte of their SYN, not the listener's: " +
+          "sysctl net.ipv4.tcp_reflect_tos is 1\n0\n",
         ],
       ] as const
     ) {
