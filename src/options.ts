@@ -200,6 +200,7 @@ export function parseArguments(args: readonly string[]): Options {
   }
   const options: Changeable = { ...DEFAULTS }, urls: string[] = [], seen = new Set<string>();
   const words = [...args];
+  let rows: ReturnType<typeof optionRows> | null = null;
   for (let word; (word = words.shift()) !== undefined;) {
     if (word === "--") urls.push(...words.splice(0));
     else if (!/^-./.test(word)) urls.push(word);
@@ -207,7 +208,8 @@ export function parseArguments(args: readonly string[]): Options {
       // --name, --name=value, or letters of which the last may have its value right behind it
       const isLong = word.startsWith("--");
       const [, flag, rest] = (isLong ? /^(--[^=]*)(?:=([^]*))?$/ : /^(-.)([^]+)?$/u).exec(word)!;
-      const rows = optionRows(), option = rows.find(({ flags }) => flags.includes(flag));
+      rows ??= optionRows();
+      const option = rows.find(({ flags }) => flags.includes(flag));
       if (option === undefined) throw unknownOption(flag, rows.map(({ flags }) => flags.at(-1)!));
       const { flags, apply } = option, hasValue = option.value !== "";
       if (!hasValue && rest !== undefined) {
