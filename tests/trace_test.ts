@@ -743,7 +743,7 @@ Deno.test("trace() gives the hops, then the exchange, and leaves descriptors as 
   await using server = replying(OK);
   const port = closedPort();
   const traceOnce = async (url: string) => {
-    const path = trace(url, { dscp: "AF41" });
+    const path = await trace(url, { dscp: "AF41" });
     const hops: Hop[] = [];
     for await (const hop of path) hops.push(hop);
     assert.deepEqual(hops, path.path);
@@ -759,15 +759,15 @@ Deno.test("trace() gives the hops, then the exchange, and leaves descriptors as 
     const refused = await traceOnce(`http://127.0.0.1:${port}/`);
     assert.equal(refused.failure!.code, 7);
     assert.equal(refused.path[0].answer, "connection refused");
-    for await (const _hop of trace(server.url)) break;
+    for await (const _hop of await trace(server.url)) break;
   }
   // The server's ends, in this same process, close some turns of the event loop later.
   for (let turn = 0; openDescriptors() > before && turn < 1000; turn++) {
     await new Promise((resolve) => setImmediate(resolve));
   }
   assert.ok(openDescriptors() <= before);
-  assert.throws(() => trace(server.url, { maxHops: 65 }), RangeError);
-  assert.throws(() => trace(server.url, { dscp: "XX" }), RangeError);
+  await assert.rejects(trace(server.url, { maxHops: 65 }), RangeError);
+  await assert.rejects(trace(server.url, { dscp: "XX" }), RangeError);
 });
 
 // ─── Parsers ─────────────────────────────────────────────────────────────────────────────────────
