@@ -182,7 +182,7 @@ function returnedText({ sent, arrived, kept }: Returned): string {
       "NOT the mark that the server sent";
   }
   if (arrived !== null) return `, its packets marked ${hex(arrived)}`;
-  return "";
+  return sent === null ? "" : `, sent with ${hex(sent)} (only root sees what came back)`;
 }
 
 /** What a line of JSON may hold besides an exchange. */
@@ -218,6 +218,7 @@ function exchangeObject(exchange: Exchange, isBuiltIn: boolean) {
     address === undefined ? null : { address: address.hostname, port: address.port };
   const { tos, trailers, ...plain } = reply ?? {};
   return {
+    time: new Date(performance.timeOrigin + exchange.started).toISOString(),
     url: target.url,
     server: isBuiltIn ? "built-in" : "remote",
     local: end(connection?.localAddr),

@@ -58,14 +58,14 @@ export class Row implements Sample {
   constructor(readonly mark: Mark) {}
 
   add(exchange: Exchange): void {
-    const { connection, markSyn, sent, arrived, reply, milliseconds, failure } = exchange;
+    const { connection, markSyn, sent, arrived, returned, reply, milliseconds, failure } = exchange;
     const isFailed = failure !== null && !(isWrongMark(failure) && reply?.complete);
     this.requests++;
     this.failures.push(isFailed);
     if (isFailed) this.failed++;
     if (sent.proved === false) this.isSentWrong = true;
     if (arrived?.kept === false) this.isArrivedWrong = true;
-    if (sent.proved === false || arrived?.kept === false) this.wrong++;
+    if ([sent.proved, arrived?.kept, returned.kept].includes(false)) this.wrong++;
     if (arrived?.kept === true) this.kept++;
     if (reply !== null) this.answered++;
     if (isLost(exchange)) this.lost++;

@@ -306,10 +306,16 @@ export function requestFailure(
   return both;
 }
 
-/** Says of a request without an answer how often it was sent, if its handshake passed. */
-function droppedFailure({ sent, mark, markSyn, reply }: Exchange, failure: Failure) {
-  const isSilent = failure.code === Exit.timeout && reply === null && sent.repeats > 0;
-  if (!isSilent || markSyn || mark.tos === 0) return null;
+/** Says of a request without an answer how often it was sent, and what to compare it with. */
+function droppedFailure(exchange: Exchange, failure: Failure): Failure | null {
+  const { connection, sent, mark, markSyn, reply } = exchange;
+  if (failure.code !== Exit.timeout || reply !== null || mark.tos === 0) return null;
+  if (markSyn && connection === null) {
+    const hint = `the path may drop marked SYNs: try without --mark-syn, or ` +
+      `--mark-syn -d ${mark.name ?? mark.dscp},DF`;
+    return new Failure(failure.code, failure.message, hint);
+  }
+  if (markSyn || sent.repeats === 0) return null;
   const message = `${failure.message}: the unmarked handshake passed, but the request with ` +
     `${describe(mark)} was sent ${plural(sent.repeats + 1, "time")} without an answer`;
   return new Failure(

@@ -252,6 +252,12 @@ Deno.test("the line of the reply says how much came, how marked, and where it le
       /, its packets marked 0x20$/,
     ],
     [
+      "unread",
+      {},
+      { returned: { sent: 0xb8, arrived: null, kept: null } },
+      /, sent with 0xB8 \(only root sees what came back\)$/,
+    ],
+    [
       "kept",
       {},
       { returned: { sent: 0xb8, arrived: 0xb8, kept: true } },

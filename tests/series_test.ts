@@ -943,6 +943,8 @@ Deno.test("a row counts what became of its requests", () => {
       [{ ...LOST, connection, sent: twice }, { failed: 1, answered: 0, lost: 0 }],
       [{ arrived: arrival(false, [0x20], data) }, { wrong: 1, arrived: [0x20], changed: [] }],
       [{ arrived: arrival(false, [0xb8], syn) }, { wrong: 1, changed: ["SYN 0x20"] }],
+      [{ returned: { sent: 0xb8, arrived: 0, kept: false } }, { wrong: 1 }],
+      [{ returned: { sent: 0xb8, arrived: null, kept: null } }, { wrong: 0 }],
       [{ arrived: arrival(false, [], syn), markSyn: true }, { wrong: 1, changed: [] }],
     ] as const
   ) {
