@@ -129,24 +129,26 @@ export function arrivedFrom(listener: Listening, remoteAddr: Deno.Addr): Arrived
 }
 
 function arrivedAt(socket: Socket): Arrived {
-  const { syn, sequence, endedWithData } = socket.handshake ??= readHandshake(socket.fd);
+  const { syn, sequence, endedWith } = socket.handshake ??= readHandshake(socket.fd);
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(socket.local).size !== 4) {
     return { syn, ack: null, data: latestClass(socket), sequence };
   }
   const last = parseControl(getOptionBytes(socket.fd, libc.IP_PKTOPTIONS, 256), libc.IP_TOS);
-  const [ack, data] = endedWithData ? [null, last] : [last, null];
+  const [ack, data] = ["ack", "data"].map((packet) => packet === endedWith ? last : null);
   return { syn, ack, data, sequence };
 }
 
 /** Reads what the kernel hands out once, then forgets or changes. */
 function readHandshake(fd: number): Handshake {
   const saved = getOptionBytes(fd, libc.TCP_SAVED_SYN, 256), syn = parseSyn(saved);
-  // struct tcp_info: tcpi_total_retrans, include/uapi/linux/tcp.h. With a SYN-ACK sent again, the
-  // packet that made the socket may be the ACK that answered it.
+  // struct tcp_info: tcpi_total_retrans, include/uapi/linux/tcp.h. With a SYN-ACK sent again,
+  // either the ACK that answered it or the first data made the socket; with a SYN cookie the ACK
+  // did.
   const info = new DataView(getOptionBytes(fd, libc.TCP_INFO, 104).buffer);
   const isSentAgain = info.getUint32(100, true) > 0;
-  return { syn, sequence: parseSequence(saved), endedWithData: syn !== null && !isSentAgain };
+  const endedWith = syn === null ? "ack" : isSentAgain ? null : "data";
+  return { syn, sequence: parseSequence(saved), endedWith };
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */

@@ -46,8 +46,8 @@ export interface Handshake {
   readonly syn: number | null;
   /** The SYN's sequence number; likewise. */
   readonly sequence: number | null;
-  /** Whether the packet that made the socket had data. */
-  readonly endedWithData: boolean;
+  /** The packet that made the socket: the first data, the handshake's ACK, or one of both. */
+  readonly endedWith: "ack" | "data" | null;
 }
 
 /** A TCP socket of this process: its descriptor, its ends, and whether it still is open. */

@@ -165,9 +165,12 @@ async function readHead(
       if (!isHttp) throw notHttp(start);
       if (!await reader.fill()) throw emptyReply("the connection ended before its status line");
     }
-    const line = latin1(reader.take(reader.lineLength())),
-      reply = statusOf(line, reader.source.arrivedTos);
-    if (reply.status >= 200) exchange.reply = reply;
+    const line = latin1(reader.take(reader.lineLength())), reply = statusOf(line);
+    if (reply.status >= 200) {
+      // Of an interim reply the mark says nothing of this one.
+      reply.tos = reader.source.arrivedTos;
+      exchange.reply = reply;
+    }
     await deliverLine(line);
     await readFields(reader, reply.headers, "header", deliverLine);
     if (reply.status >= 200) return reply;
@@ -185,7 +188,7 @@ function notHttp(line: string): Failure {
   );
 }
 
-function statusOf(line: string, tos: number | null): Reply {
+function statusOf(line: string): Reply {
   const text = lineText(line);
   // As lenient as curl, and as RFC 9112 section 4 allows: more than one space between the words.
   const parts = /^HTTP\/1\.[01] +(\d{3})(?![^ ])/.exec(text);
@@ -194,7 +197,7 @@ function statusOf(line: string, tos: number | null): Reply {
   if (reason.includes("\0")) throw badReply("the status line holds a NUL byte");
   if (status < 100) throw badReply(`status ${parts[1]}`);
   if (status === 101) throw badReply("101 switches to a protocol that was not asked for");
-  return { status, reason, headers: [], trailers: [], tos, bodyBytes: 0, complete: false };
+  return { status, reason, headers: [], trailers: [], tos: null, bodyBytes: 0, complete: false };
 }
 
 /** Header or trailer lines up to the blank one (RFC 9112 sections 5 and 7.1.2). */

@@ -135,7 +135,7 @@ function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival
     return `${reported.join(", ")} on another connection: a proxy is in between, or a firewall ` +
       "that changes sequence numbers";
   }
-  const through = nat === null ? "" : `\nthrough NAT: the server sees ${printable(nat)}`;
+  const through = nat === null ? "" : `\nthrough NAT: the server sees ${excerpt(nat)}`;
   const bits = ecn === null ? "" : `\nECN ${ecn} on the way`;
   if (kept === null) {
     return `${reported.join(", ")} at the server; whether the mark arrived is unknown:\n` +
@@ -160,7 +160,8 @@ function arrivedText({ sent, mark, markSyn, expect }: Exchange, arrived: Arrival
   return `${shown.join(", ")}: ${verdict}${rest}${bits}${through}`;
 }
 
-function replyText({ returned, milliseconds, failure }: Exchange, reply: Reply): string {
+function replyText(exchange: Exchange, reply: Reply): string {
+  const { connection, returned, milliseconds, failure } = exchange;
   const { status, reason, headers, bodyBytes } = reply;
   const location = headers.find(([name]) => name === "location")?.[1];
   const isRedirect = location !== undefined && status >= 300 && status < 400;
@@ -173,15 +174,17 @@ function replyText({ returned, milliseconds, failure }: Exchange, reply: Reply):
   return `${excerpt(`${status} ${reason}`.trim())}, ${isTruncated ? "only " : ""}${size}${
     isRefused ? ", not printed," : ""
   } in ${time}` +
-    returnedText(returned) + leads;
+    returnedText(returned, connection!.remoteAddr) + leads;
 }
 
-function returnedText({ sent, arrived, kept }: Returned): string {
+function returnedText({ sent, arrived, kept }: Returned, { hostname }: Deno.NetAddr): string {
   if (kept === false) {
     return `, sent with ${hex(sent!)}, came back with ${hex(arrived!)}: ` +
       "NOT the mark that the server sent";
   }
-  if (arrived !== null) return `, its packets marked ${hex(arrived)}`;
+  // Within one host there is no way back to speak of.
+  if (sent !== null && /^127\.|^::1$/.test(hostname)) return "";
+  if (arrived !== null) return `, its first packet marked ${hex(arrived)}`;
   return sent === null ? "" : `, sent with ${hex(sent)} (only root sees what came back)`;
 }
 

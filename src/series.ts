@@ -245,8 +245,10 @@ function timesText(compared: readonly Compared[], threshold: number): string[] {
 function passText(rows: readonly Row[]): string {
   const isSame = ({ mark, arrived }: Row) => [...arrived].every((tos) => sameDscp(tos, mark.tos));
   const fateOf = (row: Row) =>
-    row.wrong > 0 || !isSame(row)
+    row.arrived.size > 0 && !isSame(row)
       ? "are changed"
+      : row.wrong > 0
+      ? "pass, but are not as they should be"
       : row.answered === 0
       ? "get no answer"
       : row.answered < row.requests
@@ -257,6 +259,7 @@ function passText(rows: readonly Row[]): string {
   const fates = [
     "pass unchanged",
     "are changed",
+    "pass, but are not as they should be",
     "get no answer",
     "are answered in part",
     "are answered without a report of what arrived",

@@ -148,13 +148,15 @@ export function assessArrival(
   const isSamePeer = peer === "" || peer === formatAddress(unmapIPv4(localAddr));
   const isOther =
     !(hasSequence(valueOf(reply, "arrived-sequence"), seen, bytes.sent) ?? isSamePeer);
+  // A rule of this host may have set what is expected.
+  const asSent = expect === null ? mark.tos : (seen[0]?.tos ?? mark.tos) & 0xfc;
   const first = markSyn ? mark.tos : 0;
   // A marked request may overtake an unmarked ACK, and end the handshake in its place.
   const isRequest = !markSyn && ack !== null && sameDscp(ack, mark.tos);
   const reported = [
     ["SYN", first, syn],
     ["ACK", first, isRequest ? null : ack],
-    ["data", mark.tos, data],
+    ["data", asSent, data],
   ] as const;
   const isMarked = (packet: ArrivedChange["packet"]) => markSyn || packet === "data";
   const packets = reported.flatMap(([packet, sent, arrived]) =>
@@ -173,7 +175,7 @@ export function assessArrival(
     ack,
     data,
     isOther,
-    nat: isOther || isSamePeer ? null : peer,
+    nat: isOther || isSamePeer || !/^\[?[\da-f.:]+\]?:\d{1,5}$/i.test(peer) ? null : peer,
     marked: marked.map(({ arrived }) => arrived),
     kept: changes.length > 0 ? false : marked.length > 0 ? true : null,
     changes,
@@ -191,7 +193,8 @@ function hasSequence(
   packets: readonly SentPacket[],
   sent: number | null,
 ): boolean | null {
-  if (!/^\d{1,10}$/.test(reported) || packets.length === 0) return null;
+  const isNumber = /^\d{1,10}$/.test(reported) && Number(reported) < 2 ** 32;
+  if (!isNumber || packets.length === 0) return null;
   return (packets[0].sequence - 1 - Number(reported)) >>> 0 <= (sent ?? 0);
 }
 
@@ -220,8 +223,9 @@ export function unmapIPv4({ hostname, port }: Deno.NetAddr): Deno.NetAddr {
 
 /** Did the reply arrive with the mark that the server gave it? */
 export function assessReturn(reply: Reply | null, arrived: Arrival | null): Returned {
-  // A proxy makes packets of its own.
-  const sent = reply === null || arrived?.isOther ? null : byteOf(reply, "reply-tos");
+  // A proxy makes packets of its own; without a report of what arrived nobody knows of one.
+  const isOurs = reply !== null && arrived !== null && !arrived.isOther;
+  const sent = isOurs ? byteOf(reply, "reply-tos") : null;
   const tos = reply?.tos ?? null;
   const kept = sent === null || tos === null ? null : sameDscp(sent, tos);
   return { sent, arrived: tos, kept };
@@ -243,7 +247,7 @@ function markFailure({ mark, sent, arrived, returned }: Exchange): Failure | nul
     return new Failure(Exit.sentChanged, message, hint);
   }
   if (arrived !== null && arrived.changes.length > 0) {
-    return arrivalFailure(arrived, mark, sent.proved === true);
+    return arrivalFailure(arrived, sent.proved === true);
   }
   if (returned.kept !== false) return null;
   const [before, after] = [returned.sent!, returned.arrived!].map((tos) => describe(markOf(tos)));
@@ -251,17 +255,19 @@ function markFailure({ mark, sent, arrived, returned }: Exchange): Failure | nul
 }
 
 /** 102. The handshake was not observed leaving, so this host may have changed it. */
-function arrivalFailure({ changes, data, syn }: Arrival, mark: Mark, hasLeft: boolean): Failure {
-  const [{ packet, sent, wanted, arrived }] = changes;
+function arrivalFailure({ changes, data }: Arrival, hasLeft: boolean): Failure {
+  // The request's own change says most.
+  const { packet, sent, wanted, arrived } = changes.find((each) => each.packet === "data") ??
+    changes[0];
+  const what = packet === "data" ? "" : `${packet} `;
   if (wanted !== sent) {
     const [before, expected, after] = [sent, wanted, arrived].map((tos) => describe(markOf(tos)));
-    const message = `${packet === "data" ? "" : `${packet} `}sent ${before}, arrived ${after}, ` +
-      `expected ${expected}`;
+    const message = `${what}sent ${before}, arrived ${after}, expected ${expected}`;
     return new Failure(Exit.arrivedChanged, message);
   }
   const change = `sent ${describe(markOf(sent))}, arrived ${describe(markOf(arrived))}`;
   const isDataKept = data !== null && changes.every((each) => each.packet !== "data");
-  if (isDataKept) {
+  if (isDataKept && hasLeft) {
     const cause = sameDscp(sent, 0)
       ? "it was marked on its way out of this host, or on the path"
       : "a SYN proxy on the path makes one of its own, or a rule changes SYNs only";
@@ -270,13 +276,12 @@ function arrivalFailure({ changes, data, syn }: Arrival, mark: Mark, hasLeft: bo
       `${packet} ${change}, but the request kept its mark: ${cause}`,
     );
   }
-  const cause = hasLeft && data !== null
+  const cause = hasLeft && packet === "data"
     ? "the path rewrote it"
     : "rewritten by this host or the path";
-  const what = sameDscp(sent, mark.tos) ? "" : `${packet} `;
   const pair = { sent: sent >> 2, arrived: arrived >> 2 };
-  const likeness = packet === "data" || what === "" ? `, ${behaviourText([pair])}` : "";
-  const isByFirst = packet === "data" && syn !== null && sameDscp(syn, 0) && sameDscp(arrived, 0);
+  const likeness = sameDscp(sent, 0) ? "" : `, ${behaviourText([pair])}`;
+  const isByFirst = packet === "data" && changes.length === 1 && sameDscp(arrived, 0);
   const hint = isByFirst
     ? "a box may classify a connection by its first packet: try --mark-syn"
     : consequence(pair) ??
@@ -317,7 +322,8 @@ function droppedFailure(exchange: Exchange, failure: Failure): Failure | null {
   }
   if (markSyn || sent.repeats === 0) return null;
   const message = `${failure.message}: the unmarked handshake passed, but the request with ` +
-    `${describe(mark)} was sent ${plural(sent.repeats + 1, "time")} without an answer`;
+    `${describe(mark)} got no answer, and ${plural(sent.repeats, "packet")} of it ` +
+    `${sent.repeats === 1 ? "was" : "were"} sent again`;
   return new Failure(
     failure.code,
     message,
@@ -341,7 +347,7 @@ function isLikelyTls({ isHttps, port }: Target): boolean {
 }
 
 /** 104: of what left, and, if the far end is our own, of what arrived, not all was proved. */
-function proofFailure({ sent, arrived, reply }: Exchange): Failure | null {
+function proofFailure({ sent, arrived, reply, expect }: Exchange): Failure | null {
   const { proved, packets, bytes, takenBy, repeats } = sent;
   const message = packets.length === 0
     ? "no packet was observed leaving"
@@ -349,7 +355,7 @@ function proofFailure({ sent, arrived, reply }: Exchange): Failure | null {
     ? `the packets were handed to ${takenBy}`
     : proved === null
     ? `only ${bytes.seen} of ${bytes.sent ?? "?"} bytes were observed leaving`
-    : !isOurs(reply)
+    : !isOurs(reply) && expect === null
     ? null
     : arrived === null
     ? "the far end does not report what arrived"

@@ -24,7 +24,8 @@ Deno.test("--json puts one object in the documented form on standard output, and
   const { code, stdout, stderr } = await dscpGet(["--json", "-d", "af41", `${server.url}x?y#z`]);
   assert.deepEqual([code, stderr], [0, ""]);
   assert.equal(stdout.trimEnd().split("\n").length, 1);
-  const { local, milliseconds, sent, descriptor, reply, ...rest } = JSON.parse(stdout);
+  const { time, local, milliseconds, sent, descriptor, reply, ...rest } = JSON.parse(stdout);
+  assert.equal(new Date(time).toISOString(), time);
   // Which byte the reply came with is known to a process with CAP_NET_RAW.
   const { tos, ...plain } = reply;
   assert.ok(tos === undefined || tos === 0);

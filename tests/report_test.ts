@@ -55,6 +55,15 @@ const CONNECTION = {
   device: "wg0",
 } as unknown as Exchange["connection"];
 
+const REMOTE = {
+  connection: {
+    ...CONNECTION,
+    remoteAddr: { ...end(80), hostname: "192.0.2.2" },
+  } as unknown as Exchange[
+    "connection"
+  ],
+};
+
 function exchange(more: Partial<Exchange> = {}): Exchange {
   return {
     target: parseTarget("http://127.0.0.1:8086/"),
@@ -249,19 +258,20 @@ Deno.test("the line of the reply says how much came, how marked, and where it le
       "marked",
       {},
       { returned: { sent: null, arrived: 0x20, kept: null } },
-      /, its packets marked 0x20$/,
+      /, its first packet marked 0x20$/,
     ],
     [
       "unread",
       {},
-      { returned: { sent: 0xb8, arrived: null, kept: null } },
+      { ...REMOTE, returned: { sent: 0xb8, arrived: null, kept: null } },
       /, sent with 0xB8 \(only root sees what came back\)$/,
     ],
+    ["kept within this host", {}, { returned: { sent: 0xb8, arrived: 0xb8, kept: true } }, /ms$/],
     [
       "kept",
       {},
-      { returned: { sent: 0xb8, arrived: 0xb8, kept: true } },
-      /, its packets marked 0xB8$/,
+      { ...REMOTE, returned: { sent: 0xb8, arrived: 0xb8, kept: true } },
+      /, its first packet marked 0xB8$/,
     ],
     [
       "changed",

@@ -226,6 +226,14 @@ Deno.test("what the server reports is compared with what was sent, packet by pac
       ["data"],
       null,
     ],
+    [
+      "a remap of what this host marks",
+      ["0x00", null, "0x88"],
+      { mark: DF, expect: AF41, sent: { ...SENT, packets: [packet({ tos: 0xba })] } },
+      true,
+      [],
+      null,
+    ],
     ["a rule that marks all", ["0xB8", null, "0xB8"], { mark: DF, expect: EF }, true, [], null],
     [
       "a rule that marks none",
@@ -286,6 +294,9 @@ Deno.test("a report is about this connection by its sequence number, else by its
     [other, "2000", {}, true, null],
     [us, "2000", {}, true, null],
     [us, "nonsense", {}, false, null],
+    [us, "4294967296", {}, false, null],
+    ["\x1b[2J", "1000", {}, false, null],
+    ["[2001:db8::1]:65535", "1000", {}, false, "[2001:db8::1]:65535"],
     [other, "", {}, true, null],
     // The copy of the first packet was lost: the one that was seen carries later bytes.
     [other, "950", {}, false, other],
@@ -361,22 +372,29 @@ Deno.test("a report covers a request of one packet, sent again or not", () => {
 });
 
 Deno.test("the reply came back as it was sent, changed, or nobody knows", () => {
-  const other = { ...arrival({ "arrived-syn": "0x00" })!, isOther: true };
-  const cases: [Reply | null, Arrival | null, unknown][] = [
-    [null, null, { sent: null, arrived: null, kept: null }],
-    [replyWith({}), null, { sent: null, arrived: null, kept: null }],
-    [replyWith({}, 0x20), null, { sent: null, arrived: 0x20, kept: null }],
-    [replyWith({ "reply-tos": "0xB8" }), null, { sent: 0xb8, arrived: null, kept: null }],
-    [replyWith({ "reply-tos": "0xB8" }, 0xb8), null, { sent: 0xb8, arrived: 0xb8, kept: true }],
-    [replyWith({ "reply-tos": "0xB8" }, 0xba), null, { sent: 0xb8, arrived: 0xba, kept: true }],
-    [replyWith({ "reply-tos": "0xB8" }, 0), null, { sent: 0xb8, arrived: 0, kept: false }],
-    [replyWith({ "reply-tos": "0x00" }, 0xb8), null, { sent: 0, arrived: 0xb8, kept: false }],
-    [replyWith({ "reply-tos": "0xB8" }, 0), other, { sent: null, arrived: 0, kept: null }],
-    [replyWith({ "reply-tos": "B8" }, 0), null, { sent: null, arrived: 0, kept: null }],
+  const ours = arrival({ "arrived-syn": "0x00" })!, other = { ...ours, isOther: true };
+  const returned = (sent: number | null, arrived: number | null, kept: boolean | null = null) => ({
+    sent,
+    arrived,
+    kept,
+  });
+  const cases: [tos: string | null, here: number | null, Arrival | null, unknown][] = [
+    [null, null, null, returned(null, null)],
+    [null, 0x20, null, returned(null, 0x20)],
+    ["0xB8", null, ours, returned(0xb8, null)],
+    ["0xB8", 0xb8, ours, returned(0xb8, 0xb8, true)],
+    ["0xB8", 0xba, ours, returned(0xb8, 0xba, true)],
+    ["0xB8", 0, ours, returned(0xb8, 0, false)],
+    ["0x00", 0xb8, ours, returned(0, 0xb8, false)],
+    ["0xB8", 0, other, returned(null, 0)],
+    ["0xB8", 0, null, returned(null, 0)],
+    ["B8", 0, ours, returned(null, 0)],
   ];
-  for (const [reply, arrived, wanted] of cases) {
-    assert.deepEqual(assessReturn(reply, arrived), wanted, JSON.stringify(reply?.headers));
+  for (const [tos, here, arrived, wanted] of cases) {
+    const reply = replyWith(tos === null ? {} : { "reply-tos": tos }, here);
+    assert.deepEqual(assessReturn(reply, arrived), wanted, `${tos} ${here}`);
   }
+  assert.deepEqual(assessReturn(null, null), returned(null, null));
 });
 
 const change = (packet: ArrivedChange["packet"], sent: number, arrived: number, wanted = sent) => ({
@@ -458,6 +476,46 @@ Deno.test("each way in which a mark goes wrong has its code and its words", () =
       /^$/,
     ],
     [
+      "SYN and data changed to different marks",
+      {
+        markSyn: true,
+        arrived: arrivedWith({
+          syn: 0x20,
+          data: 0,
+          changes: [change("SYN", 0xb8, 0x20), change("data", 0xb8, 0)],
+        }),
+      },
+      {},
+      102,
+      /^sent EF \(0xB8\), arrived DF \(0x00\): the path rewrote it, as by Bleach-DSCP/,
+      /^$/,
+    ],
+    [
+      "SYN changed, request kept, nothing seen leaving",
+      {
+        sent: NOT_OBSERVED,
+        markSyn: true,
+        arrived: arrivedWith({ changes: [change("SYN", 0xb8, 0)] }),
+      },
+      {},
+      102,
+      /^SYN sent EF \(0xB8\), arrived DF \(0x00\): rewritten by this host or the path/,
+    ],
+    [
+      "expected, but nobody reports",
+      { expect: EF, reply: replyWith({}) },
+      { requireProof: true },
+      104,
+      /does not report what arrived/,
+    ],
+    [
+      "expected and reported",
+      { expect: EF, reply: OUR_REPLY, arrived: ARRIVED },
+      { requireProof: true },
+      0,
+      null,
+    ],
+    [
       "data changed, nothing seen leaving",
       {
         sent: NOT_OBSERVED,
@@ -528,7 +586,7 @@ Deno.test("each way in which a mark goes wrong has its code and its words", () =
       { failure: timeout, sent: repeated },
       {},
       28,
-      /EF \(0xB8\) was sent 4 times without an answer$/,
+      /EF \(0xB8\) got no answer, and 3 packets of it were sent again$/,
       /-d EF,DF/,
     ],
     [
