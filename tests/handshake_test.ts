@@ -119,7 +119,8 @@ testWith(
       namespace,
     );
     const message = "connecting to 127.0.0.1:8099 took longer than 0.3 seconds";
-    assert.deepEqual([code, stderr], [28, `dscp-get: ${message}\n`]);
+    const hint = "the path may drop marked SYNs: try without --mark-syn, or --mark-syn -d EF,DF";
+    assert.deepEqual([code, stderr], [28, `dscp-get: ${message}\nhint: ${hint}\n`]);
   },
 );
 

@@ -15,6 +15,16 @@ Deno.test("the other end has gone if a write finds the connection broken, reset 
   assert.equal(isPeerGone(null), false);
 });
 
+Deno.test("a failed write is the cause of an empty reply, and not of a malformed one", () => {
+  const write = new Error("write"), lost = new Error("lost");
+  const [empty, bad] = [Exit.emptyReply, Exit.badReply].map((code) => new Failure(code, ""));
+  assert.equal(rootCause(empty, write), write);
+  assert.equal(rootCause(empty, null), empty);
+  assert.equal(rootCause(bad, write), bad);
+  assert.equal(rootCause(lost, write), write);
+  assert.equal(rootCause(lost, null), lost);
+});
+
 testWith(
   ["strace"],
   "a write that fails for another reason ends the request at once: 56",
