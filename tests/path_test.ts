@@ -37,6 +37,63 @@ async function walk(
   await play(path);
 }
 
+testWith(NEEDS, "where all routers answer at once, each is probed once", async () => {
+  await walk([{}, {}, {}], async (path) => {
+    assert.equal((await dscpGet(["--trace", URLS.IPv4], path.client)).code, 0);
+    const syns = await path.syns();
+    assert.deepEqual(syns.map(({ ttl }) => ttl), [1, 2, 3, 4]);
+    assert.equal(new Set(syns.map(({ port }) => port)).size, 1);
+  });
+});
+
+testWith(NEEDS, "a firewall that rejects probes is not the target", async () => {
+  for (
+    const [icmp, url, said] of [
+      [[3, 13], URLS.IPv4, "administratively prohibited"],
+      [[3, 1], URLS.IPv4, "host unreachable"],
+      [[12, 0], URLS.IPv4, "parameter problem"],
+      [undefined, URLS.IPv4, "refused this probe only"],
+      [[1, 1], URLS.IPv6, "administratively prohibited"],
+      [[4, 0], URLS.IPv6, "parameter problem"],
+      [undefined, URLS.IPv6, "refused this probe only"],
+    ] as const
+  ) {
+    await walk([{}, { rejects: { below: 20, icmp } }, {}], async ({ client }) => {
+      const { code, stdout, stderr } = await dscpGet(["--trace", "--json", url], client);
+      assert.equal(code, 0, stderr);
+      const answers = jsonOf(stdout).path.map(({ hop, answer }) => [hop, answer]);
+      const exceeded = [1, 2].map((hop) => [hop, "time exceeded"]);
+      assert.deepEqual(answers, [...exceeded, [3, said], [null, "connected"]]);
+      const text = await dscpGet(["--trace", url], client);
+      assert.match(text.stdout, new RegExp(`^ {2}3 .*; ${said}$`, "m"));
+      assert.match(text.stdout, /was kept all the way/);
+    });
+  }
+  // What rejects all is said as it is.
+  const all = { rejects: { below: 255, icmp: [3, 13] as const } };
+  await walk([all, {}], async ({ client }) => {
+    const { code, stdout, stderr } = await dscpGet(["--trace", URLS.IPv4], client);
+    assert.equal(code, 7);
+    assert.match(stdout, /, and rejected: administratively\s+prohibited\.$/m);
+    assert.match(stderr, /10\.99\.1\.1 answers: administratively prohibited$/m);
+  });
+});
+
+testWith(NEEDS, "hops that disagree are not called a change back", async () => {
+  const routers = [{}, { rewrites: TO_CS1, alternates: true }, {}, {}, {}];
+  await walk(routers, async ({ client }) => {
+    const { code, stdout, stderr } = await dscpGet(["--trace", URLS.IPv6], client);
+    assert.equal(code, 102);
+    const text = stdout.replaceAll("\n", " ");
+    assert.match(
+      text,
+      /as CS1 \(0x20\) by hops 3, 5: the hops disagree, as if packets took several/,
+    );
+    assert.doesNotMatch(text, /changed to/);
+    assert.match(stderr, /^dscp-get: the hops disagree on EF/m);
+  });
+});
+
 const beside: (() => Promise<void>)[] = [];
 let outcomes: Promise<unknown>[] | undefined;
 
@@ -89,15 +146,6 @@ testBeside(
     }
   },
 );
-
-testWith(NEEDS, "where all routers answer at once, each is probed once", async () => {
-  await walk([{}, {}, {}], async (path) => {
-    assert.equal((await dscpGet(["--trace", URLS.IPv4], path.client)).code, 0);
-    const syns = await path.syns();
-    assert.deepEqual(syns.map(({ ttl }) => ttl), [1, 2, 3, 4]);
-    assert.equal(new Set(syns.map(({ port }) => port)).size, 1);
-  });
-});
 
 testBeside(
   NEEDS,
@@ -181,54 +229,6 @@ testBeside(
     });
   },
 );
-
-testWith(NEEDS, "a firewall that rejects probes is not the target", async () => {
-  for (
-    const [icmp, url, said] of [
-      [[3, 13], URLS.IPv4, "administratively prohibited"],
-      [[3, 1], URLS.IPv4, "host unreachable"],
-      [[12, 0], URLS.IPv4, "parameter problem"],
-      [undefined, URLS.IPv4, "refused this probe only"],
-      [[1, 1], URLS.IPv6, "administratively prohibited"],
-      [[4, 0], URLS.IPv6, "parameter problem"],
-      [undefined, URLS.IPv6, "refused this probe only"],
-    ] as const
-  ) {
-    await walk([{}, { rejects: { below: 20, icmp } }, {}], async ({ client }) => {
-      const { code, stdout, stderr } = await dscpGet(["--trace", "--json", url], client);
-      assert.equal(code, 0, stderr);
-      const answers = jsonOf(stdout).path.map(({ hop, answer }) => [hop, answer]);
-      const exceeded = [1, 2].map((hop) => [hop, "time exceeded"]);
-      assert.deepEqual(answers, [...exceeded, [3, said], [null, "connected"]]);
-      const text = await dscpGet(["--trace", url], client);
-      assert.match(text.stdout, new RegExp(`^ {2}3 .*; ${said}$`, "m"));
-      assert.match(text.stdout, /was kept all the way/);
-    });
-  }
-  // What rejects all is said as it is.
-  const all = { rejects: { below: 255, icmp: [3, 13] as const } };
-  await walk([all, {}], async ({ client }) => {
-    const { code, stdout, stderr } = await dscpGet(["--trace", URLS.IPv4], client);
-    assert.equal(code, 7);
-    assert.match(stdout, /, and rejected: administratively\s+prohibited\.$/m);
-    assert.match(stderr, /10\.99\.1\.1 answers: administratively prohibited$/m);
-  });
-});
-
-testWith(NEEDS, "hops that disagree are not called a change back", async () => {
-  const routers = [{}, { rewrites: TO_CS1, alternates: true }, {}, {}, {}];
-  await walk(routers, async ({ client }) => {
-    const { code, stdout, stderr } = await dscpGet(["--trace", URLS.IPv6], client);
-    assert.equal(code, 102);
-    const text = stdout.replaceAll("\n", " ");
-    assert.match(
-      text,
-      /as CS1 \(0x20\) by hops 3, 5: the hops disagree, as if packets took several/,
-    );
-    assert.doesNotMatch(text, /changed to/);
-    assert.match(stderr, /^dscp-get: the hops disagree on EF/m);
-  });
-});
 
 testBeside(
   NEEDS,
