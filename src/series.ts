@@ -245,10 +245,10 @@ function timesText(compared: readonly Compared[], threshold: number): string[] {
 function passText(rows: readonly Row[]): string {
   const isSame = ({ mark, arrived }: Row) => [...arrived].every((tos) => sameDscp(tos, mark.tos));
   const fateOf = (row: Row) =>
-    row.arrived.size > 0 && !isSame(row)
-      ? "are changed"
-      : row.wrong > 0
+    row.wrong > 0 && row.arrived.size > 0 && isSame(row)
       ? "pass, but are not as they should be"
+      : row.wrong > 0 || !isSame(row)
+      ? "are changed"
       : row.answered === 0
       ? "get no answer"
       : row.answered < row.requests

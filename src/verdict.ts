@@ -313,9 +313,10 @@ export function requestFailure(
 
 /** Says of a request without an answer how often it was sent, and what to compare it with. */
 function droppedFailure(exchange: Exchange, failure: Failure): Failure | null {
-  const { connection, sent, mark, markSyn, reply } = exchange;
+  const { target, connection, sent, mark, markSyn, reply } = exchange;
   if (failure.code !== Exit.timeout || reply !== null || mark.tos === 0) return null;
-  if (markSyn && connection === null) {
+  // With a name, looking it up may have taken the time.
+  if (markSyn && connection === null && familyOf(target.host) !== null) {
     const hint = `the path may drop marked SYNs: try without --mark-syn, or ` +
       `--mark-syn -d ${mark.name ?? mark.dscp},DF`;
     return new Failure(failure.code, failure.message, hint);

@@ -516,6 +516,10 @@ Deno.test("of many marks a summary says how many pass, and few are told of one b
     /; 3 are changed; 56 get no answer\.$/,
     "no answer, but seen to leave changed",
   );
+  const unexpected = marks.slice(0, 9);
+  unexpected[0].wrong = 1;
+  assert.match(summary(unexpected)!, /; 1 pass, but are not as they should be; /);
+  unexpected[0].wrong = 0;
   const unknown = Array.from({ length: 9 }, (_, at) => rowOf(at << 2, 1, 2));
   const report = "without a report of what arrived";
   assert.equal(summary(unknown), `9 of 9 marks are answered ${report}.`);

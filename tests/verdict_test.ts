@@ -598,6 +598,14 @@ Deno.test("each way in which a mark goes wrong has its code and its words", () =
       /-d EF,DF/,
     ],
     [
+      "no answer, of a name",
+      { target: parseTarget("http://h/"), failure: timeout, sent: NOT_OBSERVED, markSyn: true },
+      {},
+      28,
+      /second$/,
+      /^$/,
+    ],
+    [
       "no answer to an unmarked SYN",
       { failure: timeout, sent: NOT_OBSERVED },
       {},
