@@ -20,7 +20,10 @@ import { AF_INET6, headerAddress } from "./sockaddr.ts";
 export interface Arrived {
   /** The ToS byte or Traffic Class of the SYN. */
   readonly syn: number | null;
-  /** On IPv4, if `data` is unknown: the ToS byte of the packet that ended the handshake. */
+  /**
+   * On IPv4, if `data` is unknown: the ToS byte of the packet that ended the handshake, which may
+   * be the first data if the SYN is known: then the SYN-ACK was sent again.
+   */
   readonly ack: number | null;
   /**
    * The ToS byte of the first packet with data, or on IPv6 the Traffic Class of the latest packet.
@@ -147,7 +150,7 @@ function readHandshake(fd: number): Handshake {
   // did.
   const info = new DataView(getOptionBytes(fd, libc.TCP_INFO, 104).buffer);
   const isSentAgain = info.getUint32(100, true) > 0;
-  const endedWith = syn === null ? "ack" : isSentAgain ? null : "data";
+  const endedWith = syn === null || isSentAgain ? "ack" : "data";
   return { syn, sequence: parseSequence(saved), endedWith };
 }
 

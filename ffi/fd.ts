@@ -46,8 +46,8 @@ export interface Handshake {
   readonly syn: number | null;
   /** The SYN's sequence number; likewise. */
   readonly sequence: number | null;
-  /** The packet that made the socket: the first data, the handshake's ACK, or one of both. */
-  readonly endedWith: "ack" | "data" | null;
+  /** The packet that made the socket: surely the first data, or perhaps the handshake's ACK. */
+  readonly endedWith: "ack" | "data";
 }
 
 /** A TCP socket of this process: its descriptor, its ends, and whether it still is open. */

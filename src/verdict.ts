@@ -255,7 +255,7 @@ function markFailure({ mark, sent, arrived, returned }: Exchange): Failure | nul
 }
 
 /** 102. The handshake was not observed leaving, so this host may have changed it. */
-function arrivalFailure({ changes, data }: Arrival, hasLeft: boolean): Failure {
+function arrivalFailure({ changes, syn, data }: Arrival, hasLeft: boolean): Failure {
   // The request's own change says most.
   const { packet, sent, wanted, arrived } = changes.find((each) => each.packet === "data") ??
     changes[0];
@@ -263,6 +263,13 @@ function arrivalFailure({ changes, data }: Arrival, hasLeft: boolean): Failure {
   if (wanted !== sent) {
     const [before, expected, after] = [sent, wanted, arrived].map((tos) => describe(markOf(tos)));
     const message = `${what}sent ${before}, arrived ${after}, expected ${expected}`;
+    return new Failure(Exit.arrivedChanged, message);
+  }
+  if (packet === "ACK" && syn !== null && sameDscp(sent, 0)) {
+    // With a SYN-ACK that was sent again, the server cannot tell one from the other.
+    const message =
+      `the ACK or the request arrived with ${describe(markOf(arrived))}, and neither ` +
+      "was sent so: rewritten by this host or the path";
     return new Failure(Exit.arrivedChanged, message);
   }
   const change = `sent ${describe(markOf(sent))}, arrived ${describe(markOf(arrived))}`;

@@ -559,6 +559,37 @@ Deno.test("each way in which a mark goes wrong has its code and its words", () =
       /^SYN sent DF .* arrived EF .*: it was marked on its way out of this host, or on the path$/,
     ],
     [
+      "ACK or request changed",
+      { arrived: arrivedWith({ ack: 0x88, data: null, changes: [change("ACK", 0, 0x88)] }) },
+      {},
+      102,
+      /^the ACK or the request arrived with AF41 \(0x88\), and neither was sent so: rewritten/,
+    ],
+    [
+      "ACK changed, with SYN cookies",
+      {
+        arrived: arrivedWith({
+          syn: null,
+          ack: 0x88,
+          data: null,
+          changes: [change("ACK", 0, 0x88)],
+        }),
+      },
+      {},
+      102,
+      /^ACK sent DF \(0x00\), arrived AF41 \(0x88\): rewritten/,
+    ],
+    [
+      "a marked ACK changed",
+      {
+        markSyn: true,
+        arrived: arrivedWith({ ack: 0, data: null, changes: [change("ACK", 0xb8, 0)] }),
+      },
+      {},
+      102,
+      /^ACK sent EF \(0xB8\), arrived DF/,
+    ],
+    [
       "SYN changed, request unknown",
       { arrived: arrivedWith({ syn: 0x20, data: null, changes: [change("SYN", 0, 0x20)] }) },
       {},
