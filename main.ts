@@ -16,7 +16,7 @@
  */
 
 import { type ConnectOptions, MarkedConn, needsOwnSocket } from "./ffi/conn.ts";
-import { type Mark, parseDscp } from "./ffi/mod.ts";
+import { type Mark, parseDscp } from "./ffi/dscp.ts";
 import type {
   Arrival,
   ArrivedChange,
@@ -81,7 +81,7 @@ import {
   newExchange,
   requestFailure,
 } from "./src/verdict.ts";
-import { VERSION } from "./src/version.ts";
+import { VERSION } from "./src/target.ts";
 
 export { Exit, Failure };
 export type {
@@ -307,7 +307,7 @@ async function run(options: Options): Promise<Failure | null> {
     : isSeries(options)
     ? (await import("./src/series.ts")).series
     : single;
-  return await onServer(url === null ? defaultServer(target) : remoteServer(target));
+  return await onServer(url === null ? await defaultServer(target) : remoteServer(target));
 
   // If the server on the default port has gone, the run begins again with one of our own.
   async function onServer(server: Server): Promise<Failure | null> {
@@ -338,7 +338,7 @@ async function single(server: Server, options: Options): Promise<Failure | null>
   const context = { limits, onMarked }, sink = sinkFor(options);
   const exchange = await request(server.target, options.marks[0], requestOptions, sink, context);
   const failure = limits.stopped ?? exchange.failure;
-  if (limits.stopped === null) server.throwIfGone(exchange);
+  if (limits.stopped === null) await server.throwIfGone(exchange);
   if (options.json) await toStandardOutput(json(exchange, failure, server));
   else if (failure?.code !== Exit.cannotRun) print(outcomeReport(exchange));
   return failure;

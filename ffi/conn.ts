@@ -5,18 +5,22 @@
  * @module
  */
 
-import { latestClass, watchClass } from "./arrived.ts";
+import { latestClass, openReturned, readReturned, watchClass } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
-import { denoError, LibcError } from "./errors.ts";
+import { denoError, LibcError, setOption } from "./calls.ts";
 import { DescriptorError, findSocket, type Socket } from "./fd.ts";
-import { interfaceWith } from "./interfaces.ts";
+import {
+  dataSent,
+  drainSentAt,
+  interfaceWith,
+  segmentSize,
+  type SentPacket,
+  watchSentAt,
+} from "./sent.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
-import { setOption } from "./option.ts";
-import { openReturned, readReturned } from "./returned.ts";
 import type { Trust } from "./secure.ts";
-import { dataSent, drainSentAt, segmentSize, type SentPacket, watchSentAt } from "./sent.ts";
-import { pause } from "./wait.ts";
+import { pause } from "./deno.ts";
 
 /** Where to connect, and what decides whose socket it takes. */
 export interface ConnectOptions {

@@ -8,16 +8,14 @@
  */
 
 import { checkTos } from "./dscp.ts";
-import { denoError, LibcError, lossError, orDenoError } from "./errors.ts";
+import { denoError, getOption, LibcError, lossError, orDenoError } from "./calls.ts";
 import { polledEvents, remember, Socket } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { MarkError, setTosAt } from "./mark.ts";
-import { getOption } from "./option.ts";
-import { checkPermission } from "./permission.ts";
+import { checkPermission, pause } from "./deno.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
 import { decode, encode, familyOf, formatAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
 import type { DialedTlsConn, Trust } from "./secure.ts";
-import { pause } from "./wait.ts";
 
 /** Where to connect, and with which mark. */
 export interface DialOptions {

@@ -8,9 +8,8 @@
  * @module
  */
 
-import { orLibcError } from "./errors.ts";
+import { getOption, orLibcError } from "./calls.ts";
 import * as libc from "./libc.ts";
-import { getOption } from "./option.ts";
 import { decode, encode, formatAddress, sameEnd, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** The two ends of a TCP connection, as `Deno.TcpConn`, `Deno.TlsConn` and `DialedConn` have. */

@@ -4,7 +4,7 @@
  * Each wrapper has its libc function's name and does no more than call it. It returns the call's
  * result, or the error number negated, as the kernel itself does; `getsockopt` returns the length
  * instead of 0. `epoll_wait`, whose errno stays in another thread, returns -1. None throws for what
- * a call returns: `errors.ts` and `option.ts` do that.
+ * a call returns: `calls.ts` does that.
  *
  * Only this module calls `Deno.dlopen`, and it does so at the first call, not on import. So any
  * wrapper may throw what {@linkcode open} throws.

@@ -7,7 +7,7 @@
 import { checkTos, hex } from "./dscp.ts";
 import { type Connection, type Listening, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
-import { getOption, setOption } from "./option.ts";
+import { getOption, setOption } from "./calls.ts";
 import { AF_INET, AF_INET6, encode } from "./sockaddr.ts";
 
 /** The kernel accepted the call, but not the mark: another byte reads back. */

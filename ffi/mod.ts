@@ -20,8 +20,8 @@
  * @module
  */
 
-// Pure, no system calls: dscp.ts, sockaddr.ts, icmp.ts. What needs no libc but Deno's own APIs:
-// permission.ts, wait.ts. All others call libc, by way of libc.ts.
+// Pure, no system calls: dscp.ts, sockaddr.ts, icmp.ts. deno.ts needs no libc but Deno's own APIs. All
+// others call libc, by way of libc.ts.
 
 import type { DialedConn, DialOptions } from "./dial.ts";
 
@@ -46,7 +46,7 @@ export {
   parseTos,
   sameDscp,
 } from "./dscp.ts";
-export { LibcError } from "./errors.ts";
+export { LibcError } from "./calls.ts";
 export {
   type Connection,
   DescriptorError,

@@ -12,11 +12,10 @@
 
 import { destination, resolve } from "./dial.ts";
 import { TIME_EXCEEDED } from "./icmp.ts";
-import { checkPermission } from "./permission.ts";
+import { checkPermission, pause } from "./deno.ts";
 import { freshEnds, type Hop, probeEnds, Prober, type ProbeResult, REFUSED } from "./probe.ts";
 import { resultOf, setResetOnClose } from "./probe.ts";
 import { formatAddress } from "./sockaddr.ts";
-import { pause } from "./wait.ts";
 
 /** Where a path leads, as in `ConnectOptions`. */
 export interface ClimbOptions {

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { orDenoError } from "./errors.ts";
+import { orDenoError } from "./calls.ts";
 import * as libc from "./libc.ts";
 
 const EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2;

@@ -5,16 +5,22 @@
  * @module
  */
 import { DialedConn, startConnect } from "./dial.ts";
-import { denoError, orDenoError } from "./errors.ts";
+import {
+  denoError,
+  getOption,
+  getOptionBytes,
+  orDenoError,
+  setOption,
+  setOptionInts,
+} from "./calls.ts";
 import { Socket } from "./fd.ts";
 import { type IcmpError, icmpMeaning, keptLowerBits, type Message } from "./icmp.ts";
 import { parseIcmpError, parseQuote, TIME_EXCEEDED } from "./icmp.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
-import { getOption, getOptionBytes, setOption, setOptionInts } from "./option.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
 import { AF_INET, decode, headerAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
-import { pause } from "./wait.ts";
+import { pause } from "./deno.ts";
 
 /** What one hop answered to one mark. */
 export interface Hop {

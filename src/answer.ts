@@ -5,12 +5,17 @@
  * @module
  */
 
-import { type Arrived, formatAddress, hex } from "../ffi/mod.ts";
-import type { Reply } from "./exchange.ts";
-import { widthOf } from "./output.ts";
+import { type Arrived, readArrived } from "../ffi/arrived.ts";
+import { pause } from "../ffi/deno.ts";
+import { hex, markOf } from "../ffi/dscp.ts";
+import { DescriptorError } from "../ffi/fd.ts";
+import { setTos } from "../ffi/mark.ts";
+import { formatAddress } from "../ffi/sockaddr.ts";
+import { type Log, widthOf } from "./output.ts";
 import { DEFAULT_PORT, type Header } from "./target.ts";
 import { latin1, printable, wrap } from "./text.ts";
-import { VERSION } from "./version.ts";
+import { unmapIPv4 } from "./verdict.ts";
+import { VERSION } from "./target.ts";
 
 /** A request as far as the server looks at it. */
 export interface ParsedRequest {
@@ -110,13 +115,6 @@ function builtInPage(): string {
   return wrap(text, widthOf(Deno.stdout));
 }
 
-/** Whether a reply comes from the built-in server of a run, which ends with that run. */
-export function isFromBuiltIn(reply: Reply | null): boolean {
-  const isName = ([name, value]: readonly [string, string]) =>
-    name === "server" && /^dscp-get\/\S+ \(built-in\)$/.test(value);
-  return reply !== null && reply.headers.some(isName);
-}
-
 /** The first lines of the log: where the server listens, and for whom. */
 export function listeningLines(addr: Deno.NetAddr): string[] {
   const isLoopback = /^(127\.|::1$)/.test(addr.hostname);
@@ -135,4 +133,104 @@ export function logLine(
   const line = printable(`${method} ${path}`.slice(0, 200));
   const [s, a, d] = [syn, ack, data].map((tos) => tos === null ? "-" : hex(tos));
   return `${formatAddress(peer)} ${line} ${status.slice(0, 3)} syn ${s} ack ${a} data ${d}`;
+}
+
+// ─── The loop ───────────────────────────────────────────────────────────────────────────────────
+
+const MOST_CLIENTS = 1024;
+/**
+ * Milliseconds for the head of a request; to close after the reply, or once the server is stopped.
+ */
+const HEAD_TIME = 10_000;
+export const CLOSE_TIME = 1000;
+
+/** A client that sends its head, or that has its reply and has not closed yet. */
+class Client {
+  isAnswered = false;
+  /** On the clock of `performance.now()`. */
+  deadline = performance.now() + HEAD_TIME;
+  readonly timeout = Promise.withResolvers<ParsedRequest>();
+  constructor(readonly conn: Deno.TcpConn) {}
+}
+
+/** How a server answers. */
+interface Service {
+  readonly isBuiltIn?: boolean;
+  /** The ToS byte of all replies; `null` for that of the request. */
+  readonly replyTos?: number | null;
+  readonly log?: Log | null;
+}
+
+/** Answers what connects to a listener: clients, oldest first, with the end of each. */
+export class ReportingServer {
+  readonly #clients = new Map<Client, Promise<void>>();
+
+  constructor(readonly listener: Deno.TcpListener, readonly service: Service) {}
+
+  /** Accepts clients until the listener is closed, and answers the last of them. */
+  async serve(): Promise<void> {
+    for (;;) {
+      try {
+        const client = new Client(await this.listener.accept());
+        if (this.#clients.size >= MOST_CLIENTS) this.#drop(this.#clients.keys().next().value!);
+        this.#clients.set(client, this.#answer(client).finally(() => this.#drop(client)));
+      } catch (error) {
+        if (error instanceof Deno.errors.BadResource) break;
+        // NotConnected is a client that was reset; all others, like EMFILE, take time to pass.
+        if (!(error instanceof Deno.errors.NotConnected)) await pause(100);
+      }
+    }
+    await Promise.all(this.#clients.values());
+  }
+
+  async #answer(client: Client): Promise<void> {
+    const { conn, timeout } = client, { isBuiltIn, replyTos, log } = this.service;
+    try {
+      const request = await Promise.race([readRequest(conn), timeout.promise]);
+      if (request === null) return;
+      const seen = { peer: unmapIPv4(conn.remoteAddr), ...markReply(conn, replyTos ?? null) };
+      let reply = encodeReply(request, seen, isBuiltIn === true);
+      while (reply.length > 0) reply = reply.subarray(await conn.write(reply));
+      client.isAnswered = true;
+      client.deadline = performance.now() + CLOSE_TIME;
+      log?.add(logLine(request, seen));
+      if (!request.hasMore) return;
+      // Closing with unread data sends an RST, which can discard the reply.
+      await conn.closeWrite();
+      while (await conn.read(new Uint8Array(4096)) !== null);
+    } catch { /* the client has gone */ }
+  }
+
+  #drop(client: Client): void {
+    if (this.#clients.delete(client)) client.conn.close();
+  }
+
+  /** Ends what takes too long; to be called a few times a second. */
+  sweep(): void {
+    for (const client of this.#clients.keys()) {
+      if (performance.now() < client.deadline) continue;
+      if (client.isAnswered) this.#drop(client);
+      else client.timeout.resolve({ status: "408 Request Timeout", hasMore: false });
+    }
+  }
+
+  /** Accepts no more clients, and gives the others less time. */
+  stop(): void {
+    this.listener.close();
+    const latest = performance.now() + CLOSE_TIME;
+    for (const client of this.#clients.keys()) client.deadline = Math.min(client.deadline, latest);
+  }
+}
+
+/** Reads what arrived, and gives the reply its mark: a fixed one, or that of the request. */
+function markReply(conn: Deno.TcpConn, fixed: number | null): Pick<Seen, "arrived" | "replyTos"> {
+  try {
+    const arrived = readArrived(conn), { tos } = markOf(strongest(arrived) ?? 0);
+    // A mark that the socket has already is set too: all requests take the same time.
+    return { arrived, replyTos: setTos(conn, fixed ?? tos) };
+  } catch (error) {
+    // Another connection has the same ends, on another interface.
+    if (error instanceof DescriptorError) return { arrived: UNKNOWN, replyTos: null };
+    throw error;
+  }
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { markOf } from "../ffi/mod.ts";
+import { markOf } from "../ffi/dscp.ts";
 import { optionRows, type Shell, SHELLS } from "./options.ts";
 
 /** The completion script of a shell, from the table of options. */

@@ -5,7 +5,12 @@
  * @module
  */
 
-import type { Arrived, Hop, Mark, MarkedConn, SentPacket, Trust } from "../ffi/mod.ts";
+import type { Arrived } from "../ffi/arrived.ts";
+import type { MarkedConn } from "../ffi/conn.ts";
+import type { Mark } from "../ffi/dscp.ts";
+import type { Hop } from "../ffi/probe.ts";
+import type { Trust } from "../ffi/secure.ts";
+import type { SentPacket } from "../ffi/sent.ts";
 import type { Failure, Stage } from "./failure.ts";
 import type { Header, Target } from "./target.ts";
 

@@ -5,15 +5,13 @@
  * @module
  */
 
-import { netPermission } from "../ffi/permission.ts";
-import {
-  CannotRunError,
-  type ConnectOptions,
-  DescriptorError,
-  formatAddress,
-  LibcError,
-  MarkError,
-} from "../ffi/mod.ts";
+import { netPermission } from "../ffi/deno.ts";
+import { LibcError } from "../ffi/calls.ts";
+import type { ConnectOptions } from "../ffi/conn.ts";
+import { DescriptorError } from "../ffi/fd.ts";
+import { CannotRunError } from "../ffi/libc.ts";
+import { MarkError } from "../ffi/mark.ts";
+import { formatAddress } from "../ffi/sockaddr.ts";
 import { errorText, printable, quote } from "./text.ts";
 
 /** The exit codes; those below 100 are curl's. */

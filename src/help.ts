@@ -7,7 +7,7 @@
 import { OPTIONS } from "./options.ts";
 import { DEFAULT_HOST, DEFAULT_PORT } from "./target.ts";
 import { printable, wrap } from "./text.ts";
-import { VERSION } from "./version.ts";
+import { VERSION } from "./target.ts";
 
 /** How this program was started: by a URL, from a checkout, or as an installed command. */
 function commandLine(meta: ImportMeta): string {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { formatAddress } from "../ffi/mod.ts";
+import { formatAddress } from "../ffi/sockaddr.ts";
 import type { RequestOptions, TimeLimits } from "./exchange.ts";
 import { Exit, Failure, isAddress, type Stage } from "./failure.ts";
 import type { Target } from "./target.ts";

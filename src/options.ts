@@ -4,7 +4,7 @@
  * @module
  */
 
-import { type Mark, markOf, parseDscp, parseIpTos, parseTos } from "../ffi/mod.ts";
+import { type Mark, markOf, parseDscp, parseIpTos, parseTos } from "../ffi/dscp.ts";
 import type { RequestOptions } from "./exchange.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import {

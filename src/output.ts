@@ -9,7 +9,7 @@
  */
 
 import { getenv } from "../ffi/libc.ts";
-import { makeBlocking } from "../ffi/pipe.ts";
+import { makeBlocking } from "../ffi/calls.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { errorText, plural, wrap } from "./text.ts";
 

@@ -5,7 +5,8 @@
  * @module
  */
 
-import { describe, type Hop, type Mark, markOf, sameDscp } from "../ffi/mod.ts";
+import { describe, type Mark, markOf, sameDscp } from "../ffi/dscp.ts";
+import type { Hop } from "../ffi/probe.ts";
 import { behaviourText } from "./behaviour.ts";
 import type { Arrival, Change, Exchange, Path } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";

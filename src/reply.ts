@@ -5,8 +5,8 @@
  * @module
  */
 
-import type { MarkedConn } from "../ffi/mod.ts";
-import { pause } from "../ffi/wait.ts";
+import type { MarkedConn } from "../ffi/conn.ts";
+import { pause } from "../ffi/deno.ts";
 import type { Exchange, Field, Reply, Sink } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
 import { latin1, plural, quote, trimmed } from "./text.ts";

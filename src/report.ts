@@ -4,7 +4,8 @@
  * @module
  */
 
-import { formatAddress, hex, type Mark, sameDscp } from "../ffi/mod.ts";
+import { hex, type Mark, sameDscp } from "../ffi/dscp.ts";
+import { formatAddress } from "../ffi/sockaddr.ts";
 import type {
   Arrival,
   ArrivedChange,

@@ -4,8 +4,8 @@
  * @module
  */
 
-import { pause } from "../ffi/wait.ts";
-import { hex, type Mark, sameDscp } from "../ffi/mod.ts";
+import { pause } from "../ffi/deno.ts";
+import { hex, type Mark, sameDscp } from "../ffi/dscp.ts";
 import type { Exchange, Requester, RequestOptions } from "./exchange.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { Limits } from "./limits.ts";
@@ -351,7 +351,7 @@ export async function series(
     // Without a permission or libc all others would fail the same way.
     if (failure?.code === Exit.cannotRun) throw failure;
     if (round === 0) {
-      server.throwIfGone(exchange, true);
+      await server.throwIfGone(exchange, true);
       continue;
     }
     first = moreSevere(first, failure);
@@ -386,7 +386,7 @@ export function seriesFailure(rows: readonly Row[], first: Failure | null): Fail
 /** Unmeasured requests to ourselves, so that JIT compilation is not charged to the first mark. */
 async function warmUp(isHttps: boolean, mark: Mark, options: RequestOptions, request: Requester) {
   if (!isGranted({ name: "net", host: DEFAULT_HOST })) return;
-  await using server = builtInServer(DEFAULT_HOST, 0)!;
+  await using server = (await builtInServer(DEFAULT_HOST, 0))!;
   const local = { ...options, family: options.family && 4 as const, maxTime: 1 };
   // The built-in server does not speak TLS; a handshake that fails warms most of it up.
   if (isHttps) await request({ ...server.target, isHttps }, mark, local);

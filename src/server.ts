@@ -1,126 +1,20 @@
 /**
- * `--serve`, which answers a GET with the marks that arrived, and the server of a run without a
- * URL.
+ * Where requests go: the server that a URL names, or that of the default port; and `--serve`.
+ *
+ * What a server of ours does is in `answer.ts`, which is loaded when one is needed: that takes
+ * 1 ms, 3 % of a run that asks another server.
  *
  * @module
  */
 
-import { keepArrivals, readArrived } from "../ffi/arrived.ts";
-import { DescriptorError, LibcError, markOf, ReflectedTosError, setTos } from "../ffi/mod.ts";
-import { pause } from "../ffi/wait.ts";
-import {
-  encodeReply,
-  isFromBuiltIn,
-  listeningLines,
-  logLine,
-  type ParsedRequest,
-  readRequest,
-  type Seen,
-  strongest,
-  UNKNOWN,
-} from "./answer.ts";
-import type { Exchange } from "./exchange.ts";
+import { keepArrivals } from "../ffi/arrived.ts";
+import { LibcError } from "../ffi/calls.ts";
+import { pause } from "../ffi/deno.ts";
+import { ReflectedTosError, setTos } from "../ffi/mark.ts";
+import type { Exchange, Reply } from "./exchange.ts";
 import { Exit, failureOf, isGranted } from "./failure.ts";
 import { Log, onInterrupt } from "./output.ts";
 import { localTarget, type Target } from "./target.ts";
-import { unmapIPv4 } from "./verdict.ts";
-
-const MOST_CLIENTS = 1024;
-/**
- * Milliseconds for the head of a request; to close after the reply, or once the server is stopped.
- */
-const HEAD_TIME = 10_000, CLOSE_TIME = 1000;
-
-/** A client that sends its head, or that has its reply and has not closed yet. */
-class Client {
-  isAnswered = false;
-  /** On the clock of `performance.now()`. */
-  deadline = performance.now() + HEAD_TIME;
-  readonly timeout = Promise.withResolvers<ParsedRequest>();
-  constructor(readonly conn: Deno.TcpConn) {}
-}
-
-/** How a server answers. */
-interface Service {
-  readonly isBuiltIn?: boolean;
-  /** The ToS byte of all replies; `null` for that of the request. */
-  readonly replyTos?: number | null;
-  readonly log?: Log | null;
-}
-
-/** Answers what connects to a listener: clients, oldest first, with the end of each. */
-class ReportingServer {
-  readonly #clients = new Map<Client, Promise<void>>();
-
-  constructor(readonly listener: Deno.TcpListener, readonly service: Service) {}
-
-  /** Accepts clients until the listener is closed, and answers the last of them. */
-  async serve(): Promise<void> {
-    for (;;) {
-      try {
-        const client = new Client(await this.listener.accept());
-        if (this.#clients.size >= MOST_CLIENTS) this.#drop(this.#clients.keys().next().value!);
-        this.#clients.set(client, this.#answer(client).finally(() => this.#drop(client)));
-      } catch (error) {
-        if (error instanceof Deno.errors.BadResource) break;
-        // NotConnected is a client that was reset; all others, like EMFILE, take time to pass.
-        if (!(error instanceof Deno.errors.NotConnected)) await pause(100);
-      }
-    }
-    await Promise.all(this.#clients.values());
-  }
-
-  async #answer(client: Client): Promise<void> {
-    const { conn, timeout } = client, { isBuiltIn, replyTos, log } = this.service;
-    try {
-      const request = await Promise.race([readRequest(conn), timeout.promise]);
-      if (request === null) return;
-      const seen = { peer: unmapIPv4(conn.remoteAddr), ...markReply(conn, replyTos ?? null) };
-      let reply = encodeReply(request, seen, isBuiltIn === true);
-      while (reply.length > 0) reply = reply.subarray(await conn.write(reply));
-      client.isAnswered = true;
-      client.deadline = performance.now() + CLOSE_TIME;
-      log?.add(logLine(request, seen));
-      if (!request.hasMore) return;
-      // Closing with unread data sends an RST, which can discard the reply.
-      await conn.closeWrite();
-      while (await conn.read(new Uint8Array(4096)) !== null);
-    } catch { /* the client has gone */ }
-  }
-
-  #drop(client: Client): void {
-    if (this.#clients.delete(client)) client.conn.close();
-  }
-
-  /** Ends what takes too long; to be called a few times a second. */
-  sweep(): void {
-    for (const client of this.#clients.keys()) {
-      if (performance.now() < client.deadline) continue;
-      if (client.isAnswered) this.#drop(client);
-      else client.timeout.resolve({ status: "408 Request Timeout", hasMore: false });
-    }
-  }
-
-  /** Accepts no more clients, and gives the others less time. */
-  stop(): void {
-    this.listener.close();
-    const latest = performance.now() + CLOSE_TIME;
-    for (const client of this.#clients.keys()) client.deadline = Math.min(client.deadline, latest);
-  }
-}
-
-/** Reads what arrived, and gives the reply its mark: a fixed one, or that of the request. */
-function markReply(conn: Deno.TcpConn, fixed: number | null): Pick<Seen, "arrived" | "replyTos"> {
-  try {
-    const arrived = readArrived(conn), { tos } = markOf(strongest(arrived) ?? 0);
-    // A mark that the socket has already is set too: all requests take the same time.
-    return { arrived, replyTos: setTos(conn, fixed ?? tos) };
-  } catch (error) {
-    // Another connection has the same ends, on another interface.
-    if (error instanceof DescriptorError) return { arrived: UNKNOWN, replyTos: null };
-    throw error;
-  }
-}
 
 /** Marks the SYN-ACKs of a listener, unless this host returns each client's byte in them. */
 function markListener(listener: Deno.TcpListener, tos: number): void {
@@ -162,6 +56,7 @@ export async function serveUntilSignal(
   const log = isSilent ? null : new Log(), listener = listenIfFree(where);
   if (listener === null) throw failureOf(new Error("address already in use"), "listening", where);
   if (replyTos !== null) markListener(listener, replyTos);
+  const { CLOSE_TIME, listeningLines, ReportingServer } = await import("./answer.ts");
   const server = new ReportingServer(listener, { replyTos, log });
   using _signals = onInterrupt(() => server.stop());
   const sweeping = setInterval(() => server.sweep(), 200);
@@ -181,7 +76,7 @@ export interface Server extends AsyncDisposable {
    *
    * @throws {ServerGone} the server has gone, or will go before a series ends
    */
-  throwIfGone(exchange: Exchange, isSeries?: boolean): void;
+  throwIfGone(exchange: Exchange, isSeries?: boolean): Promise<void>;
 }
 
 /** The server on the default port has gone: the run begins again, with another server. */
@@ -191,31 +86,32 @@ export class ServerGone {
 
 /** A server that a URL names. */
 export function remoteServer(target: Target): Server {
-  return { target, isBuiltIn: false, throwIfGone() {}, async [Symbol.asyncDispose]() {} };
+  return { target, isBuiltIn: false, async throwIfGone() {}, async [Symbol.asyncDispose]() {} };
 }
 
 /** The server of a run without a URL: our own if the port is free, else the one that has it. */
-export function defaultServer(target: Target, asksLeft = 10): Server {
+export async function defaultServer(target: Target, asksLeft = 10): Promise<Server> {
   const { host, port, url } = target;
-  const throwIfGone = ({ reply, failure }: Exchange, isSeries = false) => {
+  const throwIfGone = async ({ reply, failure }: Exchange, isSeries = false) => {
     const isBrief = isSeries && isFromBuiltIn(reply);
     const codes: number[] = [Exit.cannotConnect, Exit.connectionLost, Exit.emptyReply];
     if (!isBrief && (reply !== null || !codes.includes(failure?.code ?? 0))) return;
-    const own = builtInServer(host, port);
+    const own = await builtInServer(host, port);
     if (own !== null) throw new ServerGone(own);
     // A server that ended the connection in good order has not gone if the port still is taken.
     if (failure?.code === Exit.emptyReply) return;
     const canUseAnyPort = isGranted({ name: "net", host: new URL(url).hostname });
-    if (canUseAnyPort) throw new ServerGone(builtInServer(host, 0)!);
-    if (!isBrief && asksLeft > 0) throw new ServerGone(defaultServer(target, asksLeft - 1));
+    if (canUseAnyPort) throw new ServerGone((await builtInServer(host, 0))!);
+    if (!isBrief && asksLeft > 0) throw new ServerGone(await defaultServer(target, asksLeft - 1));
   };
-  return builtInServer(host, port) ?? { ...remoteServer(target), throwIfGone };
+  return await builtInServer(host, port) ?? { ...remoteServer(target), throwIfGone };
 }
 
 /** A server in this process; `null` if another one has the port. @throws {Failure} cannot listen */
-export function builtInServer(hostname: string, port: number): Server | null {
+export async function builtInServer(hostname: string, port: number): Promise<Server | null> {
   const listener = listenIfFree({ hostname, port });
   if (listener === null) return null;
+  const { ReportingServer } = await import("./answer.ts");
   const serving = new ReportingServer(listener, { isBuiltIn: true }).serve();
   return {
     ...remoteServer(localTarget(listener.addr.hostname, listener.addr.port)),
@@ -227,4 +123,11 @@ export function builtInServer(hostname: string, port: number): Server | null {
       await Promise.race([serving, pause(100)]);
     },
   };
+}
+
+/** Whether a reply comes from the built-in server of a run, which ends with that run. */
+export function isFromBuiltIn(reply: Reply | null): boolean {
+  const isName = ([name, value]: readonly [string, string]) =>
+    name === "server" && /^dscp-get\/\S+ \(built-in\)$/.test(value);
+  return reply !== null && reply.headers.some(isName);
 }

@@ -9,7 +9,7 @@
  * @module
  */
 
-import type { Mark } from "../ffi/mod.ts";
+import type { Mark } from "../ffi/dscp.ts";
 
 /** The value below which `share` (0 to 1) of those known lie, by nearest rank; `NaN` of none. */
 export function quantile(values: readonly number[], share: number): number {

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { hex, type Mark, parseDscp, parseTos } from "../ffi/mod.ts";
+import { hex, type Mark, parseDscp, parseTos } from "../ffi/dscp.ts";
 import { Exit, Failure } from "./failure.ts";
 import { printable, quote } from "./text.ts";
 

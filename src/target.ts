@@ -4,10 +4,12 @@
  * @module
  */
 
-import { formatAddress } from "../ffi/mod.ts";
+import { formatAddress } from "../ffi/sockaddr.ts";
 import { Exit, Failure } from "./failure.ts";
 import { quote } from "./text.ts";
-import { VERSION } from "./version.ts";
+
+/** The version of this program, as `deno.json` has it. */
+export const VERSION = "0.3.0";
 
 /** Where a request goes. */
 export interface Target {
@@ -31,9 +33,10 @@ export type Header = readonly [name: string, value: string | null];
 /** The host and port of a run without a URL. */
 export const DEFAULT_HOST = "127.0.0.1", DEFAULT_PORT = 8086;
 
-/** The root of a server at an address. */
+/** The root of a server at an address, on a port other than http's. */
 export function localTarget(host: string, port: number): Target {
-  return parseTarget(formatAddress({ hostname: host, port }));
+  const authority = formatAddress({ hostname: host, port });
+  return { url: `http://${authority}/`, isHttps: false, host, port, authority, path: "/" };
 }
 
 /** Where a request goes if no URL is given. */

@@ -4,9 +4,11 @@
  * @module
  */
 
-import { type Hop, type Mark, MarkedConn } from "../ffi/mod.ts";
+import { MarkedConn } from "../ffi/conn.ts";
+import type { Mark } from "../ffi/dscp.ts";
+import type { Hop } from "../ffi/probe.ts";
 import type { Climb } from "../ffi/path.ts";
-import { pause } from "../ffi/wait.ts";
+import { pause } from "../ffi/deno.ts";
 import type { Change, Exchange, Requester, RequestOptions, Sink } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
 import { Limits } from "./limits.ts";
@@ -175,7 +177,7 @@ export async function runTrace(
     if (!isMany && !options.json) await printRows(trace, width, print);
     else for await (const { hop } of trace) if (isMany) show(`, hop ${hop ?? "?"}`);
     if (limits.stopped !== null) break;
-    if (done === 0) server.throwIfGone(trace.exchange!, isMany);
+    if (done === 0) await server.throwIfGone(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
     if (trace.failure?.code === Exit.cannotRun) throw trace.failure;
   }

@@ -6,16 +6,10 @@
  * @module
  */
 
-import {
-  describe,
-  formatAddress,
-  hex,
-  type Mark,
-  type MarkedConn,
-  markOf,
-  sameDscp,
-  type SentPacket,
-} from "../ffi/mod.ts";
+import type { MarkedConn } from "../ffi/conn.ts";
+import { describe, hex, type Mark, markOf, sameDscp } from "../ffi/dscp.ts";
+import type { SentPacket } from "../ffi/sent.ts";
+import { formatAddress } from "../ffi/sockaddr.ts";
 import { encode, familyOf, sameEnd } from "../ffi/sockaddr.ts";
 import { behaviours, behaviourText, consequence, TELLING_MARKS } from "./behaviour.ts";
 import type {

@@ -1,14 +1,14 @@
 import assert from "node:assert/strict";
 import {
   encodeReply,
-  isFromBuiltIn,
   listeningLines,
   logLine,
   parseRequest,
   strongest,
   UNKNOWN,
 } from "../src/answer.ts";
-import { VERSION } from "../src/version.ts";
+import { isFromBuiltIn } from "../src/server.ts";
+import { VERSION } from "../src/target.ts";
 import type { Reply } from "../src/exchange.ts";
 
 const LONGEST = 16 * 1024;

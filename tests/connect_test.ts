@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { connectToFirst } from "../ffi/dial.ts";
-import { LibcError } from "../ffi/errors.ts";
+import { LibcError } from "../ffi/calls.ts";
 import { MarkError } from "../ffi/mod.ts";
-import { pause } from "../ffi/wait.ts";
+import { pause } from "../ffi/deno.ts";
 import { Exit, Failure } from "../main.ts";
 import { parseTarget } from "../src/target.ts";
 import { attempts, Namespace, TwinLinks } from "./support/namespaces.ts";

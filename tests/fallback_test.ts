@@ -119,12 +119,12 @@ async function replacementAfter(
 ): Promise<"the same port" | "another port" | null> {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = listener.addr;
-  await using server = defaultServer(localTarget("127.0.0.1", port));
+  await using server = await defaultServer(localTarget("127.0.0.1", port));
   assert.equal(server.isBuiltIn, false);
   if (!isTaken) listener.close();
   const failure = code === null ? null : new Failure(code, "failed");
   try {
-    server.throwIfGone({ reply, failure } as Exchange, isSeries);
+    await server.throwIfGone({ reply, failure } as Exchange, isSeries);
     return null;
   } catch (error) {
     if (!(error instanceof ServerGone)) throw error;
@@ -173,7 +173,8 @@ Deno.test("the built-in server ends once it has answered, and does not wait for 
     assert.match(await new Response(other.readable).text(), /^HTTP\/1\.1 200 /);
     return conn;
   };
-  const one = builtInServer("127.0.0.1", 0)!, two = builtInServer("127.0.0.1", 0)!;
+  const one = (await builtInServer("127.0.0.1", 0))!;
+  const two = (await builtInServer("127.0.0.1", 0))!;
   using asking = await connected(one.target.port);
   using _silent = await connected(two.target.port);
   let isOver = false;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { TCP_NODELAY } from "../ffi/libc.ts";
 import { dial, getTos, MarkedConn } from "../ffi/mod.ts";
-import { getOption } from "../ffi/option.ts";
+import { getOption } from "../ffi/calls.ts";
 import { Namespace } from "./support/namespaces.ts";
 import { Capture, type Seen } from "./support/packets.ts";
 import { Background, dscpGet, execute, testWith } from "./support/processes.ts";

@@ -1,12 +1,10 @@
 import assert from "node:assert/strict";
 import { dial, fdOf } from "../ffi/mod.ts";
 import { connectResult } from "../ffi/dial.ts";
-import { parseDataSent, parseLooped } from "../ffi/sent.ts";
+import { interfaceWith, isHostAddress, parseDataSent, parseLooped } from "../ffi/sent.ts";
 import { encode, familyOf, sameEnd } from "../ffi/sockaddr.ts";
-import { interfaceWith, isHostAddress } from "../ffi/interfaces.ts";
-import { denoError, LibcError, lossError } from "../ffi/errors.ts";
+import { denoError, LibcError, lossError, setOption } from "../ffi/calls.ts";
 import { CannotRunError, EAGAIN, MSG_DONTWAIT, MSG_ERRQUEUE, open, recv } from "../ffi/libc.ts";
-import { setOption } from "../ffi/option.ts";
 import { fromHex } from "./support/packets.ts";
 import { execute } from "./support/processes.ts";
 import { Random } from "./support/random.ts";

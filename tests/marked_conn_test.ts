@@ -8,7 +8,7 @@ import {
   MarkedConn,
 } from "../ffi/mod.ts";
 import { needsOwnSocket } from "../ffi/conn.ts";
-import { pause } from "../ffi/wait.ts";
+import { pause } from "../ffi/deno.ts";
 import { openDescriptors } from "./support/processes.ts";
 import { RawServer, reset } from "./support/servers.ts";
 import { Exit, Failure, get } from "../main.ts";

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import * as libc from "../ffi/libc.ts";
 import type { Hop } from "../ffi/mod.ts";
-import { setOption } from "../ffi/option.ts";
+import { setOption } from "../ffi/calls.ts";
 import { openPort, probeEnds, setResetOnClose } from "../ffi/probe.ts";
 import { encode } from "../ffi/sockaddr.ts";
 import { FAR_SERVER, type Router, routerAddress, SimulatedPath } from "./support/paths.ts";

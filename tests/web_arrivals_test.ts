@@ -12,7 +12,7 @@ import {
   setTos,
   watchSent,
 } from "../ffi/mod.ts";
-import { getOption, setOption } from "../ffi/option.ts";
+import { getOption, setOption } from "../ffi/calls.ts";
 import { Capture, fromHex } from "./support/packets.ts";
 import { execute, testWith } from "./support/processes.ts";
 import { send } from "./support/servers.ts";
