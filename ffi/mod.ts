@@ -20,8 +20,8 @@
  * @module
  */
 
-// Pure, no system calls: dscp.ts, sockaddr.ts, icmp.ts. deno.ts needs no libc but Deno's own APIs. All
-// others call libc, by way of libc.ts.
+// Pure, no system calls: dscp.ts, sockaddr.ts, icmp.ts. Deno's own APIs only: deno.ts. All others
+// call libc, by way of libc.ts.
 
 import type { DialedConn, DialOptions } from "./dial.ts";
 
