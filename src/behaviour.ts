@@ -5,26 +5,19 @@
  * @module
  */
 
-/** A code point as it was sent and as it arrived, 0 to 63 each. */
+import { sameDscp } from "../ffi/dscp.ts";
+
+/** A ToS byte as it was sent and as it arrived. */
 export interface Pair {
-  /** The DSCP that was sent. */
   readonly sent: number;
-  /** The DSCP that arrived. */
   readonly arrived: number;
 }
 
-/** A behaviour of RFC 9435. */
-export interface Behaviour {
-  /** Its name, such as `Bleach-DSCP`. */
+interface Behaviour {
   readonly name: string;
-  /** The section that describes it. */
+  /** Of RFC 9435. */
   readonly section: string;
-}
-
-interface Rule extends Behaviour {
-  /**
-   * What becomes of a DSCP, `parameter` being a value that a network may choose for all packets.
-   */
+  /** What becomes of a DSCP; a network may choose a `parameter`, one for all packets. */
   readonly apply: (dscp: number, parameter: number) => number;
   /** The greatest parameter, from 1 up; without it there is none. */
   readonly parameters?: number;
@@ -32,7 +25,7 @@ interface Rule extends Behaviour {
 
 const isNetworkControl = (dscp: number) => dscp >> 4 === 3;
 
-const RULES: readonly Rule[] = [
+const BEHAVIOURS: readonly Behaviour[] = [
   { name: "Bleach-DSCP", section: "4.1", apply: () => 0 },
   { name: "Bleach-ToS-Precedence", section: "4.2.1", apply: (x) => x & 7 },
   { name: "Bleach-some-ToS", section: "4.2.1", apply: (x) => isNetworkControl(x) ? x : x & 7 },
@@ -42,22 +35,20 @@ const RULES: readonly Rule[] = [
   { name: "Re-mark-DSCP", section: "4.3", apply: (_, y) => y, parameters: 63 },
 ];
 
+const isKept = ({ sent, arrived }: Pair) => sameDscp(sent, arrived);
+
 /** The behaviours that explain every pair of one stretch of a path; none if no mark was changed. */
 export function behaviours(pairs: readonly Pair[]): Behaviour[] {
-  if (pairs.every(({ sent, arrived }) => sent === arrived)) return [];
-  const fits = ({ apply, parameters = 1 }: Rule) =>
+  const fits = ({ apply, parameters = 1 }: Behaviour) =>
     Array.from({ length: parameters }, (_, at) => at + 1).some((parameter) =>
-      pairs.every(({ sent, arrived }) => apply(sent, parameter) === arrived)
+      pairs.every(({ sent, arrived }) => apply(sent >> 2, parameter) === arrived >> 2)
     );
-  return RULES.filter(fits).map(({ name, section }) => ({ name, section }));
+  return pairs.every(isKept) ? [] : BEHAVIOURS.filter(fits);
 }
 
-/**
- * The behaviours in words, such as `as by Bleach-ToS-Precedence (RFC 9435, 4.2.1)`; `null` if no
- * mark was changed.
- */
+/** The same in words, as `as by Bleach-DSCP (RFC 9435, 4.1)`; `null` if no mark was changed. */
 export function behaviourText(pairs: readonly Pair[]): string | null {
-  if (pairs.every(({ sent, arrived }) => sent === arrived)) return null;
+  if (pairs.every(isKept)) return null;
   const found = behaviours(pairs);
   if (found.length === 0) return "by no single rule of RFC 9435";
   const names = found.map(({ name }) => name).join(" or ");
@@ -69,17 +60,19 @@ export function behaviourText(pairs: readonly Pair[]): string | null {
 export const TELLING_MARKS = "EF,50";
 
 /** What a single change means to the traffic, in words; `null` if there is nothing to add. */
-export function consequence({ sent, arrived }: Pair): string | null {
+export function consequence(pair: Pair): string | null {
+  const sent = pair.sent >> 2, arrived = pair.arrived >> 2;
+  if (sent === arrived) return null;
   if (sent === 1 && arrived === 0) {
     return "LE was promoted: background traffic now competes with all other (RFC 9435, 6.1)";
   }
-  if (sent !== 1 && arrived === 1 && (sent & 7) === 1) {
+  if (arrived === 1 && (sent & 7) === 1) {
     return "it was demoted to LE, below best effort (RFC 9435, 6.2.1)";
   }
-  if (arrived !== 0 && sent !== arrived && arrived === (sent & 0x38)) {
+  if (arrived !== 0 && arrived === (sent & 0x38)) {
     return "Wi-Fi access points make such a DSCP from a frame's priority (RFC 9435, 5.1.2)";
   }
-  if (sent >> 4 === 3 && sent !== arrived && (sent & 7) === 0) {
+  if (isNetworkControl(sent) && (sent & 7) === 0) {
     return "usual for hosts: CS6 and CS7 are the network's own classes (RFC 4594, 3.2)";
   }
   return null;

@@ -6,17 +6,8 @@
 
 import { hex, type Mark, sameDscp } from "../ffi/dscp.ts";
 import { formatAddress } from "../ffi/sockaddr.ts";
-import type {
-  Arrival,
-  ArrivedChange,
-  Exchange,
-  Path,
-  Reply,
-  Returned,
-  Sent,
-  Sink,
-} from "./exchange.ts";
-import { behaviours, type Pair } from "./behaviour.ts";
+import type { Arrival, Exchange, Path, Reply, Returned, Sent, Sink } from "./exchange.ts";
+import { behaviours } from "./behaviour.ts";
 import { Exit, Failure } from "./failure.ts";
 import { isSeries, type Options } from "./options.ts";
 import { isColored, toStandardOutput, widthOf } from "./output.ts";
@@ -248,7 +239,7 @@ function exchangeObject(exchange: Exchange, isBuiltIn: boolean) {
       ? {
         ...{ syn: arrived.syn, ack: arrived.ack, data: arrived.data },
         ...{ kept: arrived.kept, nat: arrived.nat, ecn: arrived.ecn },
-        behaviour: behaviours(arrived.changes.map(pairOf)).map(({ name }) => name),
+        behaviour: behaviours(arrived.changes).map(({ name }) => name),
       }
       : null,
     returned,
@@ -259,10 +250,6 @@ function exchangeObject(exchange: Exchange, isBuiltIn: boolean) {
     },
     milliseconds: exchange.milliseconds,
   };
-}
-
-function pairOf({ sent, arrived }: ArrivedChange): Pair {
-  return { sent: sent >> 2, arrived: arrived >> 2 };
 }
 
 /** A line of JSON: fractions to six digits; what would act on a terminal is escaped. */

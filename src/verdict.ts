@@ -280,7 +280,7 @@ function arrivalFailure({ changes, syn, data }: Arrival, hasLeft: boolean): Fail
   const cause = hasLeft && packet === "data"
     ? "the path rewrote it"
     : "rewritten by this host or the path";
-  const pair = { sent: sent >> 2, arrived: arrived >> 2 };
+  const pair = { sent, arrived };
   const likeness = sameDscp(sent, 0) ? "" : `, ${behaviourText([pair])}`;
   const isByFirst = packet === "data" && changes.length === 1 && sameDscp(arrived, 0);
   const hint = isByFirst

@@ -24,7 +24,8 @@ const TABLE: readonly (readonly [name: string, bytes: readonly number[]])[] = [
 ];
 const SENT = [46, 34, 48, 50, 1];
 
-const pair = (sent: number, arrived: number) => ({ sent, arrived });
+/** Two DSCPs as bytes. */
+const pair = (sent: number, arrived: number) => ({ sent: sent << 2, arrived: arrived << 2 });
 const names = (...pairs: [number, number][]) =>
   behaviours(pairs.map(([sent, arrived]) => pair(sent, arrived))).map(({ name }) => name);
 
