@@ -1,10 +1,7 @@
 /**
- * Pure statistics: quantiles, two tests, and how the requests with one mark compare with those of
- * another.
- *
- * Three questions are asked, each with its test and the smallest effect that counts: are typical
- * times different, are there more slow replies, do more requests fail. Nothing is called different
- * for a p-value alone, nor for an effect alone.
+ * Pure statistics: quantiles, two tests, and how the requests with one mark compare with another's.
+ * Are typical times different, are there more slow replies, do more requests fail? Nothing is
+ * called different for a p-value alone, nor for an effect alone.
  *
  * @module
  */
@@ -19,16 +16,13 @@ export function quantile(values: readonly number[], share: number): number {
 
 /**
  * The two-sided p-value of the Mann–Whitney U test, by its normal approximation with corrections
- * for ties and for continuity: how likely two samples of the same kind would be as far apart in
- * rank.
- *
- * @returns 0 to 1; 1 if a sample is empty or all values are equal
+ * for ties and for continuity; 1 if a sample is empty or all values are equal.
  */
 export function mannWhitney(a: readonly number[], b: readonly number[]): number {
   const values = [...a, ...b], n = values.length;
-  const ranks = ranksOf(values), mean = (n + 1) / 2;
-  const distance = Math.abs(ranks.subarray(0, a.length).reduce((sum, r) => sum + r - mean, 0));
-  const spread = ranks.reduce((sum, rank) => sum + (rank - mean) ** 2, 0);
+  const deviations = Array.from(ranksOf(values), (rank) => rank - (n + 1) / 2);
+  const distance = Math.abs(sum(deviations.slice(0, a.length)));
+  const spread = sum(deviations.map((each) => each ** 2));
   const variance = a.length * b.length / (n * (n - 1)) * spread;
   const z = Math.max(0, distance - 0.5) / Math.sqrt(variance);
   return variance > 0 ? 2 * normalTail(z) : 1;
@@ -48,25 +42,21 @@ function ranksOf(values: readonly number[]): Float64Array {
 }
 
 /**
- * The two-sided p-value of Fisher's exact test: how likely two samples of the same kind would be as
- * unlike in their shares. Counts may be large: it adds up likelihoods relative to the likeliest.
- *
- * @param a how many of `ofA` have the property, and `b` of `ofB`
- * @returns 0 to 1
+ * The two-sided p-value of Fisher's exact test, if `a` of `ofA` have a property, and `b` of `ofB`.
+ * Counts may be large: it adds up likelihoods relative to the likeliest.
  */
 export function fisher(a: number, ofA: number, b: number, ofB: number): number {
-  const sum = a + b, low = Math.max(0, sum - ofB), high = Math.min(sum, ofA);
+  const both = a + b, low = Math.max(0, both - ofB), high = Math.min(both, ofA);
   // How much likelier it is that the first sample has `k` of them than `k - 1`.
-  const odds = (k: number) => (ofA - k + 1) * (sum - k + 1) / (k * (ofB - sum + k));
-  const likeliest = Math.floor((sum + 1) * (ofA + 1) / (ofA + ofB + 2));
+  const odds = (k: number) => (ofA - k + 1) * (both - k + 1) / (k * (ofB - both + k));
+  const likeliest = Math.floor((both + 1) * (ofA + 1) / (ofA + ofB + 2));
   const weights = new Float64Array(high - low + 1);
   weights[likeliest - low] = 1;
   for (let k = likeliest + 1; k <= high; k++) weights[k - low] = weights[k - low - 1] * odds(k);
   for (let k = likeliest; k > low; k--) weights[k - low - 1] = weights[k - low] / odds(k);
   // Those that are just as likely may differ in their last digits.
   const asUnlikely = weights.filter((weight) => weight <= weights[a - low] * (1 + 1e-7));
-  const add = (some: Float64Array) => some.reduce((sum, weight) => sum + weight, 0);
-  return add(asUnlikely) / add(weights);
+  return sum(asUnlikely) / sum(weights);
 }
 
 /** The values in a random order (Fisher and Yates). @param random gives 0 to below 1 */
@@ -77,6 +67,12 @@ export function shuffled<T>(values: readonly T[], random: () => number = Math.ra
     [all[at], all[other]] = [all[other], all[at]];
   }
   return all;
+}
+
+function sum(values: Iterable<number>): number {
+  let total = 0;
+  for (const value of values) total += value;
+  return total;
 }
 
 /** The chance of a standard normal value above `z`, `z` from 0 up. */
@@ -110,19 +106,14 @@ export interface Sample {
   readonly failures: readonly boolean[];
 }
 
-/** How many of a sample have a property. */
-export interface Share {
+/** How many of a sample have a property, and whether that differs from the baseline. */
+export interface Shares {
   readonly count: number;
   readonly of: number;
-}
-
-/** How two samples differ in a share. */
-export interface Shares extends Share {
-  /** The same of the baseline. */
-  readonly against: Share;
+  readonly against: { readonly count: number; readonly of: number };
   /** The p-value of Fisher's exact test. */
   readonly p: number;
-  /** Whether there is a difference; `null` if there are too few to say. */
+  /** `null` if there are too few to say. */
   readonly differs: boolean | null;
 }
 
@@ -180,18 +171,17 @@ function compareTwo(ours: Sample, theirs: Sample, threshold: number): Comparison
   };
 }
 
-/** Compares how many have a property; `null` is unknown. */
+/** Compares how many have a property; `null` is unknown. @param smallest the least that counts */
 function compareShares(
   ours: readonly (boolean | null)[],
   theirs: readonly (boolean | null)[],
   threshold: number,
   smallest: number,
 ): Shares {
-  const shareOf = (all: readonly (boolean | null)[]): Share => ({
+  const [share, against] = [ours, theirs].map((all) => ({
     count: all.filter((one) => one === true).length,
     of: all.filter((one) => one !== null).length,
-  });
-  const share = shareOf(ours), against = shareOf(theirs);
+  }));
   const differences = ours.map((one, at) => Number(one ?? theirs[at]) - Number(theirs[at] ?? one));
   const exact = fisher(share.count, share.of, against.count, against.of);
   const p = strict(exact, differences, threshold);
@@ -201,18 +191,15 @@ function compareShares(
 }
 
 /**
- * The p-value of a test, unless the rounds contradict it. The test takes all requests for
- * independent; but if every second connection goes to a slower server, one mark's luck is the
- * other's misfortune. What is random for certain is the order in each round, and with it the sign
- * of each round's difference. If too few rounds differ to decide anything, the test stands alone.
- *
- * @param differences of each round
- * @returns `p`, or that of the signs if only `p` is below the threshold
+ * The p-value of a test, unless the rounds contradict it: then that of the signs. The test takes
+ * all requests for independent; but if every second connection goes to a slower server, one mark's
+ * luck is the other's misfortune. What is random for certain is the order in each round, and with
+ * it the sign of each round's difference. If too few rounds differ to decide anything, the test
+ * stands alone.
  */
 function strict(p: number, differences: readonly number[], threshold: number): number {
-  const add = (some: readonly number[]) => some.reduce((sum, value) => sum + value, 0);
-  const scale = Math.sqrt(add(differences.map((value) => value ** 2)));
-  const most = 2 * normalTail(add(differences.map(Math.abs)) / scale);
-  const signs = 2 * normalTail(Math.abs(add(differences)) / scale);
+  const scale = Math.sqrt(sum(differences.map((value) => value ** 2)));
+  const most = 2 * normalTail(sum(differences.map(Math.abs)) / scale);
+  const signs = 2 * normalTail(Math.abs(sum(differences)) / scale);
   return p < threshold && most < threshold && signs >= threshold ? signs : p;
 }
