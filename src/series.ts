@@ -33,7 +33,7 @@ export class Row implements Sample {
   requests = 0;
   /** How many failed for another reason than a wrong mark. */
   failed = 0;
-  /** How many left or arrived with another mark. */
+  /** How many left, arrived or came back with another mark. */
   wrong = 0;
   /** How many had any answer, and how many had all marked packets arrive as they should. */
   answered = 0;
@@ -42,10 +42,11 @@ export class Row implements Sample {
   lost = 0;
   /** How many of those had a connection, and were not seen leaving. */
   lostUnseen = 0;
-  /** The bytes that packets left with, and those that marked packets arrived with, if known. */
+  /** The bytes that packets left with, and whether one was wrong. */
   readonly sent: Set<number> = new Set();
-  readonly arrived: Set<number> = new Set();
   isSentWrong = false;
+  /** The same of marked packets that arrived, if known. */
+  readonly arrived: Set<number> = new Set();
   isArrivedWrong = false;
   /** What unmarked packets arrived with that had been changed, such as `SYN 0x20`. */
   readonly changed: Set<string> = new Set();
@@ -134,27 +135,23 @@ export function table(rows: readonly Row[], width: number): string {
     const bars = medians.map((median) => bar(median / Math.max(...medians), room));
     columns.push(["bar:", "(median)", ...bars]);
   }
-  const isText = (column: string[]) =>
-    ["mark", "sent", "arrived", "bar: (median)"].includes(nameOf(column));
-  const line = (_: string, at: number) =>
-    columns.map((column) =>
-      isText(column) ? column[at].padEnd(widthOf(column)) : column[at].padStart(widthOf(column))
-    ).join(" ").trimEnd().slice(0, width) + "\n";
-  return columns[0].map(line).join("");
+  const cells = columns.map((column) => {
+    const isText = ["mark", "sent", "arrived", "bar: (median)"].includes(nameOf(column));
+    const pad = isText ? "padEnd" : "padStart", size = widthOf(column);
+    return column.map((cell) => cell[pad](size));
+  });
+  const lineOf = (at: number) => cells.map((column) => column[at]).join(" ").trimEnd();
+  return cells[0].map((_, at) => `${lineOf(at).slice(0, width)}\n`).join("");
 }
 
-/** How a mark compares with the baseline, with what is needed to say so. */
-interface Compared extends Comparison {
-  readonly row: Row;
-  readonly baseline: Row;
-  readonly name: string;
-}
+/** How a mark compares with the baseline, and both. */
+type Compared = Comparison & { readonly row: Row; readonly baseline: Row };
 
 /** What the network did to marks, in lines of at most `width` columns; nothing of one mark. */
 export function comparisonText(rows: readonly Row[], width: number): string {
   const baseline = baselineOf(rows);
-  const compared = compare(rows).flatMap((one, at): Compared[] =>
-    one === null ? [] : [{ ...one, row: rows[at], baseline, name: markLabel(rows[at].mark) }]
+  const compared = compare(rows).flatMap((one, at) =>
+    one === null ? [] : [{ ...one, row: rows[at], baseline }]
   );
   const sentences = compared.length === 0 ? [] : [
     ...fewOf(compared.flatMap(failedText)),
@@ -183,11 +180,10 @@ function failedText({ failed, row, baseline }: Compared): string[] {
   const isOurs = count / of > against.count / against.of;
   const [worse, better] = isOurs ? [row, baseline] : [baseline, row];
   const [name, other] = [markLabel(worse.mark), markLabel(better.mark)];
-  const rest = better.requests - better.failed;
   const isContrast = worse.failed > 0 && worse.failed === worse.requests &&
-    rest > 0 && rest === better.requests;
+    better.failed === 0 && better.requests > 0;
   if (!differs && !(differs === null && isContrast)) return [];
-  const isAll = worse.lost === worse.requests;
+  const isAll = worse.lost === worse.requests, rest = better.requests - better.failed;
   const counts = isAll
     ? `${name}: 0 of ${worse.requests} answered, ${other}: ${rest} of ${better.requests}`
     : `${worse.failed} of ${plural(worse.requests, "request")} with ${name} failed, ` +
@@ -216,16 +212,20 @@ function slowText({ slow, differs, row, baseline }: Compared): string[] {
 
 /** Whether typical times differ, and of which marks nothing at all can be said. */
 function timesText(compared: readonly Compared[], threshold: number): string[] {
-  const list = (some: { name: string }[]) =>
-    some.length > MOST_NAMED ? `${some.length} others` : some.map(({ name }) => name).join(", ");
+  const list = (some: Compared[]) =>
+    some.length > MOST_NAMED
+      ? `${some.length} others`
+      : some.map(({ row }) => markLabel(row.mark)).join(", ");
   const pOf = ({ p, slow, failed }: Compared) => Math.min(p, slow.p, failed.p);
   const others = compared.filter(({ slow, failed }) => !slow.differs && !failed.differs);
   const few = others.filter(({ differs }) => differs === null);
   const same = others.filter((one) => one.differs === false && pOf(one) >= threshold);
   const small = others.filter((one) => one.differs === false && pOf(one) < threshold);
-  const parts = compared.filter(({ differs }) => differs).map(({ name, ratio, p }) => {
+  const parts = compared.filter(({ differs }) => differs).map(({ row, ratio, p }) => {
     const factor = Math.max(ratio, 1 / ratio), word = ratio > 1 ? "faster" : "slower";
-    return `${name} is ${factor.toFixed(factor < 10 ? 2 : 0)} times ${word} (p = ${shortP(p)})`;
+    return `${markLabel(row.mark)} is ${factor.toFixed(factor < 10 ? 2 : 0)} times ${word} (p = ${
+      shortP(p)
+    })`;
   });
   if (same.length > 0) {
     const least = shortP(Math.min(...same.map(pOf)));
@@ -241,35 +241,31 @@ function timesText(compared: readonly Compared[], threshold: number): string[] {
   return parts.length === 0 ? [] : [`${against}: ${parts.join(", ")}.`];
 }
 
+/** What can become of a mark, in the order of the summary: what is so first is said of it. */
+const FATES: readonly (readonly [fate: string, isSo: (row: Row) => boolean])[] = [
+  ["pass unchanged", (row) => row.kept === row.requests && row.wrong === 0 && isSame(row)],
+  ["are changed", (row) => !isSame(row) || (row.wrong > 0 && row.arrived.size === 0)],
+  ["pass, but are not as they should be", ({ wrong }) => wrong > 0],
+  ["get no answer", ({ answered }) => answered === 0],
+  ["are answered in part", ({ answered, requests }) => answered < requests],
+  ["are answered without a report of what arrived", () => true],
+];
+
+/** Whether nothing is known to have arrived with another mark. */
+function isSame({ mark, arrived }: Row): boolean {
+  return [...arrived].every((tos) => sameDscp(tos, mark.tos));
+}
+
 /** Which marks pass: what became of each, as far as it is known. */
 function passText(rows: readonly Row[]): string {
-  const isSame = ({ mark, arrived }: Row) => [...arrived].every((tos) => sameDscp(tos, mark.tos));
-  const fateOf = (row: Row) =>
-    row.wrong > 0 && row.arrived.size > 0 && isSame(row)
-      ? "pass, but are not as they should be"
-      : row.wrong > 0 || !isSame(row)
-      ? "are changed"
-      : row.answered === 0
-      ? "get no answer"
-      : row.answered < row.requests
-      ? "are answered in part"
-      : row.kept === row.requests
-      ? "pass unchanged"
-      : "are answered without a report of what arrived";
-  const fates = [
-    "pass unchanged",
-    "are changed",
-    "pass, but are not as they should be",
-    "get no answer",
-    "are answered in part",
-    "are answered without a report of what arrived",
-  ].map((fate) => ({ fate, marks: rows.filter((row) => fateOf(row) === fate) }));
-  return fates.filter(({ marks }) => marks.length > 0).map(({ fate, marks }, at) => {
-    const of = at === 0 ? ` of ${rows.length} marks` : "";
-    const isNamed = fate === "pass unchanged" && marks.length < rows.length;
+  const byFate = Map.groupBy(rows, (row) => FATES.find(([, isSo]) => isSo(row))![0]);
+  const fates = FATES.filter(([fate]) => byFate.has(fate)).map(([fate], at) => {
+    const marks = byFate.get(fate)!, of = at === 0 ? ` of ${rows.length} marks` : "";
+    const isNamed = fate === FATES[0][0] && marks.length < rows.length;
     const names = isNamed ? `: ${marks.map(({ mark }) => markLabel(mark)).join(", ")}` : "";
     return `${marks.length}${of} ${fate}${names}`;
-  }).join("; ") + ".";
+  });
+  return `${fates.join("; ")}.`;
 }
 
 /** A probability in few characters: `0.021`, `5.2e-6`. */
