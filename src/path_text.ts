@@ -6,7 +6,8 @@
  */
 
 import { describe, type Mark, markOf, sameDscp } from "../ffi/dscp.ts";
-import type { Hop } from "../ffi/probe.ts";
+import { TIME_EXCEEDED } from "../ffi/icmp.ts";
+import { type Hop, REFUSED } from "../ffi/probe.ts";
 import { behaviourText } from "./behaviour.ts";
 import type { Arrival, Change, Exchange, Path } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
@@ -14,16 +15,18 @@ import { markLabel } from "./report.ts";
 import { plural, shortTime, wrap } from "./text.ts";
 import { coversAllData, NOT_OBSERVED } from "./verdict.ts";
 
+type Marked = Pick<Path, "mark" | "path">;
+
 /** What a trace has found so far; its last hop is the target if that has answered. */
-export interface TracedPath extends Pick<Path, "mark" | "path"> {
+export interface TracedPath extends Marked {
   /** What became of the request; `null` before there is one. */
-  readonly exchange: Pick<Exchange, "sent" | "arrived" | "failure"> | null;
+  readonly exchange: Pick<Exchange, "sent" | "arrived" | "returned" | "failure"> | null;
   /** Whether the target answered only another port of this host than the probes had. */
   readonly isFreshPort: boolean;
 }
 
 /** Where a mark was changed on a path, nearest first. */
-export function changesOf({ mark, path }: Pick<Path, "mark" | "path">): Change[] {
+export function changesOf({ mark, path }: Marked): Change[] {
   const changes: Change[] = [];
   let after = 0, from = mark.tos;
   for (const { hop, tos } of path) {
@@ -35,13 +38,13 @@ export function changesOf({ mark, path }: Pick<Path, "mark" | "path">): Change[]
 }
 
 /** Whether a mark comes back after it was changed, as if packets took several ways. */
-function isDisagreeing({ mark, path }: Pick<Path, "mark" | "path">): boolean {
+function isDisagreeing({ mark, path }: Marked): boolean {
   const seen = new Set([mark.dscp]);
   return changesOf({ mark, path }).some(({ to }) => seen.size === seen.add(to >> 2).size);
 }
 
 /** The silent hops whose answer could change what is said of the mark. */
-export function openHops({ mark, path }: Pick<Path, "mark" | "path">): number[] {
+export function openHops({ mark, path }: Marked): number[] {
   const last = path.findLastIndex(hasAnswered);
   return path.flatMap(({ hop, answer }, at) => {
     // Behind the last answer, others can only follow if the next hop answers.
@@ -60,16 +63,14 @@ export function pathFailure(traced: TracedPath): Failure | null {
   if (change === undefined || own.includes(failure?.code ?? 0)) return failure;
   const other = failure?.code === Exit.arrivedChanged ? failure.cause : failure;
   const more = other instanceof Failure ? `; ${other.message}` : "";
-  if (isDisagreeing(traced)) {
-    const message = `the hops disagree on ${describe(mark)}, as if packets took several ways; ` +
-      `${hopName(change.at, path, false)} received ${describe(markOf(change.to))}${more}`;
-    return new Failure(Exit.arrivedChanged, message, failure?.hint);
-  }
+  const after = hopName(change.after, path, false), at = hopName(change.at, path, false);
+  const before = describe(mark), behind = describe(markOf(change.to));
   // Nobody saw the SYN leave, so this host may have changed it.
   const cause = change.after === 0 ? "this host or the path" : "the path";
-  const message = `${cause} changed ${describe(mark)} to ${describe(markOf(change.to))} ` +
-    `between ${hopName(change.after, path, false)} and ${hopName(change.at, path, false)}${more}`;
-  return new Failure(Exit.arrivedChanged, message, failure?.hint);
+  const message = isDisagreeing(traced)
+    ? `the hops disagree on ${before}, as if packets took several ways; ${at} received ${behind}`
+    : `${cause} changed ${before} to ${behind} between ${after} and ${at}`;
+  return new Failure(Exit.arrivedChanged, message + more, failure?.hint);
 }
 
 /** The packet of this connection that the far end reports, the SYN if it can: as routers see it. */
@@ -83,18 +84,16 @@ export function reportedPacket(arrived: Arrival | null): { packet: string; tos: 
 /** The row of a hop, below the table's head if it is the first. */
 export function hopRow(traced: TracedPath, hop: Hop, width: number, isFirst: boolean): string {
   const { mark, path, exchange } = traced;
-  const addressWidth = Math.max(15, path[0].address?.length ?? 0);
-  const head = `hop  ${"address".padEnd(addressWidth)}     ms  mark there`.slice(0, width);
+  const size = Math.max(15, path[0].address?.length ?? 0);
+  const head = `hop  ${"address".padEnd(size)}     ms  mark there`.slice(0, width);
   const number = String(hop.hop ?? "?").padStart(3);
   let row = `${number}  (no answer)`;
   if (hop.address !== null) {
-    const time = shortTime(hop.milliseconds!).padStart(6);
-    const start = `${number}  ${hop.address.padEnd(addressWidth)} ${time}`;
     const isChanged = hop.tos !== null && changesOf(traced).some(({ at }) => at === hop.hop);
     const text = `${markThere(hop, mark, exchange?.arrived)}${isChanged ? "   changed" : ""}`;
-    const isWide = start.length + 2 + text.length > width;
-    const indent = Math.max(3, width - 2 - text.length);
-    row = `${start}${isWide ? `\n${" ".repeat(indent)}` : ""}  ${text}`;
+    row = `${number}  ${hop.address.padEnd(size)} ${shortTime(hop.milliseconds!).padStart(6)}`;
+    const isWide = row.length + 2 + text.length > width;
+    row += isWide ? `\n${text.padStart(Math.max(5 + text.length, width))}` : `  ${text}`;
   }
   return isFirst ? `${head}\n${row}\n` : `${row}\n`;
 }
@@ -108,7 +107,7 @@ export function markThere(hop: Hop, mark: Mark, arrived: Arrival | null = null):
   }
   if (isTarget(hop)) return answer!;
   const there = tos !== null ? name : evidence === "icmp" ? "lower bits kept" : "unknown";
-  return answer === "time exceeded" ? there : `${there}; ${answer}`;
+  return answer === TIME_EXCEEDED ? there : `${there}; ${answer}`;
 }
 
 function hopName(hop: number | null, path: readonly Hop[], withAddress = true): string {
@@ -121,55 +120,54 @@ function hopName(hop: number | null, path: readonly Hop[], withAddress = true): 
 }
 
 /** Whether it is the target itself that answered. */
-function isTarget({ answer }: Hop): boolean {
-  return answer === "connected" || answer === "connection refused";
+function isTarget({ answer }: Pick<Hop, "answer">): boolean {
+  return answer === "connected" || answer === REFUSED;
 }
 
 /** What became of a mark, in a word and in a sentence that begins "it was". */
 export function pathOutcome(traced: TracedPath): { sort: string; text: string } {
-  const { path, exchange } = traced, { sent = NOT_OBSERVED, arrived = null } = exchange ?? {};
+  const { path, exchange } = traced, { sent = NOT_OBSERVED, arrived, returned } = exchange ?? {};
   if (isDisagreeing(traced)) return { sort: "changed", text: disagreement(path) };
   const places = changesOf(traced).map((change) => {
     const isHere = change.after === 0 && sent.wrong !== null;
     const place = isHere ? "on this host" : placeOf(change, path);
-    const pair = { sent: change.from >> 2, arrived: change.to >> 2 };
-    return `to ${describe(markOf(change.to))} ${place}, ${behaviourText([pair])}`;
+    const behaviour = behaviourText([{ sent: change.from, arrived: change.to }]);
+    return `to ${describe(markOf(change.to))} ${place}, ${behaviour}`;
   });
   if (places.length > 0) return { sort: "changed", text: `changed ${places.join(", then ")}` };
-  const seen = path.findLast(({ tos }) => tos !== null);
-  const end = isRejected(traced) ? "rejected" : isLost(traced) ? "no answer" : null;
+  const seen = path.findLast(({ tos }) => tos !== null), end = endOf(traced);
   if (seen === undefined) return { sort: end ?? "not shown", text: unseenText(path) };
   const isWhole = seen.evidence === "server", later = arrived?.changes[0];
-  const far = isWhole ? "all the way" : `as far as ${hopName(seen.hop, path)}`;
+  const far = isWhole ? "kept all the way" : `kept as far as ${hopName(seen.hop, path)}`;
   const other = sent.wrong !== null
     ? `the request left this host as ${describe(markOf(sent.wrong))}`
     : isWhole && later
     ? `${later.packet} arrived as ${describe(markOf(later.arrived))}`
     : null;
-  if (other !== null) return { sort: "changed", text: `kept ${far} on the SYN, but ${other}` };
+  if (other !== null) return { sort: "changed", text: `${far} on the SYN, but ${other}` };
   if (!isWhole) {
     const note = end === "rejected"
       ? `and rejected: ${path.at(-1)!.answer}`
       : end === "no answer"
       ? "and nothing behind it answered"
       : "the last that showed it";
-    return { sort: end ?? "kept as far as shown", text: `kept ${far}, ${note}` };
+    return { sort: end ?? "kept as far as shown", text: `${far}, ${note}` };
   }
-  const isAll = arrived !== null && coversAllData(arrived, sent);
+  if (returned?.kept === false) {
+    const back = `, but the reply came back as ${describe(markOf(returned.arrived!))}`;
+    return { sort: "changed on the way back", text: far + back };
+  }
+  const isAll = arrived != null && coversAllData(arrived, sent);
   const text = isAll ? ": the server reports it" : " on the packets that the server reports";
-  return { sort: "kept all the way", text: `kept ${far}${text}` };
+  return { sort: "kept all the way", text: far + text };
 }
 
-/** Whether the last answer came from a router that did not let the mark pass. */
-function isRejected({ path }: TracedPath): boolean {
-  const last = path.at(-1);
-  return last !== undefined && last.answer !== null && last.answer !== "time exceeded" &&
-    !isTarget(last);
-}
-
-/** Whether nothing answered any more: neither routers nor the target. */
-function isLost({ path, exchange }: TracedPath): boolean {
-  return exchange?.failure?.code === Exit.timeout && !path.some(isTarget);
+/** Whether a router did not let the mark pass, or neither routers nor target answered any more. */
+function endOf({ path, exchange }: TracedPath): "rejected" | "no answer" | null {
+  const { answer = null } = path.at(-1) ?? {};
+  if (answer !== null && answer !== TIME_EXCEEDED && !isTarget({ answer })) return "rejected";
+  const isLost = exchange?.failure?.code === Exit.timeout && !path.some(isTarget);
+  return isLost ? "no answer" : null;
 }
 
 /** Which hops received which mark. */
@@ -203,7 +201,7 @@ function unseenText(path: readonly Hop[]): string {
   if (hint !== undefined) {
     return `kept in its lower bits as far as ${hopName(hint.hop, path)}; no more is known`;
   }
-  if (path.some(({ answer }) => answer === "time exceeded")) {
+  if (path.some(({ answer }) => answer === TIME_EXCEEDED)) {
     return "not shown by the routers that answered";
   }
   return path[0]?.hop === 1 && isTarget(path[0])
@@ -213,11 +211,10 @@ function unseenText(path: readonly Hop[]): string {
 
 /** Between which two hops, and which in between do not show the mark. */
 export function placeOf({ after, at }: Pick<Change, "after" | "at">, path: readonly Hop[]): string {
-  const unseen = path.filter(({ hop, tos }) =>
-    tos === null && hop !== null && hop > after && hop < (at ?? Infinity)
-  );
+  const isBetween = (hop: Hop) => distanceOf(hop) > after && distanceOf(hop) < (at ?? Infinity);
+  const unseen = path.filter((hop) => hop.tos === null && isBetween(hop));
   const numbers = unseen.map(({ hop }) => hop).join(", ");
-  const state = unseen.every(({ answer }) => answer === null) ? "silent" : "unknown";
+  const state = unseen.some(hasAnswered) ? "unknown" : "silent";
   const note = numbers === "" ? "" : ` (${state} in between: ${numbers})`;
   return `between ${hopName(after, path)} and ${hopName(at, path)}${note}`;
 }
@@ -226,27 +223,30 @@ export function placeOf({ after, at }: Pick<Change, "after" | "at">, path: reado
 export function pathReport(all: readonly TracedPath[], isMany: boolean, width: number): string {
   const known = all.filter(({ path }) => isMany || path.length > 0);
   if (known.length === 0) return "";
-  const [first] = known, notes = [...silenceLines(known), ...portLines(known)];
+  const fresh = known.filter(({ isFreshPort }) => isFreshPort);
+  const notes = silenceLines(known.flatMap(({ path }) => path));
+  if (fresh.length > 0) {
+    const marks = known.length > 1 ? ` (${labels(fresh)})` : "";
+    notes.push(
+      `The target answered only another port than the probes had${marks}, as behind a firewall ` +
+        "that lets one SYN of a connection pass.",
+    );
+  }
   if (isMany) return marksReport(known, notes, width);
-  return wrap(
-    [`${describe(first.mark)} was ${pathOutcome(first).text}.`, ...notes].join(" "),
-    width,
-  );
+  const outcome = `${describe(known[0].mark)} was ${pathOutcome(known[0]).text}.`;
+  return wrap([outcome, ...notes].join(" "), width);
 }
 
 /** Which hops nearer than the target did not answer, and how long they were given. */
-function silenceLines(all: readonly TracedPath[]): string[] {
-  const targets = all.flatMap(({ path }) =>
-    path.filter(isTarget).map(({ hop }) => hop ?? Infinity)
+function silenceLines(hops: readonly Hop[]): string[] {
+  const end = Math.min(...hops.filter(isTarget).map(distanceOf));
+  const silent = byDistance(hops).filter(([distance, same]) =>
+    distance < end && !same.some(hasAnswered)
   );
-  const end = Math.min(...targets);
-  const silent = hopsOf(all).flatMap(([number, same]) => {
-    const isSilent = number !== null && number < end && !same.some(({ hop }) => hasAnswered(hop));
-    const waited = Math.max(...same.map(({ hop }) => hop.waited ?? 0));
-    return isSilent ? [{ number, waited: shortSeconds(waited) }] : [];
-  });
-  return [...Map.groupBy(silent, ({ waited }) => waited)].map(([waited, same]) =>
-    `No answer within ${waited} from ${hopList(same.map(({ number }) => number))}.`
+  const longest = ([, same]: typeof silent[number]) =>
+    shortSeconds(Math.max(...same.map(({ waited }) => waited ?? 0)));
+  return [...Map.groupBy(silent, longest)].map(([waited, some]) =>
+    `No answer within ${waited} from ${hopList(some.map(([distance]) => distance))}.`
   );
 }
 
@@ -255,39 +255,30 @@ export function shortSeconds(milliseconds: number): string {
   return `${Number((milliseconds / 1000).toPrecision(2))} s`;
 }
 
-function portLines(all: readonly TracedPath[]): string[] {
-  const fresh = all.filter(({ isFreshPort }) => isFreshPort);
-  if (fresh.length === 0) return [];
-  const marks = all.length > 1 ? ` (${labels(fresh)})` : "";
-  return [
-    `The target answered only another port than the probes had${marks}, as behind a firewall ` +
-    "that lets one SYN of a connection pass.",
-  ];
-}
-
 /** Several marks: a table if it fits, what became of them in words, and how many of each. */
 function marksReport(all: readonly TracedPath[], notes: readonly string[], width: number): string {
-  const drops = dropsOf(all), lost = new Set(drops.flatMap(({ marks }) => marks));
   const outcomes = all.map((traced) => {
-    const { sort, text } = pathOutcome(traced);
-    return { traced, text, sort: sort === "no answer" && lost.has(traced) ? "dropped" : sort };
+    const { sort, text } = pathOutcome(traced), drop = dropText(traced, all);
+    return {
+      ...traced,
+      text,
+      drop,
+      sort: drop !== null && sort === "no answer" ? "dropped" : sort,
+    };
   });
-  const isInWords = ({ traced, sort }: typeof outcomes[number]) =>
-    sort === "changed" && (changesOf(traced).length === 0 || isDisagreeing(traced));
+  const isInWords = (one: typeof outcomes[number]) =>
+    one.sort === "changed" && (changesOf(one).length === 0 || isDisagreeing(one));
   const sorts = [...Map.groupBy(outcomes, ({ sort }) => sort)];
   const counts = sorts.map(([sort, some]) => {
     const isNamed = sorts.length > 1 && some.length <= 8;
-    return `${some.length} ${sort}${
-      isNamed ? ` (${labels(some.map(({ traced }) => traced))})` : ""
-    }`;
+    return `${some.length} ${sort}${isNamed ? ` (${labels(some)})` : ""}`;
   });
+  const drops = [...Map.groupBy(outcomes.filter(({ drop }) => drop !== null), ({ drop }) => drop)];
   const lines = [
     ...partlySilentLines(all),
     ...changeLines(all.filter((traced) => !isDisagreeing(traced))),
-    ...drops.map(({ marks, text }) =>
-      `${labels(marks)} ${marks.length > 1 ? "are" : "is"} ${text}.`
-    ),
-    ...outcomes.filter(isInWords).map(({ traced, text }) => `${labels([traced])} was ${text}.`),
+    ...drops.map(([text, some]) => `${labels(some)} ${some.length > 1 ? "are" : "is"} ${text}.`),
+    ...outcomes.filter(isInWords).map((one) => `${labels([one])} was ${one.text}.`),
     ...notes,
     `Of ${plural(all.length, "mark")}: ${counts.join(", ")}.`,
   ];
@@ -299,46 +290,34 @@ function labels(all: readonly TracedPath[]): string {
   return all.map(({ mark }) => markLabel(mark)).join(", ");
 }
 
-/** Marks that vanish where others pass. */
-function dropsOf(all: readonly TracedPath[]): { marks: TracedPath[]; text: string }[] {
-  const drops = all.filter(isLost).flatMap((traced) => {
-    const after = traced.path.findLast(hasAnswered)?.hop ?? 0;
-    const beyond = ({ path }: TracedPath) =>
-      path.find(({ hop, answer }) => answer !== null && (hop ?? Infinity) > after);
-    const passing = all.filter((other) => other !== traced && beyond(other) !== undefined);
-    if (passing.length === 0) return [];
-    const [nearest] = passing.toSorted((a, b) =>
-      (beyond(a)!.hop ?? Infinity) - (beyond(b)!.hop ?? Infinity)
-    );
-    const from = hopName(after, traced.path), to = hopName(beyond(nearest)!.hop, nearest.path);
-    const others = passing.length > 4
-      ? `${passing.length} marks pass`
-      : passing.length > 1
-      ? `${labels(passing)} pass`
-      : `${labels(passing)} passes`;
-    return { traced, text: `dropped between ${from} and ${to}; ${others}` };
+/** Where a mark vanishes and others pass; `null` if it does not. */
+function dropText(traced: TracedPath, all: readonly TracedPath[]): string | null {
+  if (endOf(traced) !== "no answer") return null;
+  const after = traced.path.findLast(hasAnswered)?.hop ?? 0;
+  const passing = all.flatMap((other) => {
+    const next = other.path.find((hop) => hasAnswered(hop) && distanceOf(hop) > after);
+    return other === traced || next === undefined ? [] : [{ ...other, next }];
   });
-  return [...Map.groupBy(drops, ({ text }) => text)].map(([text, same]) => ({
-    marks: same.map(({ traced }) => traced),
-    text,
-  }));
+  if (passing.length === 0) return null;
+  const [nearest] = passing.toSorted((a, b) => distanceOf(a.next) - distanceOf(b.next));
+  const from = hopName(after, traced.path), to = hopName(nearest.next.hop, nearest.path);
+  const others = passing.length > 4 ? `${passing.length} marks` : labels(passing);
+  return `dropped between ${from} and ${to}; ${others} ${passing.length > 1 ? "pass" : "passes"}`;
 }
 
 /** Where marks were changed, to what, and which behaviour explains all marks there. */
 function changeLines(all: readonly TracedPath[]): string[] {
   const changed = all.flatMap((traced) =>
-    changesOf(traced).map((change) => ({ traced, change, place: placeOf(change, traced.path) }))
+    changesOf(traced).map((change) => ({ ...traced, change, place: placeOf(change, traced.path) }))
   );
   return [...Map.groupBy(changed, ({ place }) => place)].map(([place, here]) => {
-    const toLabel = ({ change }: typeof here[number]) => markLabel(markOf(change.to));
-    const words = [...Map.groupBy(here, toLabel)].map(([to, same]) =>
-      `${labels(same.map(({ traced }) => traced))} → ${to}`
-    );
+    const words = [...Map.groupBy(here, ({ change }) => markLabel(markOf(change.to)))]
+      .map(([to, same]) => `${labels(same)} → ${to}`);
     const { after, at } = here[0].change;
     const pairs = all.flatMap(({ mark, path }) => {
       const tosAt = (wanted: number | null) => path.find(({ hop }) => hop === wanted)?.tos ?? null;
       const sent = after === 0 ? mark.tos : tosAt(after), arrived = tosAt(at);
-      return sent === null || arrived === null ? [] : [{ sent: sent >> 2, arrived: arrived >> 2 }];
+      return sent === null || arrived === null ? [] : [{ sent, arrived }];
     });
     return `B${place.slice(1)}: ${words.join("; ")}, ${behaviourText(pairs)}.`;
   });
@@ -346,16 +325,16 @@ function changeLines(all: readonly TracedPath[]): string[] {
 
 /** Hops that answered some marks only, of those that passed them. */
 function partlySilentLines(all: readonly TracedPath[]): string[] {
-  return hopsOf(all).flatMap(([hop, same]) => {
-    const probed = same.filter(({ of: { path }, hop }) =>
-      hasAnswered(hop) ||
-      (hop.waited !== null && path.indexOf(hop) < path.findLastIndex(hasAnswered))
-    );
-    const answered = probed.filter(({ hop }) => hasAnswered(hop)).length;
-    if (hop === null || answered === 0 || answered === probed.length) return [];
-    const { address } = probed.find(({ hop }) => hasAnswered(hop))!.hop;
-    const share = `it answered ${answered} of ${probed.length} probes`;
-    return `Hop ${hop} (${address}) is partly silent: ${share}.`;
+  const probed = all.flatMap(({ path }) => {
+    const last = path.findLastIndex(hasAnswered);
+    return path.filter((hop, at) => hasAnswered(hop) || (hop.waited !== null && at < last));
+  });
+  return byDistance(probed).flatMap(([distance, same]) => {
+    const answered = same.filter(hasAnswered);
+    const share = `it answered ${answered.length} of ${same.length} probes`;
+    const isPart = answered.length > 0 && answered.length < same.length;
+    if (distance === Infinity || !isPart) return [];
+    return `Hop ${distance} (${answered[0].address}) is partly silent: ${share}.`;
   });
 }
 
@@ -363,28 +342,35 @@ function hasAnswered({ answer }: Hop): boolean {
   return answer !== null;
 }
 
-/** What each hop answered to each mark, nearest first, those at an unknown distance last. */
-function hopsOf(all: readonly TracedPath[]) {
-  const hops = all.flatMap((traced) => traced.path.map((hop) => ({ of: traced, hop })));
-  return [...Map.groupBy(hops, ({ hop }) => hop.hop)]
-    .toSorted(([a], [b]) => (a ?? Infinity) - (b ?? Infinity));
+/** How far away a hop is; one at an unknown distance is the farthest. */
+function distanceOf({ hop }: Hop): number {
+  return hop ?? Infinity;
+}
+
+/** What each hop answered to each mark, nearest first. */
+function byDistance(hops: readonly Hop[]): [distance: number, same: Hop[]][] {
+  return [...Map.groupBy(hops, distanceOf)].toSorted(([a], [b]) => a - b);
 }
 
 /** A row for each hop up to the last that answered, a column for each mark; empty if too wide. */
 function hopTable(all: readonly TracedPath[], width: number): string {
   const rows = [["hop", "address", ...all.map(({ mark }) => markLabel(mark))]];
-  const hops = hopsOf(all);
-  const last = hops.findLastIndex(([, same]) => same.some(({ hop }) => hasAnswered(hop)));
-  for (const [number, same] of hops.slice(0, last + 1)) {
-    const addresses = new Set(same.flatMap(({ hop }) => hop.address ?? []));
+  const hops = byDistance(all.flatMap(({ path }) => path));
+  const last = hops.findLastIndex(([, same]) => same.some(hasAnswered));
+  for (const [distance, same] of hops.slice(0, last + 1)) {
+    const addresses = new Set(same.flatMap(({ address }) => address ?? []));
     const [address = "(no answer)", ...others] = addresses;
     const more = others.length > 0 ? ` +${others.length}` : "";
-    const cells = all.map((traced) =>
-      markCell(same.find(({ of }) => of === traced)?.hop, traced.mark)
+    const number = distance === Infinity ? "?" : `${distance}`;
+    const cells = all.map(({ mark, path }) =>
+      markCell(path.find((hop) => distanceOf(hop) === distance), mark)
     );
-    rows.push([String(number ?? "?").padStart(3), `${address}${more}`, ...cells]);
+    rows.push([number.padStart(3), `${address}${more}`, ...cells]);
   }
-  return tableOf(rows, width);
+  const widths = rows[0].map((_, at) => Math.max(...rows.map((row) => row[at].length)) + 2);
+  if (widths.reduce((sum, each) => sum + each) > width + 2) return "";
+  const lineOf = (row: string[]) => row.map((cell, at) => cell.padEnd(widths[at])).join("");
+  return rows.map((row) => `${lineOf(row).trimEnd()}\n`).join("");
 }
 
 /** What a table says of one mark at one hop. */
@@ -392,12 +378,4 @@ function markCell(hop: Hop | undefined, mark: Mark): string {
   if (!hop?.address) return "-";
   if (hop.tos === null) return hop.evidence === "icmp" ? "lower" : "?";
   return sameDscp(hop.tos, mark.tos) ? markLabel(mark) : `${markLabel(markOf(hop.tos))}!`;
-}
-
-/** Rows of cells as lines; none if they are too wide. */
-function tableOf(rows: readonly string[][], width: number): string {
-  const widths = rows[0].map((_, at) => Math.max(...rows.map((row) => row[at].length)) + 2);
-  if (widths.reduce((sum, each) => sum + each) > width + 2) return "";
-  const lineOf = (row: string[]) => row.map((cell, at) => cell.padEnd(widths[at])).join("");
-  return rows.map((row) => `${lineOf(row).trimEnd()}\n`).join("");
 }

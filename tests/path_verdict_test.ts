@@ -56,6 +56,7 @@ function arrival(syn: number | null, data: number | null = null, isOther = false
   return { ...unknown, syn, ack: null, data, isOther, marked: [], changes };
 }
 
+const returned = { sent: null, arrived: null, kept: null };
 const onePacket: Sent = {
   ...NOT_OBSERVED,
   packets: [{}] as unknown as Sent["packets"],
@@ -70,7 +71,7 @@ function traced(
   return {
     mark: markOf(tos),
     path,
-    exchange: { sent: NOT_OBSERVED, arrived: null, failure: null, ...exchange },
+    exchange: { sent: NOT_OBSERVED, arrived: null, returned, failure: null, ...exchange },
     isFreshPort: false,
   };
 }
@@ -244,6 +245,12 @@ Deno.test("what became of a mark, in a word and in a sentence", () => {
       traced([...way, target(3, EF)], { sent: onePacket, arrived: arrival(EF) }),
       "kept all the way",
       "kept all the way on the packets that the server reports",
+    ],
+    [
+      "changed on the way back",
+      traced([...way, target(3, EF)], { returned: { sent: EF, arrived: 0, kept: false } }),
+      "changed on the way back",
+      "kept all the way, but the reply came back as DF (0x00)",
     ],
     [
       "data changed behind the SYN",
