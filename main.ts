@@ -53,12 +53,13 @@ import {
   forcedExit,
   lineToStandardError,
   onInterrupt,
+  sinkFor,
   toStandardError,
   toStandardOutput,
   widthOf,
 } from "./src/output.ts";
 import { readReply, SinkError } from "./src/reply.ts";
-import { json, markedReport, outcomeReport, sinkFor } from "./src/report.ts";
+import { json, markedReport, outcomeReport } from "./src/report.ts";
 import {
   defaultServer,
   remoteServer,
