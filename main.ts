@@ -53,12 +53,13 @@ import {
   forcedExit,
   lineToStandardError,
   onInterrupt,
+  sinkFor,
   toStandardError,
   toStandardOutput,
   widthOf,
 } from "./src/output.ts";
 import { readReply, SinkError } from "./src/reply.ts";
-import { json, markedReport, outcomeReport, sinkFor } from "./src/report.ts";
+import { json, markedReport, outcomeReport } from "./src/report.ts";
 import {
   defaultServer,
   remoteServer,
@@ -324,23 +325,24 @@ async function run(options: Options): Promise<Failure | null> {
 /** One request, its report or JSON. */
 async function single(server: Server, options: Options): Promise<Failure | null> {
   const requestOptions = await requestOptionsOf(options), limits = new Limits(requestOptions);
-  const print = options.json || options.silent ? () => {} : toStandardError;
+  const hasReport = !options.json && !options.silent;
   using _signals = onInterrupt((code) => {
     if (Deno.stderr.isTerminal()) toStandardError("\n");
     limits.stop(new Failure(code, "interrupted"));
   });
-  const onMarked = (exchange: Exchange) => print(markedReport(exchange, server.isBuiltIn));
-  if (Deno.stderr.isTerminal()) {
+  const onMarked = (exchange: Exchange) =>
+    toStandardError(markedReport(exchange, server.isBuiltIn));
+  if (hasReport && Deno.stderr.isTerminal()) {
     AbortSignal.timeout(1000).addEventListener("abort", () => {
-      if (limits.waitsFor !== null) print(`${limits.waitsFor} …\n`);
+      if (limits.waitsFor !== null) toStandardError(`${limits.waitsFor} …\n`);
     });
   }
-  const context = { limits, onMarked }, sink = sinkFor(options);
+  const context = { limits, ...hasReport && { onMarked } }, sink = sinkFor(options);
   const exchange = await request(server.target, options.marks[0], requestOptions, sink, context);
   const failure = limits.stopped ?? exchange.failure;
   if (limits.stopped === null) await server.throwIfGone(exchange);
   if (options.json) await toStandardOutput(json(exchange, failure, server));
-  else if (failure?.code !== Exit.cannotRun) print(outcomeReport(exchange));
+  else if (hasReport && failure?.code !== Exit.cannotRun) toStandardError(outcomeReport(exchange));
   return failure;
 }
 

@@ -53,7 +53,7 @@ const ONE_PACKET = 1280 - 40 - 32 - 29;
 export function needsOwnSocket(options: ConnectOptions): boolean {
   const { hostname, markSyn, trust, family, requestSize } = options;
   return markSyn || trust !== null || family !== null || requestSize > ONE_PACKET ||
-    /\.localhost\.?$/i.test(hostname);
+    /\.localhost\.?$/.test(hostname);
 }
 
 /** What is read and written: a connection of Deno's, or one of `dial`, which brings its own TLS. */

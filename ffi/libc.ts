@@ -113,6 +113,12 @@ const hot = table({
   getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
   // int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen);
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
+  // int socket(int domain, int type, int protocol);
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
+  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
+  bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
   // ssize_t recv(int sockfd, void *buf, size_t len, int flags);
   recv: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
   // int eventfd(unsigned int initval, int flags);
@@ -123,18 +129,12 @@ const hot = table({
   __errno_location: { parameters: [], result: "pointer" },
 });
 
-/** What dialing, large processes and errors call. */
+/** What large processes, polling and errors call. */
 const cold = table({
-  // int socket(int domain, int type, int protocol);
-  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
-  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
-  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
   // int shutdown(int sockfd, int how);
   shutdown: { parameters: ["i32", "i32"], result: "i32" },
   // ssize_t send(int sockfd, const void *buf, size_t len, int flags);
   send: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
-  // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
-  bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
   // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags);
   recvmsg: { parameters: ["i32", "buffer", "i32"], result: "isize" },
   // int epoll_create1(int flags);
@@ -298,12 +298,12 @@ export function send(fd: number, bytes: Uint8Array, flags: number): number {
 /** socket(2), a TCP socket unless told otherwise; non-blocking and closed on exec. */
 export function socket(family: number, type = SOCK_STREAM, protocol = IPPROTO_TCP): number {
   const SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
-  return orNegativeErrno(cold().socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
+  return orNegativeErrno(hot().socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
 }
 
 /** bind(2). */
 export function bind(fd: number, address: Bytes): number {
-  return orNegativeErrno(cold().bind(fd, address, address.length));
+  return orNegativeErrno(hot().bind(fd, address, address.length));
 }
 
 /** listen(2) for a single connection. */
@@ -318,7 +318,7 @@ export function accept(fd: number): number {
 
 /** connect(2) of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */
 export function connect(fd: number, address: Bytes): number {
-  return orNegativeErrno(cold().connect(fd, address, address.length));
+  return orNegativeErrno(hot().connect(fd, address, address.length));
 }
 
 /** poll(2) that does not wait. @param polled `struct pollfd { int fd; short events, revents; }` */

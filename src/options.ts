@@ -178,8 +178,8 @@ export const OPTIONS: Record<string, Record<string, Option>> = {
 /** The options one by one: `--name` is the last of the flags; a switch has `""` for a value. */
 export function optionRows(): { flags: string[]; value: string; help: string; apply: Apply }[] {
   return Object.values(OPTIONS).flatMap(Object.entries<Option>).map(([label, [help, apply]]) => {
-    const [, short, long, value] = /^(-.)?[ ,]*(--[\w-]+) ?(.*)$/.exec(label)!;
-    const flags = short === undefined ? [long] : [short, long];
+    const [long, value = ""] = label.slice(4).split(" ");
+    const flags = label.startsWith("-") ? [label.slice(0, 2), long] : [long];
     return { flags, value, help, apply };
   });
 }

@@ -10,8 +10,10 @@
 
 import { getenv } from "../ffi/libc.ts";
 import { makeBlocking } from "../ffi/calls.ts";
+import type { Reply, Sink } from "./exchange.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
-import { errorText, plural, wrap } from "./text.ts";
+import { isSeries, type Options } from "./options.ts";
+import { errorText, excerpt, plural, wrap } from "./text.ts";
 
 /** How many columns may be used: a terminal's if it has fewer than 80. */
 export function widthOf(output: typeof Deno.stdout | typeof Deno.stderr): number {
@@ -78,6 +80,33 @@ function blockStandardOutput(): void {
   // The help must not need a permission.
   if (!isBlocking && isGranted({ name: "ffi" })) makeBlocking(1);
   isBlocking = true;
+}
+
+/** Where a reply goes under these options; a series is for its times, so its bodies are dropped. */
+export function sinkFor(options: Options): Sink {
+  const isDropped = options.json || options.trace || isSeries(options);
+  const bytesOf = (line: string) => Uint8Array.from(line, (c) => c.charCodeAt(0));
+  return {
+    ...options.include && !isDropped && { head: (line) => toStandardOutput(bytesOf(line)) },
+    ...options.fail && { begin: failOnError },
+    ...!isDropped && { body: Deno.stdout.isTerminal() ? toTerminal : toStandardOutput },
+  };
+}
+
+function failOnError({ status, reason }: Reply): void {
+  if (status < 400) return;
+  const message = excerpt(`the server answered ${status} ${reason}`.trim());
+  throw new Failure(Exit.httpError, message);
+}
+
+/** A body that is not printed, as it is binary and the output a terminal. */
+export class NotPrinted extends Failure {}
+
+/** @throws {NotPrinted} the body is binary, which curl does not print either */
+function toTerminal(piece: Uint8Array): Promise<void> {
+  if (!piece.includes(0)) return toStandardOutput(piece);
+  const message = "the reply is binary and can mess up a terminal";
+  throw new NotPrinted(Exit.cannotWrite, message, "redirect it, with > FILE or through a pipe");
 }
 
 /** Whether the last line on the terminal has no end, as of a body without one. */

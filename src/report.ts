@@ -6,41 +6,17 @@
 
 import { hex, type Mark, sameDscp } from "../ffi/dscp.ts";
 import { formatAddress } from "../ffi/sockaddr.ts";
-import type { Arrival, Exchange, Path, Reply, Returned, Sent, Sink } from "./exchange.ts";
+import type { Arrival, Exchange, Path, Reply, Returned, Sent } from "./exchange.ts";
 import { behaviours } from "./behaviour.ts";
-import { Exit, Failure } from "./failure.ts";
-import { isSeries, type Options } from "./options.ts";
-import { isColored, toStandardOutput, widthOf } from "./output.ts";
+import { Exit, type Failure } from "./failure.ts";
+import { isColored, NotPrinted, widthOf } from "./output.ts";
 import { excerpt, plural, printable, wrap } from "./text.ts";
 import { coversAllData } from "./verdict.ts";
 
-/** Where a reply goes under these options; a series is for its times, so its bodies are dropped. */
-export function sinkFor(options: Options): Sink {
-  const isDropped = options.json || options.trace || isSeries(options);
-  const bytesOf = (line: string) => Uint8Array.from(line, (c) => c.charCodeAt(0));
-  return {
-    ...options.include && !isDropped && { head: (line) => toStandardOutput(bytesOf(line)) },
-    ...options.fail && { begin: failOnError },
-    ...!isDropped && { body: Deno.stdout.isTerminal() ? toTerminal : toStandardOutput },
-  };
-}
+/** Words of a line that have a colour on a terminal. */
+const GOOD = { words: "proved", code: 32 }, BAD = { words: "NOT the mark", code: 31 };
 
-function failOnError({ status, reason }: Reply): void {
-  if (status < 400) return;
-  const message = excerpt(`the server answered ${status} ${reason}`.trim());
-  throw new Failure(Exit.httpError, message);
-}
-
-const BINARY = "the reply is binary and can mess up a terminal";
-
-/** @throws {Failure} the body is binary, which curl does not print either */
-function toTerminal(piece: Uint8Array): Promise<void> {
-  if (!piece.includes(0)) return toStandardOutput(piece);
-  const hint = "redirect it, with > FILE or through a pipe";
-  throw new Failure(Exit.cannotWrite, BINARY, hint);
-}
-
-type Line = readonly [label: string, text: string];
+type Line = readonly [label: string, text: string, colored?: typeof GOOD | null];
 
 /** What is known as soon as the connection is marked. */
 export function markedReport({ connection, mark }: Exchange, isBuiltIn: boolean): string {
@@ -61,10 +37,19 @@ export function outcomeReport(exchange: Exchange): string {
   const lines: Line[] = [];
   // A TLS handshake that fails takes the descriptor with it, before anything could be read.
   if (sent.packets.length > 0 || reply !== null) {
-    lines.push(["sent", sentText(sent, sent.packets.length > 0 ? null : connection.device)]);
+    const text = sentText(sent, sent.packets.length > 0 ? null : connection.device);
+    lines.push(["sent", text, sent.proved === null ? null : sent.proved ? GOOD : BAD]);
   }
-  if (arrived !== null) lines.push(["arrived", arrivedText(exchange, arrived)]);
-  if (reply !== null) lines.push(["reply", replyText(exchange, reply)]);
+  if (arrived !== null) {
+    lines.push(["arrived", arrivedText(exchange, arrived), arrived.kept === false ? BAD : null]);
+  }
+  if (reply !== null) {
+    lines.push([
+      "reply",
+      replyText(exchange, reply),
+      exchange.returned.kept === false ? BAD : null,
+    ]);
+  }
   if (arrived === null) {
     const text = markSyn
       ? "set before the SYN; not proved (--serve at the far end reports it)"
@@ -78,14 +63,15 @@ export function outcomeReport(exchange: Exchange): string {
 function laidOut(lines: readonly Line[]): string {
   const INDENT = 11, width = widthOf(Deno.stderr) - INDENT;
   const hasColors = isColored(Deno.stderr);
-  const colored = (code: number, text: string) => hasColors ? `\x1b[${code}m${text}\x1b[0m` : text;
-  return lines.map(([label, text]) => {
+  const inColor = (code: number, text: string) => hasColors ? `\x1b[${code}m${text}\x1b[0m` : text;
+  return lines.map(([label, text, colored]) => {
     const wrapped = text.split("\n").map((line) => wrap(line, width)).join("").trimEnd();
-    return colored(1, label.padEnd(INDENT)) +
-      wrapped.replaceAll("\n", `\n${" ".repeat(INDENT)}`)
-        .replace(/\bproved(?= by|$|\n)/, (word) => colored(32, word))
-        .replace(/NOT the mark/, (words) => colored(31, words)) +
-      "\n";
+    const shown = wrapped.replaceAll("\n", `\n${" ".repeat(INDENT)}`);
+    // The reason that a server gives may hold these words too, in front of ours.
+    const at = colored ? shown.lastIndexOf(colored.words) : -1;
+    const marked = at < 0 ? shown : shown.slice(0, at) +
+      inColor(colored!.code, colored!.words) + shown.slice(at + colored!.words.length);
+    return `${inColor(1, label.padEnd(INDENT))}${marked}\n`;
   }).join("");
 }
 
@@ -158,7 +144,7 @@ function replyText(exchange: Exchange, reply: Reply): string {
   const location = headers.find(([name]) => name === "location")?.[1];
   const isRedirect = location !== undefined && status >= 300 && status < 400;
   // With -f the body of an error is left unread.
-  const isRefused = failure?.message === BINARY;
+  const isRefused = failure instanceof NotPrinted;
   const isAll = headers.some((field) => `${field}` === `content-length,${bodyBytes}`);
   const isTruncated = !reply.complete && failure?.code !== Exit.httpError && !(isRefused && isAll);
   const size = plural(bodyBytes, "byte"), time = `${milliseconds.total!.toFixed(1)} ms`;

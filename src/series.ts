@@ -10,8 +10,8 @@ import type { Exchange, Requester, RequestOptions } from "./exchange.ts";
 import { Exit, Failure, isGranted } from "./failure.ts";
 import { Limits } from "./limits.ts";
 import { expectedOf, type Options, requestOptionsOf } from "./options.ts";
-import { LiveText, onInterrupt, toStandardOutput, widthOf } from "./output.ts";
-import { json, jsonLine, markLabel, sinkFor } from "./report.ts";
+import { LiveText, onInterrupt, sinkFor, toStandardOutput, widthOf } from "./output.ts";
+import { json, jsonLine, markLabel } from "./report.ts";
 import { builtInServer, type Server } from "./server.ts";
 import {
   baselineOf,

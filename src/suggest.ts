@@ -40,7 +40,7 @@ export function dscpHint(text: string): string | undefined {
  */
 export function refuseMarks(urls: readonly string[], isListed: boolean): void {
   // Most URLs are no word: throwing and catching an error costs about 0.2 ms.
-  const word = isListed ? /^[\w-]+$/ : /^[a-z][\w-]*$/i;
+  const word = isListed ? /^[\w-]+$/ : /^[A-Za-z][\w-]*$/;
   const name = urls.find((url) => word.test(url) && tryParse(parseDscp, url) !== undefined);
   if (name === undefined) return;
   const message = `'${name}' is a mark, not a URL; a host of that name is http://${name}/`;

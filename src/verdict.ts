@@ -116,7 +116,7 @@ export function bytesCovered(packets: readonly SentPacket[]): { seen: number; re
 /** What a header of a reply of our own server says: a byte, as `0xB8`; `null` if it is no byte. */
 function byteOf(reply: Reply, name: string): number | null {
   const value = valueOf(reply, name);
-  return /^0x[0-9a-f]{2}$/i.test(value) ? Number(value) : null;
+  return /^0x[0-9A-Fa-f]{2}$/.test(value) ? Number(value) : null;
 }
 
 function valueOf({ headers }: Reply, wanted: string): string {

@@ -100,6 +100,21 @@ testWith(["script"], "colour only on a terminal that has some, and without NO_CO
   assert.ok(!(await dscpGet([server.url])).stderr.includes("\x1b["));
   const dumb = ["env", "-u", "NO_COLOR", "TERM=dumb"];
   assert.ok(!(await execute([...dumb, ...onOne])).stdout.includes("\x1b["));
+  // What is proved is green and what is not the mark red, whatever the server's reason says.
+  const head = "HTTP/1.1 200 proved\r\nContent-Length: 0\r\n";
+  await using boasting = replying(`${head}\r\n`),
+    changed = replying(`${head}Arrived-Data: 0x20\r\n\r\n`);
+  for (
+    const [{ url }, colored] of [[boasting, ["32mproved"]], [changed, [
+      "32mproved",
+      "31mNOT the mark",
+    ]]] as const
+  ) {
+    const words = onTerminal(command([url]).join(" "));
+    const { stdout } = await execute(["env", "-u", "NO_COLOR", ...words]);
+    const found = stdout.split("\x1b[").filter((part) => /^3[12]m/.test(part));
+    assert.deepEqual(found, colored, stdout);
+  }
   // Nor does a live table move the cursor.
   const series = onTerminal(command(["-d", "ef,df", "-n", "30", server.url]).join(" "));
   const { stdout, code } = await execute([...dumb, ...series]);

@@ -3,7 +3,8 @@ import { markOf } from "../ffi/mod.ts";
 import type { Arrival, Exchange, Reply, Sent } from "../src/exchange.ts";
 import { Exit, Failure } from "../src/failure.ts";
 import { parseArguments } from "../src/options.ts";
-import { json, markedReport, outcomeReport, sinkFor } from "../src/report.ts";
+import { sinkFor } from "../src/output.ts";
+import { json, markedReport, outcomeReport } from "../src/report.ts";
 import { parseTarget } from "../src/target.ts";
 import { NOT_OBSERVED } from "../src/verdict.ts";
 
