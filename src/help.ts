@@ -5,9 +5,8 @@
  */
 
 import { OPTIONS } from "./options.ts";
-import { DEFAULT_HOST, DEFAULT_PORT } from "./target.ts";
+import { DEFAULT_HOST, DEFAULT_PORT, VERSION } from "./target.ts";
 import { printable, wrap } from "./text.ts";
-import { VERSION } from "./target.ts";
 
 /** How this program was started: by a URL, from a checkout, or as an installed command. */
 function commandLine(meta: ImportMeta): string {
@@ -35,9 +34,9 @@ export function usage(width: number, meta: ImportMeta): string {
     });
     return `${title}\n${rows.join("")}`;
   });
-  const paragraphs = [
+  const intro = [
     `dscp-get ${VERSION}: send one HTTP GET whose packets carry a DSCP mark, and prove it`,
-    `\xa0\xa0${commandLine(meta)} [options] [URL]`,
+    `  ${commandLine(meta)} [options] [URL]`,
     `Without a URL it asks http://${DEFAULT_HOST}:${DEFAULT_PORT}/, and answers the request itself \
 if nothing is listening there. The reply's body goes to standard output, the report to standard \
 error.`,
@@ -49,7 +48,5 @@ failed, 52 empty reply, 56 connection lost, 60 bad certificate, 77 bad --cacert 
 100 the kernel did not accept the mark, 101 packets left with another mark, 102 packets arrived \
 with another mark, at the server or at a router, 103 cannot run here (not Linux, or a permission \
 or libc missing), 104 not proved with --require-proof.`;
-  const intro = paragraphs.map((text) => `${wrap(text, width)}\n`).join("")
-    .replaceAll("\xa0", " ");
-  return `${intro}${groups.join("\n")}\n${wrap(codes, width)}`;
+  return [...intro.map((text) => wrap(text, width)), ...groups, wrap(codes, width)].join("\n");
 }

@@ -230,8 +230,7 @@ export function parseArguments(args: readonly string[]): Options {
   }
   if (seen.size > 0 && options.print === null) checkCombinations(options, seen, urls);
   if (options.trace && !seen.has("--connect-timeout")) {
-    const isShorter = seen.has("--max-time") && options.maxTime > 0;
-    options.connectTimeout = isShorter ? Math.min(options.maxTime, TRACE_TIMEOUT) : TRACE_TIMEOUT;
+    options.connectTimeout = traceTimeout(seen.has("--max-time") ? options.maxTime : 0);
   }
   if (options.serve !== null && MARKING.some((name) => seen.has(name))) {
     options.replyMark = options.marks[0];
@@ -388,6 +387,11 @@ async function readCertificates(file: string): Promise<string[]> {
     }
   }
   return certificates;
+}
+
+/** Seconds for the path of a trace if only those for its request are given; 0 is no limit. */
+export function traceTimeout(maxTime = 0): number {
+  return Math.min(maxTime || Infinity, TRACE_TIMEOUT);
 }
 
 /** How a program's requests are made; what is left out has the default. */

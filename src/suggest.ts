@@ -13,8 +13,6 @@ export function usageError(message: string, hint = "--help lists the options"): 
   return new Failure(Exit.usage, printable(message), hint);
 }
 
-// ─── Marks ──────────────────────────────────────────────────────────────────────────────────────
-
 export const LIST_HINT = "-d takes one list, with commas and without blanks: -d EF,AF41";
 
 /** What a value of `-d` was meant to be, if it is a byte. */
@@ -55,24 +53,17 @@ function tryParse(parse: (text: string) => Mark, text: string): Mark | undefined
   }
 }
 
-// ─── Options ────────────────────────────────────────────────────────────────────────────────────
-
 // Options of curl, and what does it here.
 const GET_ONLY = "requests are GET and have no body";
-const SAVE = "the body goes to standard output: dscp-get URL >FILE";
 const HEADER = (name: string) => `-H '${name}: …' does it here`;
 const CURL: Record<string, string> = {
   "-v --verbose": "the report is printed anyway, --json has all that is known; -V is the version",
   "-L --location": "redirects are not followed: -i shows the Location header, ask for that URL",
-  "-o --output": SAVE,
-  "-O --remote-name": SAVE,
+  "-o --output -O --remote-name": "the body goes to standard output: dscp-get URL >FILE",
   "-x --proxy": "there is no proxy here: its packets would be its own, without the mark",
-  "-X --request": GET_ONLY,
+  "-X --request -G --get -F --form -T --upload-file": GET_ONLY,
   "-I --head": `${GET_ONLY}; -i prints the reply's headers too`,
-  "-G --get": GET_ONLY,
   "--data --data-raw --data-binary --data-urlencode": GET_ONLY,
-  "-F --form": GET_ONLY,
-  "-T --upload-file": GET_ONLY,
   "-u --user": "-H 'Authorization: Basic …' does it here, with the base64 of user:password",
   "-A --user-agent": HEADER("User-Agent"),
   "-e --referer": HEADER("Referer"),
@@ -98,17 +89,17 @@ export function unknownOption(given: string, names: readonly string[]): Failure 
   }
   const [, known] = Object.entries(CURL).find(([flags]) => flags.split(" ").includes(given)) ?? [];
   if (known !== undefined) return usageError(message, known);
-  const [near] = given.startsWith("--") ? nearest(given, names) : [];
-  return usageError(message, near === undefined ? undefined : `did you mean ${near}?`);
+  const near = given.startsWith("--") ? nearest(given, names) : undefined;
+  return usageError(message, near && `did you mean ${near}?`);
 }
 
-/** Those names that a typing mistake may have made of it, the nearest first. */
-function nearest(given: string, names: readonly string[]): string[] {
+/** The name that is nearest to what was typed, if it is near at all. */
+function nearest(given: string, names: readonly string[]): string | undefined {
   return names
     .map((name) => ({ name, distance: distance(given, name) }))
     .filter(({ name, distance }) => distance <= Math.min(3, name.length / 3))
     .sort((a, b) => a.distance - b.distance)
-    .map(({ name }) => name);
+    .at(0)?.name;
 }
 
 /** How many letters to add, drop or change to make one word of another (Levenshtein). */

@@ -5,16 +5,16 @@
  */
 
 import { MarkedConn } from "../ffi/conn.ts";
-import type { Mark } from "../ffi/dscp.ts";
-import type { Hop } from "../ffi/probe.ts";
-import type { Climb } from "../ffi/path.ts";
 import { pause } from "../ffi/deno.ts";
+import type { Mark } from "../ffi/dscp.ts";
+import { TIME_EXCEEDED } from "../ffi/icmp.ts";
+import type { Climb } from "../ffi/path.ts";
+import type { Hop, ProbeResult } from "../ffi/probe.ts";
 import type { Change, Exchange, Requester, RequestOptions, Sink } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
 import { Limits } from "./limits.ts";
-import type { GetOptions, Options } from "./options.ts";
-import { MAX_HOPS, REQUEST_DEFAULTS, requestOptionsOf, withDefaults } from "./options.ts";
-import { TRACE_TIMEOUT } from "./options.ts";
+import { DEFAULTS, type GetOptions, MAX_HOPS, type Options, traceTimeout } from "./options.ts";
+import { REQUEST_DEFAULTS, requestOptionsOf, withDefaults } from "./options.ts";
 import { lineToStandardError, LiveText, onInterrupt, sinkFor, widthOf } from "./output.ts";
 import { toStandardError, toStandardOutput } from "./output.ts";
 import { changesOf, hopRow, openHops, pathFailure, pathReport } from "./path_text.ts";
@@ -24,7 +24,7 @@ import type { Server } from "./server.ts";
 import type { Target } from "./target.ts";
 import { moreSevere } from "./verdict.ts";
 
-/** How {@linkcode trace} asks; `connectTimeout` is for the whole path (60). */
+/** How {@linkcode trace} asks; `connectTimeout` is for the path (60, or `maxTime` if less). */
 export interface TraceOptions extends GetOptions {
   /** The most hops to try, 1 to 64 (30). */
   readonly maxHops?: number;
@@ -49,7 +49,8 @@ interface Tools extends Disposable {
 
 /** The options of {@linkcode TraceOptions} with the defaults for those left out. */
 export function traceOptionsOf(options: TraceOptions) {
-  const defaults = { ...REQUEST_DEFAULTS, dscp: "EF", maxHops: 30, connectTimeout: TRACE_TIMEOUT };
+  const connectTimeout = traceTimeout(options.maxTime), { maxHops: most } = DEFAULTS;
+  const defaults = { ...REQUEST_DEFAULTS, dscp: "EF", maxHops: most, connectTimeout };
   const all = withDefaults(defaults, options), { maxHops } = all;
   if (maxHops >= 1 && maxHops <= MAX_HOPS) return all;
   throw new RangeError(`maxHops is a number from 1 to ${MAX_HOPS}, not ${maxHops}`);
@@ -82,16 +83,14 @@ export class Trace implements AsyncIterable<Hop> {
 
   /** Climbs the path, then makes the request on the connection of the last probe. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Hop, void> {
-    const { target, sink, request, tools, ...route } = this.#route;
-    const options = { ...route.options, markSyn: true };
+    const { target, sink, request, tools, options: { maxHops, ...given } } = this.#route;
+    const options = { ...given, markSyn: true };
     using own = tools ? null : await openTools(target, options, false);
     const { climb, limits, requestLimits } = tools ?? own!;
-    let last: Hop | null = null, started = performance.now();
-    const { connectTimeout, maxHops } = options;
-    const deadline = connectTimeout > 0 ? started + connectTimeout * 1000 : Infinity;
-    const signal = limits.begin({ ...target, isHttps: false });
-    const hops = climb.climb(this.mark.tos, maxHops, signal, deadline);
-    let connect: () => Promise<MarkedConn>;
+    const started = performance.now();
+    const deadline = started + 1000 * (options.connectTimeout || Infinity);
+    const hops = climb.climb(this.mark.tos, maxHops, limits.begin(target), deadline);
+    let last: ProbeResult | null = null, connect: () => Promise<MarkedConn>;
     try {
       let step;
       while (!(step = await hops.next()).done) {
@@ -100,26 +99,23 @@ export class Trace implements AsyncIterable<Hop> {
         else this.path[hop - 1] = step.value;
         yield step.value;
       }
-      const { conn, isFreshPort } = step.value;
+      const { conn, isFreshPort } = last = step.value;
       this.isFreshPort = isFreshPort;
-      [last, started] = [step.value.hop, step.value.started];
       connect = () => Promise.resolve(MarkedConn.adopt(conn!));
     } catch (error) {
       connect = () => Promise.reject(error);
     } finally {
       limits.end();
     }
-    const context = { limits: requestLimits, started, connect };
-    const exchange = await request(target, this.mark, options, sink, context);
-    if (last !== null) {
-      const tos = reportedPacket(exchange.arrived)?.tos ?? null;
-      last = { ...last, tos, evidence: tos === null ? null : "server" };
-      // Hops beyond a slow target were recorded as silent, but do not exist.
-      if (last.hop !== null) this.path.splice(last.hop - 1);
-      this.path.push(last);
-    }
-    this.exchange = exchange;
-    if (last !== null) yield last;
+    const context = { limits: requestLimits, started: last?.started ?? started, connect };
+    this.exchange = await request(target, this.mark, options, sink, context);
+    if (last === null) return;
+    const tos = reportedPacket(this.exchange.arrived)?.tos ?? null;
+    const hop: Hop = { ...last.hop, tos, evidence: tos === null ? null : "server" };
+    // Hops beyond a slow target were recorded as silent, but do not exist.
+    if (hop.hop !== null) this.path.splice(hop.hop - 1);
+    this.path.push(hop);
+    yield hop;
   }
 }
 
@@ -173,9 +169,11 @@ export async function runTrace(
   for (const [done, trace] of all.entries()) {
     const show = (hop: string) =>
       screen.update(() => `${done + 1} of ${all.length} marks${hop}, Ctrl-C to stop\n`);
-    if (isMany) show("");
     if (!isMany && !options.json) await printRows(trace, width, print);
-    else for await (const { hop } of trace) if (isMany) show(`, hop ${hop ?? "?"}`);
+    else {
+      show("");
+      for await (const { hop } of trace) show(`, hop ${hop ?? "?"}`);
+    }
     if (limits.stopped !== null) break;
     if (done === 0) await server.throwIfGone(trace.exchange!, isMany);
     // Without a permission or libc all others would fail the same way.
@@ -191,7 +189,7 @@ export async function runTrace(
     toStandardError(markedReport(exchange!, isBuiltIn) + outcomeReport(exchange!));
   }
   if (limits.stopped !== null) return limits.stopped;
-  const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === "time exceeded");
+  const isHidden = !climb.isExact && all[0].path.some(({ answer }) => answer === TIME_EXCEEDED);
   if (!isQuiet && isHidden) {
     const way = "run as root, or sudo setcap cap_net_raw+ep on a copy of deno";
     lineToStandardError(`hint: to see the whole mark at routers on IPv4, ${way}`);
@@ -219,7 +217,7 @@ async function reprobe(
   const paths = all.toSorted((a, b) => reach(b) - reach(a))
     .map((trace) => ({ tos: trace.mark.tos, path: trace.path, hops: openHops(trace) }));
   try {
-    await climb.reprobe(paths, limits.begin({ ...target, isHttps: false }), (done, all) => {
+    await climb.reprobe(paths, limits.begin(target), (done, all) => {
       screen.update(() => `${done} of ${all} silent hops asked again, Ctrl-C to stop\n`);
     });
   } catch (error) {

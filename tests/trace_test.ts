@@ -3,6 +3,8 @@ import { icmpMeaning, parseIcmpError, parseQuote } from "../ffi/icmp.ts";
 import { encode } from "../ffi/sockaddr.ts";
 import type { Hop } from "../ffi/mod.ts";
 import { trace } from "../main.ts";
+import { DEFAULTS } from "../src/options.ts";
+import { traceOptionsOf } from "../src/trace.ts";
 import { Chain, CHAIN_SERVER, Namespace, rewrite } from "./support/namespaces.ts";
 import { Capture, fromHex } from "./support/packets.ts";
 import {
@@ -768,6 +770,24 @@ Deno.test("trace() gives the hops, then the exchange, and leaves descriptors as 
   assert.ok(openDescriptors() <= before);
   await assert.rejects(trace(server.url, { maxHops: 65 }), RangeError);
   await assert.rejects(trace(server.url, { dscp: "XX" }), RangeError);
+});
+
+Deno.test("trace() has the defaults of --trace, and less time for the path if maxTime is less", () => {
+  for (
+    const [options, path, all] of [
+      [{}, 60, 30],
+      [{ maxTime: 5 }, 5, 5],
+      [{ maxTime: 99 }, 60, 99],
+      [{ maxTime: 0 }, 60, 0],
+      [{ maxTime: 5, connectTimeout: 0 }, 0, 5],
+      [{ maxTime: 5, connectTimeout: 99 }, 99, 5],
+    ] as const
+  ) {
+    const { connectTimeout, maxTime, maxHops } = traceOptionsOf(options);
+    assert.deepEqual([connectTimeout, maxTime, maxHops], [path, all, DEFAULTS.maxHops]);
+  }
+  assert.throws(() => traceOptionsOf({ maxTime: -1 }), RangeError);
+  assert.throws(() => traceOptionsOf({ maxTime: NaN }), RangeError);
 });
 
 // ─── Parsers ─────────────────────────────────────────────────────────────────────────────────────
