@@ -97,15 +97,12 @@ export function bar(share: number, width: number): string {
 /** The columns of the table: a title of two lines, and a cell a row. */
 function columnsOf(rows: readonly Row[]): string[][] {
   const time = (values: number[], share: number) => shortTime(quantile(values, share));
-  const bytes = (isWrong: boolean, ...words: string[]) =>
-    (words.join(" ") || "-") + (isWrong ? " !" : "");
-  const sent = (row: Row) => bytes(row.isSentWrong, ...Array.from(row.sent, hex));
-  const arrived = (row: Row) =>
-    bytes(row.isArrivedWrong, ...Array.from(row.arrived, hex), ...row.changed);
+  const bytes = (all: Iterable<number>, isWrong: boolean, more: Iterable<string> = []) =>
+    ([...Array.from(all, hex), ...more].join(" ") || "-") + (isWrong ? " !" : "");
   return [
     ["", "mark", ...rows.map(({ mark }) => markLabel(mark))],
-    ["", "sent", ...rows.map(sent)],
-    ["", "arrived", ...rows.map(arrived)],
+    ["", "sent", ...rows.map((row) => bytes(row.sent, row.isSentWrong))],
+    ["", "arrived", ...rows.map((row) => bytes(row.arrived, row.isArrivedWrong, row.changed))],
     ["", "requests", ...rows.map(({ requests }) => `${requests}`)],
     ["", "failed", ...rows.map(({ failed }) => `${failed}`)],
     ["wrong", "mark", ...rows.map(({ wrong }) => `${wrong}`)],

@@ -8,7 +8,7 @@ import { MarkedConn } from "../ffi/conn.ts";
 import { pause } from "../ffi/deno.ts";
 import type { Mark } from "../ffi/dscp.ts";
 import { TIME_EXCEEDED } from "../ffi/icmp.ts";
-import type { Climb } from "../ffi/path.ts";
+import { Climb, type ClimbOptions } from "../ffi/path.ts";
 import type { Hop, ProbeResult } from "../ffi/probe.ts";
 import type { Change, Exchange, Requester, RequestOptions, Sink } from "./exchange.ts";
 import { Exit, Failure } from "./failure.ts";
@@ -40,11 +40,19 @@ interface Route {
   readonly tools?: Tools;
 }
 
+type Tools = ReturnType<typeof toolsFor>;
+
 /** What climbs, and the time limits of a path and of the request behind it. */
-interface Tools extends Disposable {
-  readonly climb: Climb;
-  readonly limits: Limits;
-  readonly requestLimits: Limits;
+function toolsFor(
+  { host: hostname, port }: Target,
+  options: RequestOptions,
+  more: Pick<ClimbOptions, "many" | "onWait">,
+) {
+  return {
+    climb: new Climb({ hostname, port, family: options.family, ...more }),
+    limits: new Limits({ ...options, maxTime: 0 }),
+    requestLimits: new Limits(options),
+  };
 }
 
 /** The options of {@linkcode TraceOptions} with the defaults for those left out. */
@@ -64,12 +72,9 @@ export class Trace implements AsyncIterable<Hop> {
   exchange: Exchange | null = null;
   /** Whether the target answered only another port of this host than the probes had. */
   isFreshPort = false;
-  readonly #route: Route;
 
   /** For {@linkcode trace}. */
-  constructor(readonly mark: Mark, route: Route) {
-    this.#route = route;
-  }
+  constructor(readonly mark: Mark, private readonly route: Route) {}
 
   /** Where the mark was changed, nearest first. */
   get changes(): Change[] {
@@ -83,10 +88,11 @@ export class Trace implements AsyncIterable<Hop> {
 
   /** Climbs the path, then makes the request on the connection of the last probe. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Hop, void> {
-    const { target, sink, request, tools, options: { maxHops, ...given } } = this.#route;
+    const { target, sink, request, options: { maxHops, ...given } } = this.route;
     const options = { ...given, markSyn: true };
-    using own = tools ? null : await openTools(target, options, false);
-    const { climb, limits, requestLimits } = tools ?? own!;
+    const tools = this.route.tools ?? toolsFor(target, options, { many: false });
+    const { climb, limits, requestLimits } = tools;
+    using _own = this.route.tools === undefined ? climb : null;
     const started = performance.now();
     const deadline = started + 1000 * (options.connectTimeout || Infinity);
     const hops = climb.climb(this.mark.tos, maxHops, limits.begin(target), deadline);
@@ -119,23 +125,6 @@ export class Trace implements AsyncIterable<Hop> {
   }
 }
 
-/** Loads what climbs. @param many for several marks, one after the other */
-async function openTools(
-  { host: hostname, port }: Target,
-  options: RequestOptions,
-  many: boolean,
-  onWait?: (milliseconds: number) => void,
-): Promise<Tools> {
-  const { Climb } = await import("../ffi/path.ts");
-  const climb = new Climb({ hostname, port, family: options.family, many, onWait });
-  return {
-    climb,
-    limits: new Limits({ ...options, maxTime: 0 }),
-    requestLimits: new Limits(options),
-    [Symbol.dispose]: () => climb[Symbol.dispose](),
-  };
-}
-
 /**
  * Traces the path with each mark, and prints the hops: those of a single mark as they answer.
  *
@@ -152,8 +141,9 @@ export async function runTrace(
   using screen = new LiveText(!isQuiet);
   const onWait = (milliseconds: number) =>
     screen.update(() => `waiting ${shortSeconds(milliseconds)} for silent hops, Ctrl-C to stop\n`);
-  using tools = await openTools(target, requestOptions, isMany, onWait);
-  const { climb, limits, requestLimits } = tools, interrupted = Promise.withResolvers<void>();
+  const tools = toolsFor(target, requestOptions, { many: isMany, onWait });
+  const { limits, requestLimits } = tools, interrupted = Promise.withResolvers<void>();
+  using climb = tools.climb;
   using _signals = onInterrupt((code) => {
     if (Deno.stderr.isTerminal()) toStandardError("\n");
     for (const each of [limits, requestLimits]) each.stop(new Failure(code, "interrupted"));
