@@ -166,8 +166,8 @@ export function pathOutcome(traced: TracedPath): { sort: string; text: string } 
 function endOf({ path, exchange }: TracedPath): "rejected" | "no answer" | null {
   const { answer = null } = path.at(-1) ?? {};
   if (answer !== null && answer !== TIME_EXCEEDED && !isTarget({ answer })) return "rejected";
-  const isLost = exchange?.failure?.code === Exit.timeout && !path.some(isTarget);
-  return isLost ? "no answer" : null;
+  const isOver = exchange?.failure?.code === Exit.timeout;
+  return isOver && !path.some(isTarget) ? "no answer" : null;
 }
 
 /** Which hops received which mark. */
@@ -258,13 +258,9 @@ export function shortSeconds(milliseconds: number): string {
 /** Several marks: a table if it fits, what became of them in words, and how many of each. */
 function marksReport(all: readonly TracedPath[], notes: readonly string[], width: number): string {
   const outcomes = all.map((traced) => {
-    const { sort, text } = pathOutcome(traced), drop = dropText(traced, all);
-    return {
-      ...traced,
-      text,
-      drop,
-      sort: drop !== null && sort === "no answer" ? "dropped" : sort,
-    };
+    const { sort: end, text } = pathOutcome(traced), drop = dropText(traced, all);
+    const sort = drop !== null && end === "no answer" ? "dropped" : end;
+    return { ...traced, sort, text, drop };
   });
   const isInWords = (one: typeof outcomes[number]) =>
     one.sort === "changed" && (changesOf(one).length === 0 || isDisagreeing(one));

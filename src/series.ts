@@ -91,7 +91,7 @@ function isLost({ connection, markSyn, sent, reply, failure }: Exchange): boolea
 /** A bar of `share` (0 to 1) of `width` characters, to an eighth of one. */
 export function bar(share: number, width: number): string {
   const eighths = Math.round(share * width * 8);
-  return "█".repeat(eighths >> 3) + (eighths % 8 === 0 ? "" : "▏▎▍▌▋▊▉"[eighths % 8 - 1]);
+  return "█".repeat(eighths >> 3) + ["", ..."▏▎▍▌▋▊▉"][eighths % 8];
 }
 
 /** The columns of the table: a title of two lines, and a cell a row. */
@@ -146,11 +146,12 @@ type Compared = Comparison & { readonly row: Row; readonly baseline: Row };
 
 /** What the network did to marks, in lines of at most `width` columns; nothing of one mark. */
 export function comparisonText(rows: readonly Row[], width: number): string {
+  if (rows.length === 1) return "";
   const baseline = baselineOf(rows);
   const compared = compare(rows).flatMap((one, at) =>
     one === null ? [] : [{ ...one, row: rows[at], baseline }]
   );
-  const sentences = compared.length === 0 ? [] : [
+  const sentences = [
     ...fewOf(compared.flatMap(failedText)),
     ...fewOf(compared.flatMap(slowText)),
     ...timesText(compared, thresholdFor(rows.length)),
@@ -220,9 +221,8 @@ function timesText(compared: readonly Compared[], threshold: number): string[] {
   const small = others.filter((one) => one.differs === false && pOf(one) < threshold);
   const parts = compared.filter(({ differs }) => differs).map(({ row, ratio, p }) => {
     const factor = Math.max(ratio, 1 / ratio), word = ratio > 1 ? "faster" : "slower";
-    return `${markLabel(row.mark)} is ${factor.toFixed(factor < 10 ? 2 : 0)} times ${word} (p = ${
-      shortP(p)
-    })`;
+    const times = `${factor.toFixed(factor < 10 ? 2 : 0)} times`;
+    return `${markLabel(row.mark)} is ${times} ${word} (p = ${shortP(p)})`;
   });
   if (same.length > 0) {
     const least = shortP(Math.min(...same.map(pOf)));
@@ -240,9 +240,13 @@ function timesText(compared: readonly Compared[], threshold: number): string[] {
 
 /** What can become of a mark, in the order of the summary: what is so first is said of it. */
 const FATES: readonly (readonly [fate: string, isSo: (row: Row) => boolean])[] = [
-  ["pass unchanged", (row) => row.kept === row.requests && row.wrong === 0 && isSame(row)],
+  [
+    "pass unchanged",
+    (row) => row.kept > 0 && row.kept === row.requests && row.wrong === 0 && isSame(row),
+  ],
   ["are changed", (row) => !isSame(row) || (row.wrong > 0 && row.arrived.size === 0)],
   ["pass, but are not as they should be", ({ wrong }) => wrong > 0],
+  ["were not tried", ({ requests }) => requests === 0],
   ["get no answer", ({ answered }) => answered === 0],
   ["are answered in part", ({ answered, requests }) => answered < requests],
   ["are answered without a report of what arrived", () => true],
@@ -258,7 +262,7 @@ function passText(rows: readonly Row[]): string {
   const byFate = Map.groupBy(rows, (row) => FATES.find(([, isSo]) => isSo(row))![0]);
   const fates = FATES.filter(([fate]) => byFate.has(fate)).map(([fate], at) => {
     const marks = byFate.get(fate)!, of = at === 0 ? ` of ${rows.length} marks` : "";
-    const isNamed = fate === FATES[0][0] && marks.length < rows.length;
+    const isNamed = fate === "pass unchanged" && marks.length < rows.length;
     const names = isNamed ? `: ${marks.map(({ mark }) => markLabel(mark)).join(", ")}` : "";
     return `${marks.length}${of} ${fate}${names}`;
   });

@@ -416,6 +416,11 @@ Of 3 marks: 2 changed (EF, CS6), 1 kept all the way (AF41).
   const widest = Math.max(...text.split("\n").slice(0, 4).map(({ length }) => length));
   assert.match(pathReport(all, true, widest), /^hop /);
   assert.doesNotMatch(pathReport(all, true, widest - 1), /^hop /);
+  const bleached = traced(all[1].path, { returned: { sent: 0x88, arrived: 0, kept: false } }, AF41);
+  assert.match(
+    pathReport([all[0], bleached], true, 80),
+    /: 1 changed \(EF\), 1 changed on the way back \(AF41\)\.\n$/,
+  );
   const times = (count: number) => pathReport(Array(count).fill(all[1]), true, 80);
   assert.match(times(8), /^hop /);
   assert.doesNotMatch(times(9), /^hop /);

@@ -528,6 +528,8 @@ Deno.test("of many marks a summary says how many pass, and few are told of one b
   unknown[1].answered = unknown[1].kept = 1;
   const inPart = `1 of 9 marks are answered in part; 8 are answered ${report}.`;
   assert.equal(summary(unknown), inPart);
+  const interrupted = [...marks.slice(0, 5), ...marks.slice(0, 4).map(({ mark }) => new Row(mark))];
+  assert.match(summary(interrupted)!, /^5 of 9 marks pass unchanged: .*; 4 were not tried\.$/);
   const lost = Array.from(
     { length: 9 },
     (_, at) => failing(rowOf(at << 2, 1, 40), at === 0 ? 0 : 40),
