@@ -57,11 +57,10 @@ function toolsFor(
 
 /** The options of {@linkcode TraceOptions} with the defaults for those left out. */
 export function traceOptionsOf(options: TraceOptions) {
-  const connectTimeout = traceTimeout(options.maxTime), { maxHops: most } = DEFAULTS;
-  const defaults = { ...REQUEST_DEFAULTS, dscp: "EF", maxHops: most, connectTimeout };
-  const all = withDefaults(defaults, options), { maxHops } = all;
-  if (maxHops >= 1 && maxHops <= MAX_HOPS) return all;
-  throw new RangeError(`maxHops is a number from 1 to ${MAX_HOPS}, not ${maxHops}`);
+  const path = { maxHops: DEFAULTS.maxHops, connectTimeout: traceTimeout(options.maxTime) };
+  const all = withDefaults({ ...REQUEST_DEFAULTS, dscp: "EF", ...path }, options);
+  if (all.maxHops >= 1 && all.maxHops <= MAX_HOPS) return all;
+  throw new RangeError(`maxHops is a number from 1 to ${MAX_HOPS}, not ${all.maxHops}`);
 }
 
 /** One trace; iterate it once to run it. Yields each hop as it answers, the target last. */
