@@ -71,9 +71,13 @@ export class Trace implements AsyncIterable<Hop> {
   exchange: Exchange | null = null;
   /** Whether the target answered only another port of this host than the probes had. */
   isFreshPort = false;
+  // Not a parameter property, which JSON would show.
+  readonly #route: Route;
 
   /** For {@linkcode trace}. */
-  constructor(readonly mark: Mark, private readonly route: Route) {}
+  constructor(readonly mark: Mark, route: Route) {
+    this.#route = route;
+  }
 
   /** Where the mark was changed, nearest first. */
   get changes(): Change[] {
@@ -87,11 +91,11 @@ export class Trace implements AsyncIterable<Hop> {
 
   /** Climbs the path, then makes the request on the connection of the last probe. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Hop, void> {
-    const { target, sink, request, options: { maxHops, ...given } } = this.route;
+    const { target, sink, request, options: { maxHops, ...given } } = this.#route;
     const options = { ...given, markSyn: true };
-    const tools = this.route.tools ?? toolsFor(target, options, { many: false });
+    const tools = this.#route.tools ?? toolsFor(target, options, { many: false });
     const { climb, limits, requestLimits } = tools;
-    using _own = this.route.tools === undefined ? climb : null;
+    using _own = this.#route.tools === undefined ? climb : null;
     const started = performance.now();
     const deadline = started + 1000 * (options.connectTimeout || Infinity);
     const hops = climb.climb(this.mark.tos, maxHops, limits.begin(target), deadline);
