@@ -9,8 +9,8 @@
  * @module
  */
 
-import { acceptedFrom, type Connection, DescriptorError, type Handshake } from "./fd.ts";
-import { type Listening, type Socket, socketOf } from "./fd.ts";
+import { acceptedFrom, type Connection, DescriptorError, type Found } from "./fd.ts";
+import { type Handshake, type Listening, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { getOptionBytes, setOption } from "./calls.ts";
@@ -92,7 +92,8 @@ export function watchClass({ fd, family }: Socket): void {
  * @throws {DescriptorError} the connection is closed
  */
 export function readArrived(connection: Connection): Arrived {
-  return arrivedAt(socketOf(connection));
+  const socket = socketOf(connection);
+  return arrivedAt(socket, socket.handshake ??= readHandshake(socket.fd));
 }
 
 /**
@@ -123,7 +124,7 @@ export function readArrived(connection: Connection): Arrived {
 export function arrivedFrom(listener: Listening, remoteAddr: Deno.Addr): ArrivedClient {
   const socket = acceptedFrom(listener, remoteAddr);
   return {
-    ...arrivedAt(socket),
+    ...arrivedAt(socket, socket.handshake ??= readHandshake(socket.fd)),
     setTos(tos) {
       if (!socket.isOurs) throw new DescriptorError("the connection is closed");
       return setTosAt(socket.fd, socket.family, tos);
@@ -131,33 +132,35 @@ export function arrivedFrom(listener: Listening, remoteAddr: Deno.Addr): Arrived
   };
 }
 
-function arrivedAt(socket: Socket): Arrived {
-  const { syn, sequence, endedWith } = socket.handshake ??= readHandshake(socket.fd);
+/** {@linkcode readArrived} of a socket that has been found, before its first reply. */
+export function arrivedAt(socket: Found, handshake = readHandshake(socket.fd)): Arrived {
+  const { syn, sequence, endedWith } = handshake;
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(socket.local).size !== 4) {
     return { syn, ack: null, data: latestClass(socket), sequence };
   }
-  const last = parseControl(getOptionBytes(socket.fd, libc.IP_PKTOPTIONS, 256), libc.IP_TOS);
-  const [ack, data] = ["ack", "data"].map((packet) => packet === endedWith ? last : null);
-  return { syn, ack, data, sequence };
+  const last = parseControl(getOptionBytes(socket.fd, libc.IP_PKTOPTIONS), libc.IP_TOS);
+  return endedWith === "ack"
+    ? { syn, ack: last, data: null, sequence }
+    : { syn, ack: null, data: last, sequence };
 }
 
 /** Reads what the kernel hands out once, then forgets or changes. */
 function readHandshake(fd: number): Handshake {
-  const saved = getOptionBytes(fd, libc.TCP_SAVED_SYN, 256), syn = parseSyn(saved);
+  const saved = getOptionBytes(fd, libc.TCP_SAVED_SYN);
+  const syn = parseSyn(saved), sequence = parseSequence(saved);
   // struct tcp_info: tcpi_total_retrans, include/uapi/linux/tcp.h. With a SYN-ACK sent again,
   // either the ACK that answered it or the first data made the socket; with a SYN cookie the ACK
   // did.
-  const info = new DataView(getOptionBytes(fd, libc.TCP_INFO, 104).buffer);
-  const isSentAgain = info.getUint32(100, true) > 0;
-  const endedWith = syn === null || isSentAgain ? "ack" : "data";
-  return { syn, sequence: parseSequence(saved), endedWith };
+  const info = getOptionBytes(fd, libc.TCP_INFO);
+  const isSentAgain = (info[100] | info[101] | info[102] | info[103]) > 0;
+  return { syn, sequence, endedWith: syn === null || isSentAgain ? "ack" : "data" };
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
-export function latestClass({ fd, local }: Socket): number | null {
+export function latestClass({ fd, local }: Found): number | null {
   if (headerAddress(local).size === 4) return null;
-  return parseControl(getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS, 256), libc.IPV6_TCLASS);
+  return parseControl(getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS), libc.IPV6_TCLASS);
 }
 
 /**

@@ -59,7 +59,8 @@ const int = new Int32Array(1);
 
 /** An option that is an `int`. @throws {LibcError} the kernel refuses */
 export function getOption(fd: number, option: libc.SocketOption): number {
-  orLibcError(`getsockopt(${option.name})`, libc.getsockopt(fd, option, int));
+  const result = libc.getsockopt(fd, option, int);
+  if (result < 0) throw new LibcError(`getsockopt(${option.name})`, -result);
   return int[0];
 }
 
@@ -75,17 +76,18 @@ export function setOptionInts(
   option: libc.SocketOption,
   ints: Int32Array<ArrayBuffer>,
 ): void {
-  orLibcError(`setsockopt(${option.name})`, libc.setsockopt(fd, option, ints));
+  const result = libc.setsockopt(fd, option, ints);
+  if (result < 0) throw new LibcError(`setsockopt(${option.name})`, -result);
 }
 
-/** The bytes of an option that is a structure, at most `size`; none if the kernel refuses. */
-export function getOptionBytes(
-  fd: number,
-  option: libc.SocketOption,
-  size: number,
-): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(size);
-  return bytes.subarray(0, Math.max(0, libc.getsockopt(fd, option, bytes)));
+const structure = new Uint8Array(256);
+
+/**
+ * The bytes of an option that is a structure, at most 256; none if the kernel refuses. They are
+ * good until the next call: memory of their own costs a busy server 5 % of its replies.
+ */
+export function getOptionBytes(fd: number, option: libc.SocketOption): Uint8Array<ArrayBuffer> {
+  return structure.subarray(0, Math.max(0, libc.getsockopt(fd, option, structure)));
 }
 
 /**

@@ -143,8 +143,8 @@ export function setResetOnClose(fd: number, isOn: boolean): void {
 /** Milliseconds from a connection's SYN to its SYN-ACK; 0 if the SYN was sent again. */
 export function handshakeTime(fd: number): number {
   // struct tcp_info: tcpi_rtt in microseconds, include/uapi/linux/tcp.h
-  const { buffer } = getOptionBytes(fd, libc.TCP_INFO, 72);
-  return new DataView(buffer).getUint32(68, true) / 1000;
+  const { buffer, length } = getOptionBytes(fd, libc.TCP_INFO);
+  return length < 72 ? 0 : new DataView(buffer).getUint32(68, true) / 1000;
 }
 
 /** Takes a message off a socket's error queue, recvmsg(2); `null` if none can be had. */

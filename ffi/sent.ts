@@ -92,7 +92,7 @@ export function segmentSize(fd: number): number {
  * before Linux 4.19.
  */
 export function dataSent(fd: number): number | null {
-  return parseDataSent(getOptionBytes(fd, libc.TCP_INFO, 216));
+  return parseDataSent(getOptionBytes(fd, libc.TCP_INFO));
 }
 
 /** {@linkcode dataSent} as a `struct tcp_info` has it; `null` if that is cut short. */

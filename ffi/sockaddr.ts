@@ -18,21 +18,30 @@ export const SOCKADDR_SIZE = 28;
  */
 export function familyOf(hostname: string): 4 | 6 | null {
   if (hostname.includes(":")) return 6;
-  const octets = hostname.split(".");
-  const isOctet = (text: string) => /^(0|[1-9]\d{0,2})$/.test(text) && Number(text) <= 255;
-  return octets.length === 4 && octets.every(isOctet) ? 4 : null;
+  return ipv4Bytes(hostname) === null ? null : 4;
+}
+
+function ipv4Bytes(text: string): number[] | null {
+  const octets = text.split(".").map(Number);
+  const areOctets = octets.length === 4 && octets.every((octet) => octet >= 0 && octet <= 255);
+  return areOctets && octets.join(".") === text ? octets : null;
 }
 
 /**
  * The structure for an address and port, as the kernel reads it.
  *
  * @param scope the interface index of a link-local address, `sin6_scope_id`
+ * @param sockaddr memory for it, of {@linkcode SOCKADDR_SIZE} bytes
  * @throws {TypeError | RangeError} not an IP address, or not a port
  */
-export function encode({ hostname, port }: Deno.NetAddr, scope = 0): Uint8Array<ArrayBuffer> {
+export function encode(
+  { hostname, port }: Deno.NetAddr,
+  scope = 0,
+  sockaddr = new Uint8Array(hostname.includes(":") ? SOCKADDR_SIZE : 16),
+): Uint8Array<ArrayBuffer> {
   if (!(port >= 0 && port <= 65535)) throw new RangeError(`${port} is no port; it is 0 to 65535`);
   const isIPv6 = hostname.includes(":");
-  const sockaddr = new Uint8Array(isIPv6 ? SOCKADDR_SIZE : 16);
+  sockaddr.fill(0);
   // The family is in the machine's own order, and every machine that Deno runs on is little-endian.
   sockaddr[0] = isIPv6 ? AF_INET6 : AF_INET;
   sockaddr[2] = port >> 8;
@@ -40,8 +49,11 @@ export function encode({ hostname, port }: Deno.NetAddr, scope = 0): Uint8Array<
   if (isIPv6) {
     sockaddr.set(ipv6Bytes(hostname), 8);
     new DataView(sockaddr.buffer).setUint32(24, scope, true);
-  } else if (familyOf(hostname) === 4) sockaddr.set(hostname.split(".").map(Number), 4);
-  else throw new TypeError(`${JSON.stringify(hostname)} is not an IP address`);
+  } else {
+    const octets = ipv4Bytes(hostname);
+    if (octets === null) throw new TypeError(`${JSON.stringify(hostname)} is not an IP address`);
+    sockaddr.set(octets, 4);
+  }
   return sockaddr;
 }
 

@@ -135,6 +135,7 @@ Deno.test("HEAD gets the header alone, an error its reason, 405 the methods that
 Deno.test("the built-in server's page is for people, and its name is recognised in any version", () => {
   const { header, body } = partsOf(encodeReply(OK, SEEN, true));
   assert.match(body, /built-in server/);
+  assert.equal(Number(header["Content-Length"]), body.length, "the whole page");
   assert.equal(header["Content-Type"], "text/plain; charset=utf-8");
   assert.equal(
     partsOf(encodeReply({ ...NONE, status: "400 Bad Request" }, SEEN, true)).body.length,

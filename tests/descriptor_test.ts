@@ -9,9 +9,9 @@ import {
   readArrived,
   setTos,
 } from "../ffi/mod.ts";
-import { socketOf } from "../ffi/fd.ts";
+import { findConnection, socketOf } from "../ffi/fd.ts";
 import * as libc from "../ffi/libc.ts";
-import { AF_INET, AF_INET6, encode } from "../ffi/sockaddr.ts";
+import { AF_INET, AF_INET6, encode, SOCKADDR_SIZE } from "../ffi/sockaddr.ts";
 import { TwinLinks } from "./support/namespaces.ts";
 import { Capture } from "./support/packets.ts";
 import { execute, openDescriptors, testWith } from "./support/processes.ts";
@@ -369,4 +369,19 @@ Deno.test("a socket is ours until its descriptor is closed or has gone to anothe
   const descriptors = [next.client, next.server].map((conn) => fdOf(conn));
   assert.ok(descriptors.includes(socket.fd), "the kernel hands the same number out again");
   assert.ok(!socket.isOurs);
+});
+
+Deno.test("what is known of a connection stays as it is when others are searched for", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  using one = await Pair.open(listener);
+  using two = await Pair.open(listener);
+  const socket = socketOf(one.client);
+  findConnection(two.client);
+  findConnection(two.server);
+  assert.deepEqual(socket.local, encode(one.client.localAddr as Deno.NetAddr, 0, bytes()));
+  assert.deepEqual(socket.remote, encode(one.client.remoteAddr as Deno.NetAddr, 0, bytes()));
+
+  function bytes(): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(SOCKADDR_SIZE).fill(0xff);
+  }
 });
