@@ -146,6 +146,8 @@ interface Service {
 export class ReportingServer {
   /** The oldest first. */
   readonly #clients = new Set<Client>();
+  /** Called when none is left. */
+  #onIdle = () => {};
 
   constructor(readonly listener: Deno.TcpListener, readonly service: Service) {}
 
@@ -163,7 +165,7 @@ export class ReportingServer {
         if (!(error instanceof Deno.errors.NotConnected)) await pause(100);
       }
     }
-    while (this.#clients.size > 0) await pause(10);
+    if (this.#clients.size > 0) await new Promise<void>((resolve) => this.#onIdle = resolve);
   }
 
   /** Reads the head of a request, and replies. */
@@ -185,6 +187,7 @@ export class ReportingServer {
   async #reply(client: Client, request: ParsedRequest, buffer = newBuffer()): Promise<void> {
     const { conn } = client, { isBuiltIn = false, replyTos = null, log } = this.service;
     client.isAnswered = true;
+    client.deadline = performance.now() + CLOSE_TIME;
     const seen = { peer: unmapIPv4(conn.remoteAddr), ...markReply(conn, replyTos) };
     let reply = encodeReply(request, seen, isBuiltIn, buffer);
     // Replies that are ready leave together: each by itself may wake its client, and 32 clients on
@@ -194,13 +197,13 @@ export class ReportingServer {
     log?.add(logLine(request, seen));
     if (!request.hasMore) return;
     // Closing with unread data sends an RST, which can discard the reply.
-    client.deadline = performance.now() + CLOSE_TIME;
     await conn.closeWrite();
     while (await conn.read(buffer) !== null);
   }
 
   #drop(client: Client): void {
     if (this.#clients.delete(client)) client.conn.close();
+    if (this.#clients.size === 0) this.#onIdle();
   }
 
   /** Ends what takes too long; to be called a few times a second. */
