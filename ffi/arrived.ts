@@ -14,7 +14,7 @@ import { type Handshake, type Listening, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { getOptionBytes, setOption } from "./calls.ts";
-import { AF_INET, AF_INET6, headerAddress } from "./sockaddr.ts";
+import { AF_INET, AF_INET6, headerAddress, parseControl } from "./sockaddr.ts";
 
 /** What arrived: bytes of 0 to 255, `null` for what the kernel does not report. */
 export interface Arrived {
@@ -182,33 +182,6 @@ export function parseSequence(headers: Uint8Array): number | null {
   const at = isIPv4 ? 4 * (headers[0] & 0x0f) : 40;
   if (headers[isIPv4 ? 9 : 6] !== TCP || headers.length < at + 20) return null;
   return new DataView(headers.buffer, headers.byteOffset).getUint32(at + 4);
-}
-
-/**
- * The value of a control message, cmsg(3): a byte, or an `int` in which only the low byte counts.
- *
- * @param messages control messages in a row, perhaps cut short
- * @param option the level and type of the one that is meant
- * @returns `null` if it is not among them
- */
-export function parseControl(messages: Uint8Array, option: libc.SocketOption): number | null {
-  return findControl(messages, option)?.[0] ?? null;
-}
-
-/** The bytes of a control message, at least one; the parameters of {@linkcode parseControl}. */
-export function findControl(messages: Uint8Array, option: libc.SocketOption): Uint8Array | null {
-  // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; } of 64-bit machines
-  const HEADER = 16;
-  const view = new DataView(messages.buffer, messages.byteOffset, messages.length);
-  for (let at = 0; at + HEADER < messages.length;) {
-    const length = Number(view.getBigUint64(at, true));
-    if (length <= HEADER || at + length > messages.length) return null;
-    const isIt = view.getInt32(at + 8, true) === option.level &&
-      view.getInt32(at + 12, true) === option.option;
-    if (isIt) return messages.subarray(at + HEADER, at + length);
-    at += Math.ceil(length / 8) * 8;
-  }
-  return null;
 }
 
 // ─── Replies on IPv4 ────────────────────────────────────────────────────────────────────────────

@@ -4,9 +4,9 @@
  * @module
  */
 
-import { findControl, parseControl } from "./arrived.ts";
 import * as libc from "./libc.ts";
-import { AF_INET, AF_INET6, decode, sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { AF_INET, AF_INET6, decode, findControl, parseControl } from "./sockaddr.ts";
+import { sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** A message of an error queue: `msg_name`, `msg_control`, data and `msg_flags` of recvmsg(2). */
 export interface Message {

@@ -97,7 +97,7 @@ export function openPort({ family, local }: Ends): number {
 }
 
 /** What has arrived on the raw socket, if there is one; each packet is valid until the next. */
-export function* rawPackets(raw: number | null): Generator<Uint8Array> {
+function* rawPackets(raw: number | null): Generator<Uint8Array> {
   if (raw === null) return;
   const packet = new Uint8Array(256);
   for (let size; (size = libc.recv(raw, packet, libc.MSG_DONTWAIT)) >= 0;) {
@@ -106,7 +106,7 @@ export function* rawPackets(raw: number | null): Generator<Uint8Array> {
 }
 
 /** A raw socket for ICMP errors; `null` without CAP_NET_RAW. */
-export function openRaw(): number | null {
+function openRaw(): number | null {
   const fd = libc.socket(AF_INET, libc.SOCK_RAW, libc.IPPROTO_ICMP);
   if (fd < 0) return null;
   const UNREACHABLE = 3, EXCEEDED = 11, PARAMETER = 12;
@@ -121,7 +121,7 @@ export function openRaw(): number | null {
  *
  * @param ttl -1 for the default
  */
-export function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): void {
+function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): void {
   const isIPv4 = family === AF_INET, on = isProbe ? 1 : 0;
   setOption(fd, isIPv4 ? libc.IP_RECVERR : libc.IPV6_RECVERR, on);
   setOption(fd, isIPv4 ? libc.IP_RECVTOS : libc.IPV6_FLOWINFO_SEND, on);
@@ -141,14 +141,14 @@ export function setResetOnClose(fd: number, isOn: boolean): void {
 }
 
 /** Milliseconds from a connection's SYN to its SYN-ACK; 0 if the SYN was sent again. */
-export function handshakeTime(fd: number): number {
+function handshakeTime(fd: number): number {
   // struct tcp_info: tcpi_rtt in microseconds, include/uapi/linux/tcp.h
   const { buffer, length } = getOptionBytes(fd, libc.TCP_INFO);
   return length < 72 ? 0 : new DataView(buffer).getUint32(68, true) / 1000;
 }
 
 /** Takes a message off a socket's error queue, recvmsg(2); `null` if none can be had. */
-export function readErrorQueue(fd: number): Message | null {
+function readErrorQueue(fd: number): Message | null {
   // A struct msghdr and what it points to, in one block: no part can be freed before the rest.
   const IOVEC = 56, NAME = 72, CONTROL = 104, DATA = 616, SIZE = 1280;
   const words = new BigUint64Array(SIZE / 8), block = new Uint8Array(words.buffer);

@@ -1,8 +1,11 @@
 /**
- * `struct sockaddr_in` and `sockaddr_in6` ↔ `Deno.NetAddr`; ip(7), ipv6(7).
+ * Structures of the kernel: `sockaddr_in` and `sockaddr_in6` ↔ `Deno.NetAddr`, ip(7), ipv6(7); and
+ * control messages, cmsg(3). Pure, no system calls.
  *
  * @module
  */
+
+import type { SocketOption } from "./libc.ts";
 
 /** `AF_INET`, the family of an IPv4 socket; socket(2). */
 export const AF_INET = 2;
@@ -133,4 +136,31 @@ function addressAt(sockaddr: Uint8Array): number {
 /** An address and port as people write them: `127.0.0.1:8086`, `[::1]:8086`. */
 export function formatAddress({ hostname, port }: Pick<Deno.NetAddr, "hostname" | "port">): string {
   return hostname.includes(":") ? `[${hostname}]:${port}` : `${hostname}:${port}`;
+}
+
+/**
+ * The value of a control message, cmsg(3): a byte, or an `int` in which only the low byte counts.
+ *
+ * @param messages control messages in a row, perhaps cut short
+ * @param option the level and type of the one that is meant
+ * @returns `null` if it is not among them
+ */
+export function parseControl(messages: Uint8Array, option: SocketOption): number | null {
+  return findControl(messages, option)?.[0] ?? null;
+}
+
+/** The bytes of a control message, at least one; the parameters of {@linkcode parseControl}. */
+export function findControl(messages: Uint8Array, option: SocketOption): Uint8Array | null {
+  // struct cmsghdr { size_t cmsg_len; int cmsg_level; int cmsg_type; } of 64-bit machines
+  const HEADER = 16;
+  const view = new DataView(messages.buffer, messages.byteOffset, messages.length);
+  for (let at = 0; at + HEADER < messages.length;) {
+    const length = Number(view.getBigUint64(at, true));
+    if (length <= HEADER || at + length > messages.length) return null;
+    const isIt = view.getInt32(at + 8, true) === option.level &&
+      view.getInt32(at + 12, true) === option.option;
+    if (isIt) return messages.subarray(at + HEADER, at + length);
+    at += Math.ceil(length / 8) * 8;
+  }
+  return null;
 }

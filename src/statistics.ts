@@ -107,7 +107,7 @@ export interface Sample {
 }
 
 /** How many of a sample have a property, and whether that differs from the baseline. */
-export interface Shares {
+interface Shares {
   readonly count: number;
   readonly of: number;
   readonly against: { readonly count: number; readonly of: number };

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { parseControl, parseSyn } from "../ffi/arrived.ts";
+import { parseSyn } from "../ffi/arrived.ts";
+import { parseControl } from "../ffi/sockaddr.ts";
 import { IP_TOS, IPV6_TCLASS } from "../ffi/libc.ts";
 import { Network, SERVER } from "./support/namespaces.ts";
 import { Capture, fromHex } from "./support/packets.ts";
