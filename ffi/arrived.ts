@@ -9,7 +9,7 @@
  * @module
  */
 
-import { acceptedFrom, type Connection, DescriptorError, type Found } from "./fd.ts";
+import { acceptedFrom, type Connection, DescriptorError } from "./fd.ts";
 import { type Handshake, type Listening, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
@@ -133,7 +133,10 @@ export function arrivedFrom(listener: Listening, remoteAddr: Deno.Addr): Arrived
 }
 
 /** {@linkcode readArrived} of a socket that has been found, before its first reply. */
-export function arrivedAt(socket: Found, handshake = readHandshake(socket.fd)): Arrived {
+export function arrivedAt(
+  socket: Pick<Socket, "fd" | "local">,
+  handshake = readHandshake(socket.fd),
+): Arrived {
   const { syn, sequence, endedWith } = handshake;
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (headerAddress(socket.local).size !== 4) {
@@ -158,7 +161,7 @@ function readHandshake(fd: number): Handshake {
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
-export function latestClass({ fd, local }: Found): number | null {
+export function latestClass({ fd, local }: Pick<Socket, "fd" | "local">): number | null {
   if (headerAddress(local).size === 4) return null;
   return parseControl(getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS), libc.IPV6_TCLASS);
 }
