@@ -269,6 +269,7 @@ export function parseReturned(
   const tcp = (packet[0] & 0x0f) * 4, length = packet[2] << 8 | packet[3];
   const isOurs = packet[tcp] === remote[2] && packet[tcp + 1] === remote[3] &&
     packet[tcp + 2] === local[2] && packet[tcp + 3] === local[3];
-  const data = tcp + (packet[tcp + 12] >> 4) * 4;
-  return isOurs && length > data ? packet[1] : null;
+  // At least five; none if the packet ends before.
+  const words = packet[tcp + 12] >> 4;
+  return isOurs && words >= 5 && length > tcp + 4 * words ? packet[1] : null;
 }
