@@ -67,16 +67,7 @@ export function getOption(fd: number, option: libc.SocketOption): number {
 /** Sets an option that is an `int`. @throws {LibcError} the kernel refuses */
 export function setOption(fd: number, option: libc.SocketOption, value: number): void {
   int[0] = value;
-  setOptionInts(fd, option, int);
-}
-
-/** Sets an option that is a structure of `int`s. @throws {LibcError} the kernel refuses */
-export function setOptionInts(
-  fd: number,
-  option: libc.SocketOption,
-  ints: Int32Array<ArrayBuffer>,
-): void {
-  const result = libc.setsockopt(fd, option, ints);
+  const result = libc.setsockopt(fd, option, int);
   if (result < 0) throw new LibcError(`setsockopt(${option.name})`, -result);
 }
 

@@ -5,14 +5,8 @@
  * @module
  */
 import { DialedConn, startConnect } from "./dial.ts";
-import {
-  denoError,
-  getOption,
-  getOptionBytes,
-  orDenoError,
-  setOption,
-  setOptionInts,
-} from "./calls.ts";
+import { denoError, getOption, getOptionBytes, orDenoError, orLibcError } from "./calls.ts";
+import { setOption } from "./calls.ts";
 import { Socket } from "./fd.ts";
 import { type IcmpError, icmpMeaning, keptLowerBits, type Message } from "./icmp.ts";
 import { parseIcmpError, parseQuote, TIME_EXCEEDED } from "./icmp.ts";
@@ -137,7 +131,8 @@ function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): 
  */
 export function setResetOnClose(fd: number, isOn: boolean): void {
   // struct linger { int l_onoff; int l_linger; }, socket(7)
-  setOptionInts(fd, libc.SO_LINGER, new Int32Array([isOn ? 1 : 0, 0]));
+  const linger = Int32Array.of(isOn ? 1 : 0, 0);
+  orLibcError("setsockopt(SO_LINGER)", libc.setsockopt(fd, libc.SO_LINGER, linger));
 }
 
 /** Milliseconds from a connection's SYN to its SYN-ACK; 0 if the SYN was sent again. */
