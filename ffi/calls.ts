@@ -52,6 +52,9 @@ export function lossError(errno: number): Error {
   return denoError(isPossible ? errno : libc.ECONNRESET, Deno.errors.ConnectionReset);
 }
 
+/** How Deno begins what it says of a server's certificate; `secure.ts` does as well. */
+export const BAD_CERTIFICATE = "invalid peer certificate: ";
+
 // ─── Socket options, getsockopt(2) and setsockopt(2) ────────────────────────────────────────────
 
 // Reused by every call: the functions are synchronous, so no two are ever inside one.

@@ -7,16 +7,9 @@
 
 import { latestClass, openReturned, readReturned, watchClass } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
-import { denoError, LibcError, setOption } from "./calls.ts";
+import { denoError, getOption, getOptionBytes, LibcError, setOption } from "./calls.ts";
 import { DescriptorError, findSocket, type Socket } from "./fd.ts";
-import {
-  dataSent,
-  drainSentAt,
-  interfaceWith,
-  segmentSize,
-  type SentPacket,
-  watchSentAt,
-} from "./sent.ts";
+import { drainSentAt, interfaceWith, parseDataSent, type SentPacket, watchSentAt } from "./sent.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import type { Trust } from "./secure.ts";
@@ -53,7 +46,7 @@ const ONE_PACKET = 1280 - 40 - 32 - 29;
 export function needsOwnSocket(options: ConnectOptions): boolean {
   const { hostname, markSyn, trust, family, requestSize } = options;
   return markSyn || trust !== null || family !== null || requestSize > ONE_PACKET ||
-    /\.localhost\.?$/.test(hostname);
+    /\.localhost\.?$/.test(hostname.toLowerCase());
 }
 
 /** What is read and written: a connection of Deno's, or one of `dial`, which brings its own TLS. */
@@ -190,7 +183,7 @@ export class MarkedConn implements Disposable {
     const isSplit = this.#isWatched && bytes.length > SMALLEST_SEGMENT;
     for (let at = 0; at < bytes.length;) {
       // The path's MTU may have been learned since the last write.
-      const atOnce = isSplit ? segmentSize(this.fd) : bytes.length;
+      const atOnce = isSplit ? getOption(this.fd, libc.TCP_MAXSEG) : bytes.length;
       const size = await this.#writeSome(bytes.subarray(at, at + atOnce));
       this.#dataSent = (this.#dataSent ?? 0) + size;
       at += size;
@@ -232,7 +225,7 @@ export class MarkedConn implements Disposable {
     // TLS may have closed the descriptor, and another connection may have it.
     if (!this.#isWatched || this.#isClosed || !this.#socket.isOurs) return;
     // TLS's own bytes are known to the kernel alone.
-    if (this.#isTls) this.#dataSent = dataSent(this.fd);
+    if (this.#isTls) this.#dataSent = parseDataSent(getOptionBytes(this.fd, libc.TCP_INFO));
     this.#packets.push(...drainSentAt(this.#socket));
   }
 

@@ -13,7 +13,7 @@ import { parseIcmpError, parseQuote, TIME_EXCEEDED } from "./icmp.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
-import { AF_INET, decode, headerAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { addressOf, AF_INET, decode, SOCKADDR_SIZE } from "./sockaddr.ts";
 import { pause } from "./deno.ts";
 
 /** What one hop answered to one mark. */
@@ -66,11 +66,9 @@ export interface Ends {
 
 /** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */
 export function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
-  const { at, size } = headerAddress(sockaddr);
-  const remote = size === 16 ? sockaddr : new Uint8Array(16);
-  if (size === 4) {
-    remote.set([AF_INET, 0, sockaddr[2], sockaddr[3], ...sockaddr.subarray(at, at + 4)]);
-  }
+  const address = addressOf(sockaddr), [, , ...port] = sockaddr.subarray(0, 4);
+  const remote = address.length === 16 ? sockaddr : new Uint8Array(16);
+  if (address.length === 4) remote.set([AF_INET, 0, ...port, ...address]);
   return freshEnds({ family: remote[0], local: remote, remote, address: decode(remote).hostname });
 }
 

@@ -6,8 +6,9 @@
 
 import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
+import { BAD_CERTIFICATE, getOption } from "./calls.ts";
 import { fdOf } from "./fd.ts";
-import { segmentSize } from "./sent.ts";
+import { TCP_MAXSEG } from "./libc.ts";
 import { familyOf } from "./sockaddr.ts";
 
 /** Which certificates a TLS connection trusts. */
@@ -69,7 +70,7 @@ export class DialedTlsConn {
     // Each segment by itself: the kernel copies one packet for each write.
     const send = async (bytes: Uint8Array) => {
       while (bytes.length > 0) {
-        const segment = segmentSize(fdOf(this.#below));
+        const segment = getOption(fdOf(this.#below), TCP_MAXSEG);
         bytes = bytes.subarray(await this.#below.write(bytes.subarray(0, segment)));
       }
     };
@@ -97,7 +98,7 @@ export class DialedTlsConn {
       this.#socket.once("close", () => fail("the server closed the connection"));
       this.#socket.once("error", ({ code, message }: Error & { code?: string }) => {
         const isCertificate = /CERT|VERIFY|ISSUER|SIGNED/.test(code ?? "");
-        fail(isCertificate ? `invalid peer certificate: ${message}` : message);
+        fail(isCertificate ? BAD_CERTIFICATE + message : message);
       });
     });
   }
