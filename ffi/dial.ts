@@ -144,20 +144,14 @@ export async function dial(options: DialOptions): Promise<DialedConn> {
   signal?.throwIfAborted();
   checkPermission(formatAddress(options));
   const addresses = await resolve(hostname, family, signal);
-  return await connectToFirst(
-    addresses,
-    (address, signal) => dialAddress(address, port, tos, signal),
-    signal,
-  );
+  // An address that may not be used is one that fails, before others are tried.
+  const connect = async (address: string, signal: AbortSignal) =>
+    await dialAddress(destination(address, port), tos, signal);
+  return await connectToFirst(addresses, connect, signal);
 }
 
-async function dialAddress(
-  hostname: string,
-  port: number,
-  tos: number | null,
-  signal: AbortSignal,
-): Promise<DialedConn> {
-  const to = destination(hostname, port), family = to[0];
+async function dialAddress(to: Uint8Array<ArrayBuffer>, tos: number | null, signal: AbortSignal) {
+  const [family] = to;
   const fd = orDenoError(libc.socket(family));
   const abandon = () => unwatch(fd);
   signal.addEventListener("abort", abandon, { once: true });
@@ -185,7 +179,7 @@ async function dialAddress(
   }
 }
 
-/** connect(2) of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */
+/** connect(2) as the socket shows it. */
 export function startConnect(fd: number, address: Uint8Array<ArrayBuffer>): number {
   return connectResult(libc.connect(fd, address), polledEvents(fd));
 }
@@ -216,11 +210,10 @@ export class DialedConn {
   readonly localAddr: Deno.NetAddr;
   /** The other end. */
   readonly remoteAddr: Deno.NetAddr;
+  readonly #socket: Socket;
   #isClosed = false;
   /** A reset or the like, which the kernel reports once; then reads see an end. */
   #loss: Error | null = null;
-
-  readonly #socket: Socket;
 
   /** For {@linkcode dial}. @param socket a connected socket that the poller watches; owns it */
   constructor(socket: Socket) {
@@ -263,7 +256,9 @@ export class DialedConn {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       const result = call();
       if (result >= 0) return result;
-      if (isLost(fd)) {
+      // A reset, an error, a time limit, or it is closed here.
+      const isLost = (polledEvents(fd) & (libc.POLLHUP | libc.POLLNVAL)) !== 0;
+      if (isLost) {
         // An error that is still pending came after the call, perhaps with bytes before it.
         const pending = getOption(fd, libc.SO_ERROR);
         const error = lossError(pending || -result);
@@ -304,9 +299,4 @@ export class DialedConn {
     await tls.handshake();
     return tls;
   }
-}
-
-/** Whether a connection no longer is one: a reset, an error, a time limit, or it is closed here. */
-function isLost(fd: number): boolean {
-  return (polledEvents(fd) & (libc.POLLHUP | libc.POLLNVAL)) !== 0;
 }

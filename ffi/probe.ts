@@ -41,7 +41,6 @@ export interface Hop {
 
 /** What one probe found. */
 export interface ProbeResult {
-  readonly fd: number;
   readonly hop: Hop;
   /** The connection, if the probe came through: with the default TTL again. */
   readonly conn: DialedConn | null;
@@ -54,7 +53,7 @@ export interface ProbeResult {
 }
 
 /** A local port and one address of the target: all probes between them take the same path. */
-export interface Ends {
+interface Ends {
   /** `AF_INET` or `AF_INET6`. */
   readonly family: number;
   /** This end, the port with any address. */
@@ -73,13 +72,13 @@ export function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
 }
 
 /** The same with a local port that the kernel chooses. */
-export function freshEnds(ends: Ends): Ends {
+function freshEnds(ends: Ends): Ends {
   const local = new Uint8Array(ends.local.length);
   local[0] = ends.family;
   return { ...ends, local };
 }
 
-/** A socket that keeps a local port while no probe has it: `ends` is given the port. */
+/** A socket that keeps a local port while no probe has it, and writes it to `ends`. */
 export function openPort({ family, local }: Ends): number {
   const fd = orDenoError(libc.socket(family));
   setOption(fd, libc.SO_REUSEADDR, 1);
@@ -176,24 +175,20 @@ const SILENT: Hop = { ...NOTHING, hop: null, evidence: null, answer: null };
 
 /** The result of a probe that did not connect. */
 export function resultOf(
-  { fd = -1, ttl, started }: Pick<Probe, "ttl" | "started"> & Partial<Probe>,
+  { ttl, started, isFreshPort = false }: Pick<Probe, "ttl" | "started"> & Partial<Probe>,
   hop: Partial<Hop>,
   error: Error | null = null,
 ): ProbeResult {
-  return {
-    fd,
-    hop: { ...SILENT, ...hop, hop: ttl },
-    conn: null,
-    error,
-    started,
-    isFreshPort: false,
-  };
+  return { hop: { ...SILENT, ...hop, hop: ttl }, conn: null, error, started, isFreshPort };
 }
 
-/** A SYN that waits for its answer; `ttl` is `null` for the default, which reaches the target. */
-type Probe = Readonly<
-  { fd: number; ends: Ends; ttl: number | null; tos: number; started: number }
->;
+/** A SYN that waits for its answer. */
+interface Probe extends Pick<ProbeResult, "started" | "isFreshPort"> {
+  readonly fd: number;
+  /** `null` for the default, which reaches the target. */
+  readonly ttl: number | null;
+  readonly tos: number;
+}
 
 /** Sends probes of one path; holds its local port and the raw socket meanwhile. */
 export class Prober implements Disposable {
@@ -213,20 +208,32 @@ export class Prober implements Disposable {
     return this.#raw !== null || this.ends.family !== AF_INET;
   }
 
-  /** Sends one SYN and waits for its answer. @param ttl `null` for the default */
+  /**
+   * Sends one SYN and waits for its answer.
+   *
+   * @param ttl `null` for the default
+   * @param isFreshPort from a port that the kernel chooses, which may take another path
+   */
   async probe(
     ttl: number | null,
     tos: number,
     wait: number,
     signal: AbortSignal,
-    ends: Ends = this.ends,
+    isFreshPort = false,
   ): Promise<ProbeResult> {
     signal.throwIfAborted();
-    const fd = orDenoError(libc.socket(ends.family));
+    const { family, local, remote } = isFreshPort ? freshEnds(this.ends) : this.ends;
+    const fd = orDenoError(libc.socket(family));
     let reply: ProbeResult | null = null;
     try {
-      const probe = { fd, ends, ttl, tos, started: this.#prepare(fd, ends, ttl ?? -1, tos) };
-      const result = startConnect(fd, ends.remote);
+      setOption(fd, libc.SO_REUSEADDR, 1);
+      orDenoError(libc.bind(fd, local));
+      setProbing(fd, family, true, ttl ?? -1);
+      setResetOnClose(fd, true);
+      setTosAt(fd, family, tos);
+      for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
+      const probe = { fd, ttl, tos, isFreshPort, started: performance.now() };
+      const result = startConnect(fd, remote);
       watch(fd);
       if (result !== -libc.EINPROGRESS) return resultOf(probe, {}, denoError(-result));
       while ((reply = this.#connected(probe) ?? this.#refused(probe)) === null) {
@@ -244,20 +251,9 @@ export class Prober implements Disposable {
     }
   }
 
-  /** Makes a socket a probe that has not left yet. @returns `performance.now()` */
-  #prepare(fd: number, { family, local }: Ends, ttl: number, tos: number): number {
-    setOption(fd, libc.SO_REUSEADDR, 1);
-    orDenoError(libc.bind(fd, local));
-    setProbing(fd, family, true, ttl);
-    setResetOnClose(fd, true);
-    setTosAt(fd, family, tos);
-    for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
-    return performance.now();
-  }
-
   /** The connection, if the probe came through; else `null`. */
   #connected(probe: Probe): ProbeResult | null {
-    const { fd, ends: { family, address }, started } = probe;
+    const { fd, started } = probe, { family, address } = this.ends;
     const remote = new Uint8Array(SOCKADDR_SIZE), local = new Uint8Array(SOCKADDR_SIZE);
     if (libc.getpeername(fd, remote) < 0) return null;
     orDenoError(libc.getsockname(fd, local));
@@ -284,7 +280,7 @@ export class Prober implements Disposable {
     const errno = getOption(fd, libc.SO_ERROR);
     if (errno === 0) return null;
     if (errno === libc.ECONNREFUSED) {
-      const { address } = probe.ends, milliseconds = this.#time(started);
+      const { address } = this.ends, milliseconds = this.#time(started);
       return resultOf(probe, { address, milliseconds, answer: REFUSED }, denoError(errno));
     }
     // An error without its ICMP message shows nothing.
