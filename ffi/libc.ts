@@ -229,6 +229,7 @@ function orErrno(result: number | bigint): number {
 // ─── The wrappers ───────────────────────────────────────────────────────────────────────────────
 
 type Bytes = Uint8Array<ArrayBuffer>;
+type View = ArrayBufferView<ArrayBuffer>;
 
 // Reused by every call: the wrappers are synchronous, so no two are ever inside one.
 const length = new Uint32Array(1);
@@ -266,22 +267,14 @@ export function getpeername(fd: number, address: Bytes): number {
 }
 
 /** @returns how many bytes the option has, at most as many as fit */
-export function getsockopt(
-  fd: number,
-  { level, option }: SocketOption,
-  value: BufferSource & { byteLength: number },
-): number {
+export function getsockopt(fd: number, { level, option }: SocketOption, value: View): number {
   length[0] = value.byteLength;
   const result = orErrno(libc().getsockopt(fd, level, option, value, length));
   return result < 0 ? result : length[0];
 }
 
 /** @param value one `int`, or a structure of several */
-export function setsockopt(
-  fd: number,
-  { level, option }: SocketOption,
-  value: Int32Array<ArrayBuffer>,
-): number {
+export function setsockopt(fd: number, { level, option }: SocketOption, value: View): number {
   return orErrno(libc().setsockopt(fd, level, option, value, value.byteLength));
 }
 

@@ -14,8 +14,8 @@ import { destination, resolve } from "./dial.ts";
 import { TIME_EXCEEDED } from "./icmp.ts";
 import { checkPermission, pause } from "./deno.ts";
 import { fdOf } from "./fd.ts";
-import { type Hop, probeEnds, Prober, type ProbeResult, REFUSED } from "./probe.ts";
-import { resultOf, setResetOnClose } from "./probe.ts";
+import { type Hop, Prober, type ProbeResult, REFUSED, resultOf } from "./probe.ts";
+import { setResetOnClose } from "./probe.ts";
 import { formatAddress } from "./sockaddr.ts";
 
 /** Where a path leads, as in `ConnectOptions`. */
@@ -292,7 +292,7 @@ export class Climb implements Disposable {
     this[Symbol.dispose]();
     this.#stats.clear();
     [this.#distance, this.#isReached] = [Infinity, false];
-    this.#prober = new Prober(probeEnds(destination(hostname, this.options.port)));
+    this.#prober = new Prober(destination(hostname, this.options.port));
     return true;
   }
 

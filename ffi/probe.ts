@@ -13,7 +13,7 @@ import { parseIcmpError, parseQuote, TIME_EXCEEDED } from "./icmp.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
-import { addressOf, AF_INET, decode, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { addressOf, AF_INET, decode, encode, SOCKADDR_SIZE } from "./sockaddr.ts";
 import { pause } from "./deno.ts";
 
 /** What one hop answered to one mark. */
@@ -52,35 +52,14 @@ export interface ProbeResult {
   readonly isFreshPort: boolean;
 }
 
-/** A local port and one address of the target: all probes between them take the same path. */
-interface Ends {
-  /** `AF_INET` or `AF_INET6`. */
-  readonly family: number;
-  /** This end, the port with any address. */
-  readonly local: Uint8Array<ArrayBuffer>;
-  readonly remote: Uint8Array<ArrayBuffer>;
-  /** The address of the other end, as text. */
-  readonly address: string;
+/** Any address and port of this host. */
+export function anyEnd(family: number): Uint8Array<ArrayBuffer> {
+  return encode({ transport: "tcp", hostname: family === AF_INET ? "0.0.0.0" : "::", port: 0 });
 }
 
-/** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */
-export function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
-  const address = addressOf(sockaddr), [, , ...port] = sockaddr.subarray(0, 4);
-  const remote = address.length === 16 ? sockaddr : new Uint8Array(16);
-  if (address.length === 4) remote.set([AF_INET, 0, ...port, ...address]);
-  return freshEnds({ family: remote[0], local: remote, remote, address: decode(remote).hostname });
-}
-
-/** The same with a local port that the kernel chooses. */
-function freshEnds(ends: Ends): Ends {
-  const local = new Uint8Array(ends.local.length);
-  local[0] = ends.family;
-  return { ...ends, local };
-}
-
-/** A socket that keeps a local port while no probe has it, and writes it to `ends`. */
-export function openPort({ family, local }: Ends): number {
-  const fd = orDenoError(libc.socket(family));
+/** A socket that keeps a port while no probe has it. @param local is given the port */
+export function openPort(local: Uint8Array<ArrayBuffer>): number {
+  const fd = orDenoError(libc.socket(local[0]));
   setOption(fd, libc.SO_REUSEADDR, 1);
   orDenoError(libc.bind(fd, local));
   orDenoError(libc.getsockname(fd, local));
@@ -190,22 +169,34 @@ interface Probe extends Pick<ProbeResult, "started" | "isFreshPort"> {
   readonly tos: number;
 }
 
-/** Sends probes of one path; holds its local port and the raw socket meanwhile. */
+/**
+ * Sends probes from one local port to one address, between which all take the same path; holds the
+ * port and the raw socket meanwhile.
+ */
 export class Prober implements Disposable {
   /** The slowest answer so far, in milliseconds. */
   slowest = 0;
+  readonly #family: number;
+  readonly #local: Uint8Array<ArrayBuffer>;
+  readonly #remote: Uint8Array<ArrayBuffer>;
   /** Keeps the local port while no probe has it. */
   readonly #anchor: number;
   readonly #raw: number | null;
 
-  constructor(readonly ends: Ends) {
-    this.#anchor = openPort(ends);
-    this.#raw = ends.family === AF_INET ? openRaw() : null;
+  /** Takes a port. @param to the target as a `sockaddr` */
+  constructor(to: Uint8Array<ArrayBuffer>) {
+    const address = addressOf(to), isIPv4 = address.length === 4;
+    // An IPv4-mapped address is an IPv4 one.
+    this.#remote = isIPv4 ? encode({ ...decode(to), hostname: address.join(".") }) : to;
+    this.#family = this.#remote[0];
+    this.#local = anyEnd(this.#family);
+    this.#anchor = openPort(this.#local);
+    this.#raw = isIPv4 ? openRaw() : null;
   }
 
   /** Whether routers on this path can show the whole mark: on IPv4 this takes CAP_NET_RAW. */
   get isExact(): boolean {
-    return this.#raw !== null || this.ends.family !== AF_INET;
+    return this.#raw !== null || this.#family !== AF_INET;
   }
 
   /**
@@ -222,24 +213,25 @@ export class Prober implements Disposable {
     isFreshPort = false,
   ): Promise<ProbeResult> {
     signal.throwIfAborted();
-    const { family, local, remote } = isFreshPort ? freshEnds(this.ends) : this.ends;
-    const fd = orDenoError(libc.socket(family));
+    const family = this.#family, fd = orDenoError(libc.socket(family));
     let reply: ProbeResult | null = null;
     try {
       setOption(fd, libc.SO_REUSEADDR, 1);
-      orDenoError(libc.bind(fd, local));
+      orDenoError(libc.bind(fd, isFreshPort ? anyEnd(family) : this.#local));
       setProbing(fd, family, true, ttl ?? -1);
       setResetOnClose(fd, true);
       setTosAt(fd, family, tos);
       for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
       const probe = { fd, ttl, tos, isFreshPort, started: performance.now() };
-      const result = startConnect(fd, remote);
+      const result = startConnect(fd, this.#remote);
       watch(fd);
       if (result !== -libc.EINPROGRESS) return resultOf(probe, {}, denoError(-result));
       while ((reply = this.#connected(probe) ?? this.#refused(probe)) === null) {
         const rest = wait - (performance.now() - probe.started);
         if (rest <= 0) return resultOf(probe, { waited: wait });
-        await eventWithin(fd, rest, signal);
+        const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
+        await Promise.race([nextEvent(fd), pause(rest, either)]);
+        over.abort();
         signal.throwIfAborted();
       }
       return reply;
@@ -253,13 +245,14 @@ export class Prober implements Disposable {
 
   /** The connection, if the probe came through; else `null`. */
   #connected(probe: Probe): ProbeResult | null {
-    const { fd, started } = probe, { family, address } = this.ends;
+    const { fd, started } = probe, family = this.#family;
     const remote = new Uint8Array(SOCKADDR_SIZE), local = new Uint8Array(SOCKADDR_SIZE);
     if (libc.getpeername(fd, remote) < 0) return null;
     orDenoError(libc.getsockname(fd, local));
     const milliseconds = this.#time(started, handshakeTime(fd));
     setProbing(fd, family, false, -1);
     const conn = new DialedConn(new Socket(fd, family, local, remote));
+    const address = conn.remoteAddr.hostname;
     return { ...resultOf(probe, { address, milliseconds, answer: "connected" }), conn };
   }
 
@@ -280,7 +273,7 @@ export class Prober implements Disposable {
     const errno = getOption(fd, libc.SO_ERROR);
     if (errno === 0) return null;
     if (errno === libc.ECONNREFUSED) {
-      const { address } = this.ends, milliseconds = this.#time(started);
+      const address = decode(this.#remote).hostname, milliseconds = this.#time(started);
       return resultOf(probe, { address, milliseconds, answer: REFUSED }, denoError(errno));
     }
     // An error without its ICMP message shows nothing.
@@ -300,7 +293,7 @@ export class Prober implements Disposable {
     if (error.tos !== null) return { tos: error.tos, icmpTos: null, evidence: "quote" };
     // The kernel gives the packet to raw sockets before it queues the error.
     for (const packet of rawPackets(this.#raw)) {
-      const quote = parseQuote(packet, error, this.ends.remote);
+      const quote = parseQuote(packet, error, this.#remote);
       if (quote !== null) return { ...quote, evidence: "quote" };
     }
     const { icmpTos } = error;
@@ -313,11 +306,4 @@ export class Prober implements Disposable {
     libc.close(this.#anchor);
     if (this.#raw !== null) libc.close(this.#raw);
   }
-}
-
-/** Waits for an event of a descriptor, at most so many milliseconds, or until `signal` aborts. */
-async function eventWithin(fd: number, milliseconds: number, signal: AbortSignal): Promise<void> {
-  const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
-  await Promise.race([nextEvent(fd), pause(milliseconds, either)]);
-  over.abort();
 }
