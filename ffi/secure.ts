@@ -34,7 +34,6 @@ export class DialedTlsConn {
   readonly #chunks: Uint8Array[] = [];
   #failure: Error | null = null;
   #isEnded = false;
-  #isClosed = false;
   #wakeReader: () => void = () => {};
   #wakeTransport: () => void = () => {};
 
@@ -112,7 +111,6 @@ export class DialedTlsConn {
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     while (this.#chunks.length === 0) {
-      if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       if (this.#failure !== null) throw this.#failure;
       if (this.#isEnded) return null;
       await new Promise<void>((resolve) => this.#wakeReader = resolve);
@@ -140,8 +138,7 @@ export class DialedTlsConn {
 
   /** Closes it and the connection below; reads and writes that wait end. */
   close(): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
+    this.#failure = new Deno.errors.BadResource("the connection is closed");
     this.#socket.destroy();
     this.#below.close();
     this.#wakeReader();
