@@ -44,9 +44,10 @@ const ONE_PACKET = 1280 - 40 - 32 - 29;
  * the error queue make Deno take the write side for closed, so that a write that waits would spin.
  */
 export function needsOwnSocket(options: ConnectOptions): boolean {
-  const { hostname, markSyn, trust, family, requestSize } = options;
+  const { markSyn, trust, family, requestSize } = options;
+  const name = options.hostname.toLowerCase();
   return markSyn || trust !== null || family !== null || requestSize > ONE_PACKET ||
-    /\.localhost\.?$/.test(hostname.toLowerCase());
+    name.endsWith(".localhost") || name.endsWith(".localhost.");
 }
 
 /** What is read and written: a connection of Deno's, or one of `dial`, which brings its own TLS. */
