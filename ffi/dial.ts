@@ -42,7 +42,7 @@ export interface DialOptions {
 export async function resolve(
   hostname: string,
   family: 4 | 6 | null,
-  signal?: AbortSignal,
+  signal: AbortSignal,
 ): Promise<string[]> {
   const found = familyOf(hostname) !== null
     ? [hostname]
@@ -55,13 +55,13 @@ export async function resolve(
   return wanted.flatMap((_, at) => [six[at], four[at]]).filter((address) => address !== undefined);
 }
 
-async function lookUp(hostname: string, signal: AbortSignal | undefined): Promise<string[]> {
+async function lookUp(hostname: string, signal: AbortSignal): Promise<string[]> {
   // With less it would ask for permission on a terminal, and elsewhere find nothing.
   checkPermission(hostname);
   const { lookup } = await import("node:dns/promises");
   const aborted = new Promise<never>((_, reject) => {
-    if (signal?.aborted) reject(signal.reason);
-    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+    if (signal.aborted) reject(signal.reason);
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
   const found = lookup(hostname, { all: true }).catch((error) => {
     if (error instanceof Deno.errors.NotCapable) throw error;
@@ -79,10 +79,9 @@ async function lookUp(hostname: string, signal: AbortSignal | undefined): Promis
 export async function connectToFirst<T extends { close(): void }>(
   addresses: readonly string[],
   connect: (address: string, signal: AbortSignal) => Promise<T>,
-  signal?: AbortSignal,
+  signal: AbortSignal = new AbortController().signal,
 ): Promise<T> {
-  const others = new AbortController();
-  const either = signal === undefined ? others.signal : AbortSignal.any([signal, others.signal]);
+  const others = new AbortController(), either = AbortSignal.any([signal, others.signal]);
   const attempts = new Set<Promise<T>>();
   let winner: T | void, failure: unknown;
   try {
@@ -100,7 +99,7 @@ export async function connectToFirst<T extends { close(): void }>(
       if (winner) return winner;
       // All other addresses would fail the same way.
       if (failure instanceof LibcError || failure instanceof MarkError) break;
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
     }
     throw failure;
   } finally {
@@ -139,9 +138,9 @@ export async function connectToFirst<T extends { close(): void }>(
  * last address failed with
  */
 export async function dial(options: DialOptions): Promise<DialedConn> {
-  const { hostname, port, tos, family = null, signal } = options;
+  const { hostname, port, tos, family = null, signal = new AbortController().signal } = options;
   if (tos !== null) checkTos(tos);
-  signal?.throwIfAborted();
+  signal.throwIfAborted();
   checkPermission(formatAddress(options));
   const addresses = await resolve(hostname, family, signal);
   // An address that may not be used is one that fails, before others are tried.
@@ -160,16 +159,15 @@ async function dialAddress(to: Uint8Array<ArrayBuffer>, tos: number | null, sign
     const result = startConnect(fd, to);
     // Not before connect(2), as a socket that is not connecting reports a hang-up at once.
     watch(fd);
-    const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
     if (result !== -libc.EINPROGRESS) orDenoError(result);
-    while (libc.getpeername(fd, remote) < 0) {
+    let conn: DialedConn | null;
+    while ((conn = connectedAt(fd)) === null) {
       signal.throwIfAborted();
       await nextEvent(fd);
       signal.throwIfAborted();
       orDenoError(-getOption(fd, libc.SO_ERROR));
     }
-    orDenoError(libc.getsockname(fd, local));
-    return new DialedConn(new Socket(fd, family, local, remote));
+    return conn;
   } catch (error) {
     unwatch(fd);
     libc.close(fd);
@@ -189,6 +187,14 @@ export function connectResult(result: number, polled: number): number {
   // It failed at once if the socket is as before, closed, with no error to report.
   const hasFailed = (polled & (libc.POLLHUP | libc.POLLERR)) === libc.POLLHUP;
   return hasFailed ? result : -libc.EINPROGRESS;
+}
+
+/** The connection of a watched socket; `null` if it has not connected yet, or not any more. */
+export function connectedAt(fd: number): DialedConn | null {
+  const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
+  if (libc.getpeername(fd, remote) < 0) return null;
+  orDenoError(libc.getsockname(fd, local));
+  return new DialedConn(new Socket(fd, remote[0], local, remote));
 }
 
 /**

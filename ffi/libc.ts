@@ -19,15 +19,8 @@ export class CannotRunError extends Error {
 }
 
 /** Error numbers that the code distinguishes, the same on x86_64 and aarch64; errno(3). */
-export const EINTR = 4,
-  EAGAIN = 11,
-  EPIPE = 32,
-  ENETUNREACH = 101,
-  ECONNRESET = 104,
-  ETIMEDOUT = 110,
-  ECONNREFUSED = 111,
-  EHOSTUNREACH = 113,
-  EINPROGRESS = 115;
+export const EINTR = 4, EAGAIN = 11, EPIPE = 32, ENETUNREACH = 101, ECONNRESET = 104;
+export const ETIMEDOUT = 110, ECONNREFUSED = 111, EHOSTUNREACH = 113, EINPROGRESS = 115;
 
 /** What poll(2) reports without being asked. */
 export const POLLERR = 0x8, POLLHUP = 0x10, POLLNVAL = 0x20;
@@ -43,10 +36,9 @@ export interface SocketOption {
 }
 
 /** Protocol numbers, which are also the levels of their options; protocols(5). */
-export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41, IPPROTO_MPTCP = 262;
-const IPPROTO_IP = 0;
+export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_MPTCP = 262;
+const IPPROTO_IP = 0, IPPROTO_IPV6 = 41, SOL_SOCKET = 1, SOL_RAW = 255;
 
-const SOL_SOCKET = 1, SOL_RAW = 255;
 const at = (level: number, option: number, name: string): SocketOption => ({ level, option, name });
 
 /** Options of any socket: socket(7); the kernel's Documentation/networking/timestamping.rst. */
@@ -86,11 +78,8 @@ export const TCP_NODELAY = at(IPPROTO_TCP, 1, "TCP_NODELAY"),
   TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");
 
 /** Flags of recv(2) and send(2). */
-export const MSG_CTRUNC = 0x8,
-  MSG_DONTWAIT = 0x40,
-  MSG_EOR = 0x80,
-  MSG_ERRQUEUE = 0x2000,
-  MSG_NOSIGNAL = 0x4000;
+export const MSG_CTRUNC = 0x8, MSG_DONTWAIT = 0x40, MSG_EOR = 0x80;
+export const MSG_ERRQUEUE = 0x2000, MSG_NOSIGNAL = 0x4000;
 
 const SOCK_STREAM = 1;
 /** The type of a raw socket, socket(2). */

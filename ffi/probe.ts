@@ -4,16 +4,15 @@
  *
  * @module
  */
-import { DialedConn, startConnect } from "./dial.ts";
+import { connectedAt, type DialedConn, startConnect } from "./dial.ts";
 import { denoError, getOption, getOptionBytes, orDenoError, orLibcError } from "./calls.ts";
 import { setOption } from "./calls.ts";
-import { Socket } from "./fd.ts";
 import { type IcmpError, icmpMeaning, keptLowerBits, type Message } from "./icmp.ts";
 import { parseIcmpError, parseQuote, TIME_EXCEEDED } from "./icmp.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
-import { addressOf, AF_INET, decode, encode, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { addressOf, AF_INET, decode, encode } from "./sockaddr.ts";
 import { pause } from "./deno.ts";
 
 /** What one hop answered to one mark. */
@@ -245,14 +244,11 @@ export class Prober implements Disposable {
 
   /** The connection, if the probe came through; else `null`. */
   #connected(probe: Probe): ProbeResult | null {
-    const { fd, started } = probe, family = this.#family;
-    const remote = new Uint8Array(SOCKADDR_SIZE), local = new Uint8Array(SOCKADDR_SIZE);
-    if (libc.getpeername(fd, remote) < 0) return null;
-    orDenoError(libc.getsockname(fd, local));
-    const milliseconds = this.#time(started, handshakeTime(fd));
-    setProbing(fd, family, false, -1);
-    const conn = new DialedConn(new Socket(fd, family, local, remote));
+    const { fd, started } = probe, conn = connectedAt(fd);
+    if (conn === null) return null;
     const address = conn.remoteAddr.hostname;
+    const milliseconds = this.#time(started, handshakeTime(fd));
+    setProbing(fd, this.#family, false, -1);
     return { ...resultOf(probe, { address, milliseconds, answer: "connected" }), conn };
   }
 

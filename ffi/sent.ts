@@ -96,9 +96,7 @@ export function parseDataSent(info: Uint8Array): number | null {
  * and perhaps the headers of a tunnel: where version, protocol, and an address with its port are
  * the connection's own. One end is enough, as NAT on this host may have changed the other.
  *
- * @param packet the bytes from the error queue, perhaps cut short
- * @param local this end as a `sockaddr`, in the connection's own family
- * @param remote the other end, likewise
+ * @param packet perhaps cut short
  * @param isHere whether an address is one of this host's
  * @returns `null` if there is no such header: then nothing was observed
  */
@@ -131,7 +129,10 @@ export function parseLooped(
 }
 
 function packetAt(packet: Uint8Array, at: number, tcp: number): Omit<SentPacket, "isRedirected"> {
-  const length = lengthAt(packet, at), outer = outermostHeader(packet, at);
+  const isIPv4 = packet[at] >> 4 === 4, outer = outermostHeader(packet, at);
+  // IPv6's does not count its own header.
+  const said = wordAt(packet, at + (isIPv4 ? 2 : 4));
+  const length = isIPv4 || said === 0 ? said : 40 + said;
   // RFC 9293 section 3.1: the upper half of byte 12 is the header's length in words.
   const headers = tcp - at + (packet[tcp + 12] >> 4) * 4;
   return {
@@ -174,13 +175,6 @@ function outermostHeader(packet: Uint8Array, own: number): number | null {
 function isHeader(packet: Uint8Array, at: number, end: number): boolean {
   if (packet[at] >> 4 === 6) return at + 40 <= end;
   return packet[at] >> 4 === 4 && (packet[at] & 0x0f) >= 5 && at + 20 <= end;
-}
-
-/** Bytes of the IP packet at `at`; 0 if its header does not say. */
-function lengthAt(packet: Uint8Array, at: number): number {
-  if (packet[at] >> 4 === 4) return wordAt(packet, at + 2);
-  const payload = wordAt(packet, at + 4);
-  return payload === 0 ? 0 : 40 + payload;
 }
 
 /** Two bytes in network order; 0 if the packet was cut before them. */
