@@ -43,8 +43,8 @@ const REST = 1000;
 /** How a hop has answered so far. */
 interface HopStats {
   answers: number;
-  /** Whether it lets marks pass, but does not answer. */
-  isMute: boolean;
+  /** Whether a mark passed it without its answer. */
+  isPassed: boolean;
   /** When to probe it again, as it probably limits its answers. */
   retryAfter: number;
 }
@@ -103,9 +103,7 @@ export class Climb implements Disposable {
       }
       inRow = reply.hop.answer === null ? inRow + 1 : 0;
       // What lets the mark pass and never answers will not answer other marks either.
-      for (const stats of inRow === 0 ? silent.map((hop) => this.#statsOf(hop)) : []) {
-        stats.isMute = stats.answers === 0;
-      }
+      if (inRow === 0) silent.forEach((hop) => this.#statsOf(hop).isPassed = true);
       if (reply.conn !== null) {
         found = reply;
         break;
@@ -184,7 +182,8 @@ export class Climb implements Disposable {
     const isKnown = this.#stats.has(ttl), isRouter = ttl < this.#distance;
     const stats = this.#statsOf(ttl), now = performance.now(), scouted = late.get(ttl);
     if (scouted?.answer === null) return resultOf({ ttl, started: now }, scouted);
-    if (isRouter && (stats.isMute || now < stats.retryAfter)) {
+    const isMute = stats.isPassed && stats.answers === 0;
+    if (isRouter && (isMute || now < stats.retryAfter)) {
       return resultOf({ ttl, started: now }, {});
     }
     const waits = isKnown && isRouter ? [this.#wait] : [this.#wait, MOST_WAIT];
@@ -262,7 +261,7 @@ export class Climb implements Disposable {
   }
 
   #statsOf(ttl: number): HopStats {
-    const stats = this.#stats.get(ttl) ?? { answers: 0, isMute: false, retryAfter: 0 };
+    const stats = this.#stats.get(ttl) ?? { answers: 0, isPassed: false, retryAfter: 0 };
     this.#stats.set(ttl, stats);
     return stats;
   }
