@@ -14,7 +14,7 @@ import { type Handshake, type Listening, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { getOptionBytes, setOption } from "./calls.ts";
-import { AF_INET, AF_INET6, headerAddress, parseControl } from "./sockaddr.ts";
+import { addressOf, AF_INET, AF_INET6, parseControl } from "./sockaddr.ts";
 
 /** What arrived: bytes of 0 to 255, `null` for what the kernel does not report. */
 export interface Arrived {
@@ -139,7 +139,7 @@ export function arrivedAt(
 ): Arrived {
   const { syn, sequence, endedWith } = handshake;
   // An IPv4-mapped connection reports what an IPv4 one does.
-  if (headerAddress(socket.local).size !== 4) {
+  if (addressOf(socket.local).length !== 4) {
     return { syn, ack: null, data: latestClass(socket), sequence };
   }
   const last = parseControl(getOptionBytes(socket.fd, libc.IP_PKTOPTIONS), libc.IP_TOS);
@@ -162,7 +162,7 @@ function readHandshake(fd: number): Handshake {
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
 export function latestClass({ fd, local }: Pick<Socket, "fd" | "local">): number | null {
-  if (headerAddress(local).size === 4) return null;
+  if (addressOf(local).length === 4) return null;
   return parseControl(getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS), libc.IPV6_TCLASS);
 }
 
@@ -195,7 +195,7 @@ export function parseSequence(headers: Uint8Array): number | null {
  * @returns `null` without CAP_NET_RAW, and on IPv6, which needs none of this
  */
 export function openReturned({ local, remote }: Socket): number | null {
-  if (headerAddress(local).size !== 4) return null;
+  if (addressOf(local).length !== 4) return null;
   const fd = libc.socket(AF_INET, libc.SOCK_RAW, libc.IPPROTO_TCP);
   if (fd < 0) return null;
   // With both addresses the kernel passes on few packets of others, and with a filter none: those
@@ -230,9 +230,9 @@ function filterPorts(fd: number, local: Uint8Array, remote: Uint8Array): void {
 
 /** The IPv4 address of a `sockaddr`, without the port. */
 function bare(sockaddr: Uint8Array): Uint8Array<ArrayBuffer> {
-  const { at } = headerAddress(sockaddr), address = new Uint8Array(16);
+  const address = new Uint8Array(16);
   address[0] = AF_INET;
-  address.set(sockaddr.subarray(at, at + 4), 4);
+  address.set(addressOf(sockaddr), 4);
   return address;
 }
 

@@ -52,6 +52,9 @@ export function lossError(errno: number): Error {
   return denoError(isPossible ? errno : libc.ECONNRESET, Deno.errors.ConnectionReset);
 }
 
+/** How Deno begins what it says of a server's certificate; `secure.ts` does as well. */
+export const BAD_CERTIFICATE = "invalid peer certificate: ";
+
 // ─── Socket options, getsockopt(2) and setsockopt(2) ────────────────────────────────────────────
 
 // Reused by every call: the functions are synchronous, so no two are ever inside one.
@@ -67,16 +70,7 @@ export function getOption(fd: number, option: libc.SocketOption): number {
 /** Sets an option that is an `int`. @throws {LibcError} the kernel refuses */
 export function setOption(fd: number, option: libc.SocketOption, value: number): void {
   int[0] = value;
-  setOptionInts(fd, option, int);
-}
-
-/** Sets an option that is a structure of `int`s. @throws {LibcError} the kernel refuses */
-export function setOptionInts(
-  fd: number,
-  option: libc.SocketOption,
-  ints: Int32Array<ArrayBuffer>,
-): void {
-  const result = libc.setsockopt(fd, option, ints);
+  const result = libc.setsockopt(fd, option, int);
   if (result < 0) throw new LibcError(`setsockopt(${option.name})`, -result);
 }
 

@@ -7,16 +7,9 @@
 
 import { latestClass, openReturned, readReturned, watchClass } from "./arrived.ts";
 import type { DialedConn } from "./dial.ts";
-import { denoError, LibcError, setOption } from "./calls.ts";
+import { denoError, getOption, getOptionBytes, LibcError, setOption } from "./calls.ts";
 import { DescriptorError, findSocket, type Socket } from "./fd.ts";
-import {
-  dataSent,
-  drainSentAt,
-  interfaceWith,
-  segmentSize,
-  type SentPacket,
-  watchSentAt,
-} from "./sent.ts";
+import { drainSentAt, interfaceWith, parseDataSent, type SentPacket, watchSentAt } from "./sent.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import type { Trust } from "./secure.ts";
@@ -51,9 +44,10 @@ const ONE_PACKET = 1280 - 40 - 32 - 29;
  * the error queue make Deno take the write side for closed, so that a write that waits would spin.
  */
 export function needsOwnSocket(options: ConnectOptions): boolean {
-  const { hostname, markSyn, trust, family, requestSize } = options;
+  const { markSyn, trust, family, requestSize } = options;
+  const name = options.hostname.toLowerCase();
   return markSyn || trust !== null || family !== null || requestSize > ONE_PACKET ||
-    /\.localhost\.?$/.test(hostname);
+    name.endsWith(".localhost") || name.endsWith(".localhost.");
 }
 
 /** What is read and written: a connection of Deno's, or one of `dial`, which brings its own TLS. */
@@ -135,19 +129,20 @@ export class MarkedConn implements Disposable {
    * @throws {TypeError} Deno's own TLS cannot be given this trust
    */
   async startTls(hostname: string, trust: Trust | null): Promise<void> {
-    if (this.#stream.startTls === undefined && trust !== null) {
+    const stream = this.#stream;
+    if (stream.startTls === undefined && trust !== null) {
       throw new TypeError("only a connection of dial() can be given other roots to trust");
     }
     this.#watch();
     // Otherwise the request waits for the ACK of the handshake's last packet: 41 ms.
     setOption(this.fd, libc.TCP_NODELAY, 1);
     this.#isTls = true;
-    if (this.#stream.startTls !== undefined) {
-      this.#stream = await this.#stream.startTls(hostname, trust);
+    if (stream.startTls !== undefined) {
+      this.#stream = await stream.startTls(hostname, trust);
       return;
     }
     this.#isShakingHands = true;
-    const tls = await Deno.startTls(this.#stream as Deno.TcpConn, { hostname });
+    const tls = await Deno.startTls(stream as Deno.TcpConn, { hostname });
     this.#stream = tls;
     // A close that came meanwhile has closed what was not TLS yet.
     if (this.#isClosed) tls.close();
@@ -188,21 +183,17 @@ export class MarkedConn implements Disposable {
     this.#watch();
     this.#isWriting = true;
     const isSplit = this.#isWatched && bytes.length > SMALLEST_SEGMENT;
-    for (let at = 0; at < bytes.length;) {
-      // The path's MTU may have been learned since the last write.
-      const atOnce = isSplit ? segmentSize(this.fd) : bytes.length;
-      const size = await this.#writeSome(bytes.subarray(at, at + atOnce));
-      this.#dataSent = (this.#dataSent ?? 0) + size;
-      at += size;
-      // The kernel drops copies that do not fit the receive buffer.
-      if (at < bytes.length) this.#drain();
-    }
-    this.#isWriting = false;
-  }
-
-  async #writeSome(bytes: Uint8Array): Promise<number> {
     try {
-      return await this.#stream.write(bytes);
+      for (let at = 0; at < bytes.length;) {
+        // The path's MTU may have been learned since the last write.
+        const atOnce = isSplit ? getOption(this.fd, libc.TCP_MAXSEG) : bytes.length;
+        const size = await this.#stream.write(bytes.subarray(at, at + atOnce));
+        this.#dataSent = (this.#dataSent ?? 0) + size;
+        at += size;
+        // The kernel drops copies that do not fit the receive buffer.
+        if (at < bytes.length) this.#drain();
+      }
+      this.#isWriting = false;
     } catch (error) {
       if (error instanceof Deno.errors.ConnectionReset) this.#reset = error;
       throw error;
@@ -232,7 +223,7 @@ export class MarkedConn implements Disposable {
     // TLS may have closed the descriptor, and another connection may have it.
     if (!this.#isWatched || this.#isClosed || !this.#socket.isOurs) return;
     // TLS's own bytes are known to the kernel alone.
-    if (this.#isTls) this.#dataSent = dataSent(this.fd);
+    if (this.#isTls) this.#dataSent = parseDataSent(getOptionBytes(this.fd, libc.TCP_INFO));
     this.#packets.push(...drainSentAt(this.#socket));
   }
 
@@ -263,16 +254,14 @@ export class MarkedConn implements Disposable {
       this.#stream.closeWrite!().catch(() => {}).finally(() => sent.abort());
       await pause(1000, sent.signal);
       this.#isFinished = true;
-      for (let wait = 1; wait < 512 && this.#isAwaited; wait *= 2) await pause(wait);
+      // Copies may come back, but not yet of everything.
+      const isAwaited = () => {
+        const seen = this.sent.reduce((sum, { payload }) => sum + payload, 0);
+        return seen > 0 && seen < (this.#dataSent ?? 0);
+      };
+      for (let wait = 1; wait < 512 && isAwaited(); wait *= 2) await pause(wait);
     }
     this.close();
-  }
-
-  /** Whether copies come back, but not yet of everything. */
-  get #isAwaited(): boolean {
-    this.#drain();
-    const seen = this.#packets.reduce((sum, { payload }) => sum + payload, 0);
-    return seen > 0 && seen < (this.#dataSent ?? 0);
   }
 
   /** Collects the last copies and closes the socket; reads and writes that wait end. */

@@ -42,7 +42,7 @@ export interface DialOptions {
 export async function resolve(
   hostname: string,
   family: 4 | 6 | null,
-  signal?: AbortSignal,
+  signal: AbortSignal,
 ): Promise<string[]> {
   const found = familyOf(hostname) !== null
     ? [hostname]
@@ -55,13 +55,13 @@ export async function resolve(
   return wanted.flatMap((_, at) => [six[at], four[at]]).filter((address) => address !== undefined);
 }
 
-async function lookUp(hostname: string, signal: AbortSignal | undefined): Promise<string[]> {
+async function lookUp(hostname: string, signal: AbortSignal): Promise<string[]> {
   // With less it would ask for permission on a terminal, and elsewhere find nothing.
   checkPermission(hostname);
   const { lookup } = await import("node:dns/promises");
   const aborted = new Promise<never>((_, reject) => {
-    if (signal?.aborted) reject(signal.reason);
-    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+    if (signal.aborted) reject(signal.reason);
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
   const found = lookup(hostname, { all: true }).catch((error) => {
     if (error instanceof Deno.errors.NotCapable) throw error;
@@ -79,10 +79,9 @@ async function lookUp(hostname: string, signal: AbortSignal | undefined): Promis
 export async function connectToFirst<T extends { close(): void }>(
   addresses: readonly string[],
   connect: (address: string, signal: AbortSignal) => Promise<T>,
-  signal?: AbortSignal,
+  signal: AbortSignal = new AbortController().signal,
 ): Promise<T> {
-  const others = new AbortController();
-  const either = signal === undefined ? others.signal : AbortSignal.any([signal, others.signal]);
+  const others = new AbortController(), either = AbortSignal.any([signal, others.signal]);
   const attempts = new Set<Promise<T>>();
   let winner: T | void, failure: unknown;
   try {
@@ -100,7 +99,7 @@ export async function connectToFirst<T extends { close(): void }>(
       if (winner) return winner;
       // All other addresses would fail the same way.
       if (failure instanceof LibcError || failure instanceof MarkError) break;
-      signal?.throwIfAborted();
+      signal.throwIfAborted();
     }
     throw failure;
   } finally {
@@ -139,25 +138,19 @@ export async function connectToFirst<T extends { close(): void }>(
  * last address failed with
  */
 export async function dial(options: DialOptions): Promise<DialedConn> {
-  const { hostname, port, tos, family = null, signal } = options;
+  const { hostname, port, tos, family = null, signal = new AbortController().signal } = options;
   if (tos !== null) checkTos(tos);
-  signal?.throwIfAborted();
+  signal.throwIfAborted();
   checkPermission(formatAddress(options));
   const addresses = await resolve(hostname, family, signal);
-  return await connectToFirst(
-    addresses,
-    (address, signal) => dialAddress(address, port, tos, signal),
-    signal,
-  );
+  // An address that may not be used is one that fails, before others are tried.
+  const connect = async (address: string, signal: AbortSignal) =>
+    await dialAddress(destination(address, port), tos, signal);
+  return await connectToFirst(addresses, connect, signal);
 }
 
-async function dialAddress(
-  hostname: string,
-  port: number,
-  tos: number | null,
-  signal: AbortSignal,
-): Promise<DialedConn> {
-  const to = destination(hostname, port), family = to[0];
+async function dialAddress(to: Uint8Array<ArrayBuffer>, tos: number | null, signal: AbortSignal) {
+  const [family] = to;
   const fd = orDenoError(libc.socket(family));
   const abandon = () => unwatch(fd);
   signal.addEventListener("abort", abandon, { once: true });
@@ -166,16 +159,15 @@ async function dialAddress(
     const result = startConnect(fd, to);
     // Not before connect(2), as a socket that is not connecting reports a hang-up at once.
     watch(fd);
-    const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
     if (result !== -libc.EINPROGRESS) orDenoError(result);
-    while (libc.getpeername(fd, remote) < 0) {
+    let conn: DialedConn | null;
+    while ((conn = connectedAt(fd)) === null) {
       signal.throwIfAborted();
       await nextEvent(fd);
       signal.throwIfAborted();
       orDenoError(-getOption(fd, libc.SO_ERROR));
     }
-    orDenoError(libc.getsockname(fd, local));
-    return new DialedConn(new Socket(fd, family, local, remote));
+    return conn;
   } catch (error) {
     unwatch(fd);
     libc.close(fd);
@@ -185,7 +177,7 @@ async function dialAddress(
   }
 }
 
-/** connect(2) of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */
+/** connect(2) as the socket shows it. */
 export function startConnect(fd: number, address: Uint8Array<ArrayBuffer>): number {
   return connectResult(libc.connect(fd, address), polledEvents(fd));
 }
@@ -195,6 +187,14 @@ export function connectResult(result: number, polled: number): number {
   // It failed at once if the socket is as before, closed, with no error to report.
   const hasFailed = (polled & (libc.POLLHUP | libc.POLLERR)) === libc.POLLHUP;
   return hasFailed ? result : -libc.EINPROGRESS;
+}
+
+/** The connection of a watched socket; `null` if it has not connected yet, or not any more. */
+export function connectedAt(fd: number): DialedConn | null {
+  const local = new Uint8Array(SOCKADDR_SIZE), remote = new Uint8Array(SOCKADDR_SIZE);
+  if (libc.getpeername(fd, remote) < 0) return null;
+  orDenoError(libc.getsockname(fd, local));
+  return new DialedConn(new Socket(fd, remote[0], local, remote));
 }
 
 /**
@@ -216,11 +216,10 @@ export class DialedConn {
   readonly localAddr: Deno.NetAddr;
   /** The other end. */
   readonly remoteAddr: Deno.NetAddr;
+  readonly #socket: Socket;
   #isClosed = false;
   /** A reset or the like, which the kernel reports once; then reads see an end. */
   #loss: Error | null = null;
-
-  readonly #socket: Socket;
 
   /** For {@linkcode dial}. @param socket a connected socket that the poller watches; owns it */
   constructor(socket: Socket) {
@@ -263,7 +262,9 @@ export class DialedConn {
       if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       const result = call();
       if (result >= 0) return result;
-      if (isLost(fd)) {
+      // A reset, an error, a time limit, or it is closed here.
+      const isLost = (polledEvents(fd) & (libc.POLLHUP | libc.POLLNVAL)) !== 0;
+      if (isLost) {
         // An error that is still pending came after the call, perhaps with bytes before it.
         const pending = getOption(fd, libc.SO_ERROR);
         const error = lossError(pending || -result);
@@ -304,9 +305,4 @@ export class DialedConn {
     await tls.handshake();
     return tls;
   }
-}
-
-/** Whether a connection no longer is one: a reset, an error, a time limit, or it is closed here. */
-function isLost(fd: number): boolean {
-  return (polledEvents(fd) & (libc.POLLHUP | libc.POLLNVAL)) !== 0;
 }

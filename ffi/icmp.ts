@@ -5,7 +5,7 @@
  */
 
 import * as libc from "./libc.ts";
-import { AF_INET, AF_INET6, decode, findControl, parseControl } from "./sockaddr.ts";
+import { addressOf, AF_INET, AF_INET6, decode, findControl, parseControl } from "./sockaddr.ts";
 import { sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** A message of an error queue: `msg_name`, `msg_control`, data and `msg_flags` of recvmsg(2). */
@@ -94,9 +94,8 @@ export function parseQuote(
   if (icmp === null || packet[icmp] !== error.type || packet[icmp + 1] !== error.code) return null;
   if (packet.subarray(12, 16).join(".") !== error.router) return null;
   const quote = icmp + 8, tcp = headerAt(quote, libc.IPPROTO_TCP);
-  if (tcp === null || !sameBytes(packet, quote + 16, remote, 4, 4)) return null;
-  const { transport } = error;
-  if (transport.length < 8 || !sameBytes(packet, tcp, transport, 0, 8)) return null;
+  if (tcp === null || !sameBytes(packet.subarray(tcp, tcp + 8), error.transport)) return null;
+  if (!sameBytes(packet.subarray(quote + 16, quote + 20), addressOf(remote))) return null;
   return { tos: packet[quote + 1], icmpTos: packet[1] };
 }
 

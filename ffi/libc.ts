@@ -4,7 +4,7 @@
  * Each wrapper has its libc function's name and does no more than call it. It returns the call's
  * result, or the error number negated, as the kernel itself does; `getsockopt` returns the length
  * instead of 0. `epoll_wait`, whose errno stays in another thread, returns -1. None throws for what
- * a call returns: `calls.ts` does that.
+ * a call returns: `calls.ts` does that. Comments say only what a man page does not.
  *
  * Only this module calls `Deno.dlopen`, and it does so at the first call, not on import. So any
  * wrapper may throw what {@linkcode open} throws.
@@ -19,15 +19,8 @@ export class CannotRunError extends Error {
 }
 
 /** Error numbers that the code distinguishes, the same on x86_64 and aarch64; errno(3). */
-export const EINTR = 4,
-  EAGAIN = 11,
-  EPIPE = 32,
-  ENETUNREACH = 101,
-  ECONNRESET = 104,
-  ETIMEDOUT = 110,
-  ECONNREFUSED = 111,
-  EHOSTUNREACH = 113,
-  EINPROGRESS = 115;
+export const EINTR = 4, EAGAIN = 11, EPIPE = 32, ENETUNREACH = 101, ECONNRESET = 104;
+export const ETIMEDOUT = 110, ECONNREFUSED = 111, EHOSTUNREACH = 113, EINPROGRESS = 115;
 
 /** What poll(2) reports without being asked. */
 export const POLLERR = 0x8, POLLHUP = 0x10, POLLNVAL = 0x20;
@@ -43,10 +36,9 @@ export interface SocketOption {
 }
 
 /** Protocol numbers, which are also the levels of their options; protocols(5). */
-export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_IPV6 = 41, IPPROTO_MPTCP = 262;
-const IPPROTO_IP = 0;
+export const IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_MPTCP = 262;
+const IPPROTO_IP = 0, IPPROTO_IPV6 = 41, SOL_SOCKET = 1, SOL_RAW = 255;
 
-const SOL_SOCKET = 1, SOL_RAW = 255;
 const at = (level: number, option: number, name: string): SocketOption => ({ level, option, name });
 
 /** Options of any socket: socket(7); the kernel's Documentation/networking/timestamping.rst. */
@@ -86,25 +78,30 @@ export const TCP_NODELAY = at(IPPROTO_TCP, 1, "TCP_NODELAY"),
   TCP_SAVED_SYN = at(IPPROTO_TCP, 28, "TCP_SAVED_SYN");
 
 /** Flags of recv(2) and send(2). */
-export const MSG_CTRUNC = 0x8,
-  MSG_DONTWAIT = 0x40,
-  MSG_EOR = 0x80,
-  MSG_ERRQUEUE = 0x2000,
-  MSG_NOSIGNAL = 0x4000;
+export const MSG_CTRUNC = 0x8, MSG_DONTWAIT = 0x40, MSG_EOR = 0x80;
+export const MSG_ERRQUEUE = 0x2000, MSG_NOSIGNAL = 0x4000;
 
 const SOCK_STREAM = 1;
 /** The type of a raw socket, socket(2). */
 export const SOCK_RAW = 3;
 
-const LIBC = "libc.so.6";
+// ─── The table ──────────────────────────────────────────────────────────────────────────────────
 
-// ─── The tables ─────────────────────────────────────────────────────────────────────────────────
-
-type Table = Readonly<Record<string, Deno.ForeignFunction>>;
-type Functions<T extends Table> = { [N in keyof T]: Deno.UnsafeFnPointer<T[N]>["call"] };
-
-/** What every run calls. */
-const hot = table({
+const TABLE = {
+  // int socket(int domain, int type, int protocol);
+  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
+  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
+  bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
+  // int listen(int sockfd, int backlog);
+  listen: { parameters: ["i32", "i32"], result: "i32" },
+  // int accept(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
+  accept: { parameters: ["i32", "pointer", "pointer"], result: "i32" },
+  // int shutdown(int sockfd, int how);
+  shutdown: { parameters: ["i32", "i32"], result: "i32" },
+  // int close(int fd);
+  close: { parameters: ["i32"], result: "i32" },
   // int getsockname(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
   getsockname: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   // int getpeername(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
@@ -113,115 +110,98 @@ const hot = table({
   getsockopt: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
   // int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen);
   setsockopt: { parameters: ["i32", "i32", "i32", "buffer", "u32"], result: "i32" },
-  // int socket(int domain, int type, int protocol);
-  socket: { parameters: ["i32", "i32", "i32"], result: "i32" },
-  // int connect(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
-  connect: { parameters: ["i32", "buffer", "u32"], result: "i32" },
-  // int bind(int sockfd, const struct sockaddr *addr, socklen_t addrlen);
-  bind: { parameters: ["i32", "buffer", "u32"], result: "i32" },
   // ssize_t recv(int sockfd, void *buf, size_t len, int flags);
   recv: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
-  // int eventfd(unsigned int initval, int flags);
-  eventfd: { parameters: ["u32", "i32"], result: "i32" },
-  // int close(int fd);
-  close: { parameters: ["i32"], result: "i32" },
-  // int *__errno_location(void);
-  __errno_location: { parameters: [], result: "pointer" },
-});
-
-/** What large processes, polling and errors call. */
-const cold = table({
-  // int shutdown(int sockfd, int how);
-  shutdown: { parameters: ["i32", "i32"], result: "i32" },
-  // ssize_t send(int sockfd, const void *buf, size_t len, int flags);
-  send: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
   // ssize_t recvmsg(int sockfd, struct msghdr *msg, int flags);
   recvmsg: { parameters: ["i32", "buffer", "i32"], result: "isize" },
+  // ssize_t send(int sockfd, const void *buf, size_t len, int flags);
+  send: { parameters: ["i32", "buffer", "usize", "i32"], result: "isize" },
+  // int getdtablesize(void);
+  getdtablesize: { parameters: [], result: "i32" },
+  // int fcntl(int fd, int cmd, ...); on Linux, a variadic int is passed like a named one
+  fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  // int poll(struct pollfd *fds, nfds_t nfds, int timeout);
+  poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
+  // int eventfd(unsigned int initval, int flags);
+  eventfd: { parameters: ["u32", "i32"], result: "i32" },
+  // int eventfd_write(int fd, eventfd_t value);
+  eventfd_write: { parameters: ["i32", "u64"], result: "i32" },
   // int epoll_create1(int flags);
   epoll_create1: { parameters: ["i32"], result: "i32" },
   // int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event);
   epoll_ctl: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
   // int epoll_wait(int epfd, struct epoll_event *events, int maxevents, int timeout);
   epoll_wait: { parameters: ["i32", "buffer", "i32", "i32"], result: "i32", nonblocking: true },
-  // int fcntl(int fd, int cmd, ...); on Linux, a variadic int is passed like a named one
-  fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
-  // int eventfd_write(int fd, eventfd_t value);
-  eventfd_write: { parameters: ["i32", "u64"], result: "i32" },
-  // int poll(struct pollfd *fds, nfds_t nfds, int timeout);
-  poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
-  // int getdtablesize(void);
-  getdtablesize: { parameters: [], result: "i32" },
-  // int listen(int sockfd, int backlog);
-  listen: { parameters: ["i32", "i32"], result: "i32" },
-  // int accept(int sockfd, struct sockaddr *addr, socklen_t *addrlen);
-  accept: { parameters: ["i32", "pointer", "pointer"], result: "i32" },
+  // unsigned int if_nametoindex(const char *ifname);
+  if_nametoindex: { parameters: ["buffer"], result: "u32" },
   // int getifaddrs(struct ifaddrs **ifap);
   getifaddrs: { parameters: ["buffer"], result: "i32" },
   // void freeifaddrs(struct ifaddrs *ifa);
   freeifaddrs: { parameters: ["pointer"], result: "void" },
-  // unsigned int if_nametoindex(const char *ifname);
-  if_nametoindex: { parameters: ["buffer"], result: "u32" },
   // char *getenv(const char *name);
   getenv: { parameters: ["buffer"], result: "pointer" },
   // char *strerror(int errnum);
   strerror: { parameters: ["i32"], result: "pointer" },
-});
+  // int *__errno_location(void);
+  __errno_location: { parameters: [], result: "pointer" },
+} as const;
+
+type Table = Readonly<Record<string, Deno.ForeignFunction>>;
+type Functions<T extends Table> = { readonly [N in keyof T]: Deno.UnsafeFnPointer<T[N]>["call"] };
 
 const MANY = 100;
 
-/** This thread's errno. */
-let errno: Deno.UnsafePointerView | undefined;
-
 /**
- * Functions that are opened together, when one of them is first called.
+ * Opens functions of a library.
  *
- * Deno compiles a trampoline for each symbol that is opened as a function: 3 ms for these tables,
- * 4 % of a plain run. So they are opened as addresses at first; a process that calls them many
- * times gets the trampolines, which save 2.5 µs a call and a tenth of the time of a series.
- */
-function table<const T extends Table>(functions: T): () => Functions<T> {
-  let opened: Functions<T> | undefined, uses = 0;
-  return () => {
-    if (++uses === MANY) opened = open(LIBC, functions, true);
-    if (opened === undefined) {
-      opened = open(LIBC, functions);
-      errno ??= new Deno.UnsafePointerView(hot().__errno_location()!);
-    }
-    return opened;
-  };
-}
-
-/**
- * Opens functions of a library, as addresses or compiled.
+ * Deno compiles a trampoline for each symbol that is opened as a function, 0.2 ms each, 7 ms for
+ * the table. So all are opened as addresses; one that a process calls many times is given its
+ * trampoline, which saves 2.5 µs a call and a tenth of the time of a series.
  *
  * @throws {CannotRunError} not Linux, or no such library or function
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
-export function open<T extends Table>(
-  library: string,
-  functions: T,
-  isCompiled = false,
-): Functions<T> {
+export function open<T extends Table>(library: string, table: T): Functions<T> {
   if (Deno.build.os !== "linux") {
     throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
   }
+  const statics: Record<string, { type: "pointer" }> = {}, functions = {};
+  for (const name in table) statics[name] = { type: "pointer" };
+  let symbols: Record<string, unknown>;
   try {
-    if (isCompiled) return Deno.dlopen(library, functions).symbols as unknown as Functions<T>;
-    const statics: Record<string, { type: "pointer" }> = {};
-    for (const name in functions) statics[name] = { type: "pointer" };
-    const { symbols } = Deno.dlopen(library, statics);
-    const callable: Record<string, unknown> = {};
-    for (const name in functions) {
-      // The "value" of a symbol that is a pointer is the symbol's address.
-      const address = symbols[name] as Deno.PointerObject<Deno.ForeignFunction>;
-      const pointer = new Deno.UnsafeFnPointer(address, functions[name] as Deno.ForeignFunction);
-      callable[name] = pointer.call.bind(pointer);
-    }
-    return callable as Functions<T>;
+    symbols = Deno.dlopen(library, statics).symbols;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new CannotRunError(`cannot open ${library}, the GNU C library`, { cause: error });
   }
+  for (const name in table) {
+    let call: unknown, uses = 0;
+    const get = () => {
+      if (++uses === 1) {
+        // The "value" of a symbol that is a pointer is the symbol's address.
+        const address = symbols[name] as Deno.PointerObject<Deno.ForeignFunction>;
+        const pointer = new Deno.UnsafeFnPointer(address, table[name] as Deno.ForeignFunction);
+        call = pointer.call.bind(pointer);
+      } else if (uses === MANY) {
+        call = Deno.dlopen(library, { [name]: table[name] }).symbols[name];
+      }
+      return call;
+    };
+    Object.defineProperty(functions, name, { get });
+  }
+  return functions as Functions<T>;
+}
+
+let opened: Functions<typeof TABLE> | undefined;
+/** This thread's errno. */
+let errno: Deno.UnsafePointerView;
+
+function libc(): Functions<typeof TABLE> {
+  if (opened === undefined) {
+    opened = open("libc.so.6", TABLE);
+    errno = new Deno.UnsafePointerView(opened.__errno_location()!);
+  }
+  return opened;
 }
 
 /**
@@ -231,178 +211,124 @@ export function open<T extends Table>(
  * looks for a file in /sys that is seldom there, and errno is ENOENT (this thread's in 1 of 4,000
  * runs on a busy machine). So what is done next depends on the socket, not on errno alone.
  */
-function orNegativeErrno(result: number | bigint): number {
-  return result >= 0 ? Number(result) : -errno!.getInt32();
+function orErrno(result: number | bigint): number {
+  return result >= 0 ? Number(result) : -errno.getInt32();
 }
 
-/** The value of a variable of the environment, getenv(3); `null` if it is not set. */
-export function getenv(name: string): string | null {
-  const value = cold().getenv(new TextEncoder().encode(`${name}\0`));
-  return value === null ? null : new Deno.UnsafePointerView(value).getCString();
-}
-
-/** The words for an error number, strerror(3). */
-export function strerror(number: number): string {
-  return new Deno.UnsafePointerView(cold().strerror(number)!).getCString();
-}
-
-// ─── Sockets ────────────────────────────────────────────────────────────────────────────────────
+// ─── The wrappers ───────────────────────────────────────────────────────────────────────────────
 
 type Bytes = Uint8Array<ArrayBuffer>;
+type View = ArrayBufferView<ArrayBuffer>;
 
 // Reused by every call: the wrappers are synchronous, so no two are ever inside one.
 const length = new Uint32Array(1);
 
-/** getsockname(2) into `address`. */
+/** A TCP socket unless told otherwise; non-blocking and closed on exec. */
+export function socket(family: number, type = SOCK_STREAM, protocol = IPPROTO_TCP): number {
+  const SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
+  return orErrno(libc().socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
+}
+
+/** Of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */
+export function connect(fd: number, address: Bytes): number {
+  return orErrno(libc().connect(fd, address, address.length));
+}
+
+export function bind(fd: number, address: Bytes): number {
+  return orErrno(libc().bind(fd, address, address.length));
+}
+
+/** For a single connection. */
+export const listen = (fd: number) => orErrno(libc().listen(fd, 1));
+export const accept = (fd: number) => orErrno(libc().accept(fd, null, null));
+const SHUT_RDWR = 2;
+export const shutdown = (fd: number) => orErrno(libc().shutdown(fd, SHUT_RDWR));
+export const close = (fd: number) => orErrno(libc().close(fd));
+
 export function getsockname(fd: number, address: Bytes): number {
   length[0] = address.length;
-  return orNegativeErrno(hot().getsockname(fd, address, length));
+  return orErrno(libc().getsockname(fd, address, length));
 }
 
-/** getpeername(2) into `address`. */
 export function getpeername(fd: number, address: Bytes): number {
   length[0] = address.length;
-  return orNegativeErrno(hot().getpeername(fd, address, length));
+  return orErrno(libc().getpeername(fd, address, length));
 }
 
-/** getsockopt(2) into `value`. @returns how many bytes the option has, at most as many as fit */
-export function getsockopt(
-  fd: number,
-  { level, option }: SocketOption,
-  value: BufferSource & { byteLength: number },
-): number {
+/** @returns how many bytes the option has, at most as many as fit */
+export function getsockopt(fd: number, { level, option }: SocketOption, value: View): number {
   length[0] = value.byteLength;
-  const result = orNegativeErrno(hot().getsockopt(fd, level, option, value, length));
+  const result = orErrno(libc().getsockopt(fd, level, option, value, length));
   return result < 0 ? result : length[0];
 }
 
-/** setsockopt(2) of one `int`, or of a structure of several. */
-export function setsockopt(
-  fd: number,
-  { level, option }: SocketOption,
-  value: Int32Array<ArrayBuffer>,
-): number {
-  return orNegativeErrno(hot().setsockopt(fd, level, option, value, value.byteLength));
+/** @param value one `int`, or a structure of several */
+export function setsockopt(fd: number, { level, option }: SocketOption, value: View): number {
+  return orErrno(libc().setsockopt(fd, level, option, value, value.byteLength));
 }
 
-/** recv(2) into `buffer`. */
 export function recv(fd: number, buffer: Uint8Array, flags: number): number {
-  return orNegativeErrno(hot().recv(fd, buffer as Bytes, BigInt(buffer.length), flags));
+  return orErrno(libc().recv(fd, buffer as Bytes, BigInt(buffer.length), flags));
 }
 
-/** send(2). */
-export function send(fd: number, bytes: Uint8Array, flags: number): number {
-  return orNegativeErrno(cold().send(fd, bytes as Bytes, BigInt(bytes.length), flags));
-}
-
-/** socket(2), a TCP socket unless told otherwise; non-blocking and closed on exec. */
-export function socket(family: number, type = SOCK_STREAM, protocol = IPPROTO_TCP): number {
-  const SOCK_NONBLOCK = 0x800, SOCK_CLOEXEC = 0x80000;
-  return orNegativeErrno(hot().socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol));
-}
-
-/** bind(2). */
-export function bind(fd: number, address: Bytes): number {
-  return orNegativeErrno(hot().bind(fd, address, address.length));
-}
-
-/** listen(2) for a single connection. */
-export function listen(fd: number): number {
-  return orNegativeErrno(cold().listen(fd, 1));
-}
-
-/** accept(2). */
-export function accept(fd: number): number {
-  return orNegativeErrno(cold().accept(fd, null, null));
-}
-
-/** connect(2) of a non-blocking socket: `-EINPROGRESS`, unless it fails at once. */
-export function connect(fd: number, address: Bytes): number {
-  return orNegativeErrno(hot().connect(fd, address, address.length));
-}
-
-/** poll(2) that does not wait. @param polled `struct pollfd { int fd; short events, revents; }` */
-export function poll(polled: Int32Array<ArrayBuffer>): number {
-  return orNegativeErrno(cold().poll(polled, BigInt(polled.length / 2), 0));
-}
-
-/** shutdown(2) of both directions. */
-export function shutdown(fd: number): number {
-  const SHUT_RDWR = 2;
-  return orNegativeErrno(cold().shutdown(fd, SHUT_RDWR));
-}
-
-/**
- * recvmsg(2).
- *
- * @param message a `struct msghdr` at the start of a block that also holds what it points to
- */
+/** @param message a `struct msghdr` at the start of a block that also holds what it points to */
 export function recvmsg(fd: number, message: Bytes, flags: number): number {
-  return orNegativeErrno(cold().recvmsg(fd, message, flags));
+  return orErrno(libc().recvmsg(fd, message, flags));
 }
 
-/** The index of a network interface by its name, if_nametoindex(3); 0 if there is none. */
-export function if_nametoindex(name: string): number {
-  return cold().if_nametoindex(new TextEncoder().encode(`${name}\0`));
+export function send(fd: number, bytes: Uint8Array, flags: number): number {
+  return orErrno(libc().send(fd, bytes as Bytes, BigInt(bytes.length), flags));
 }
 
-/** getifaddrs(3). @param list gets the address of the first entry, for {@linkcode freeifaddrs} */
-export function getifaddrs(list: BigUint64Array<ArrayBuffer>): number {
-  return orNegativeErrno(cold().getifaddrs(list));
-}
+export const getdtablesize = () => libc().getdtablesize();
 
-/** freeifaddrs(3). */
-export function freeifaddrs(list: Deno.PointerValue): void {
-  cold().freeifaddrs(list);
-}
-
-// ─── Descriptors ────────────────────────────────────────────────────────────────────────────────
-
-/** close(2). */
-export function close(fd: number): number {
-  return orNegativeErrno(hot().close(fd));
-}
-
-/** The size of the descriptor table, which no descriptor reaches, getdtablesize(3). */
-export function getdtablesize(): number {
-  return cold().getdtablesize();
-}
-
-/** fcntl(2) of a command that takes an `int`. */
+/** A command that takes an `int`. */
 export function fcntl(fd: number, command: number, argument: number): number {
-  return orNegativeErrno(cold().fcntl(fd, command, argument));
+  return orErrno(libc().fcntl(fd, command, argument));
 }
 
-// ─── Waiting ────────────────────────────────────────────────────────────────────────────────────
-
-/** An epoll instance, closed on exec, epoll_create1(2). */
-export function epoll_create1(): number {
-  const EPOLL_CLOEXEC = 0x80000;
-  return orNegativeErrno(cold().epoll_create1(EPOLL_CLOEXEC));
+/** Does not wait. @param polled `struct pollfd { int fd; short events, revents; }` */
+export function poll(polled: Int32Array<ArrayBuffer>): number {
+  return orErrno(libc().poll(polled, BigInt(polled.length / 2), 0));
 }
 
-/** epoll_ctl(2). */
-export function epoll_ctl(epoll: number, operation: number, fd: number, event: Bytes): number {
-  return orNegativeErrno(cold().epoll_ctl(epoll, operation, fd, event));
-}
-
-/**
- * epoll_wait(2) without a time limit, in another thread.
- *
- * @param events must stay referenced until the call returns: the thread writes to it
- * @returns how many events; -1 after an error, whose number stays in that thread
- */
-export function epoll_wait(epoll: number, events: Bytes, most: number): Promise<number> {
-  return cold().epoll_wait(epoll, events, most, -1);
-}
-
-/** A counter to wake an epoll instance with, closed on exec, eventfd(2). */
+/** Non-blocking, and closed on exec. */
 export function eventfd(): number {
   const EFD_CLOEXEC = 0x80000, EFD_NONBLOCK = 0x800;
-  return orNegativeErrno(hot().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  return orErrno(libc().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
-/** Adds 1 to an eventfd's counter, eventfd_write(3). */
-export function eventfd_write(fd: number): number {
-  return orNegativeErrno(cold().eventfd_write(fd, 1n));
+export const eventfd_write = (fd: number) => orErrno(libc().eventfd_write(fd, 1n));
+
+/** Closed on exec. */
+export function epoll_create1(): number {
+  const EPOLL_CLOEXEC = 0x80000;
+  return orErrno(libc().epoll_create1(EPOLL_CLOEXEC));
 }
+
+export function epoll_ctl(epoll: number, operation: number, fd: number, event: Bytes): number {
+  return orErrno(libc().epoll_ctl(epoll, operation, fd, event));
+}
+
+/** In another thread, without a time limit. @param events stays referenced until it returns */
+export function epoll_wait(epoll: number, events: Bytes, most: number): Promise<number> {
+  return libc().epoll_wait(epoll, events, most, -1);
+}
+
+const cString = (text: string) => new TextEncoder().encode(`${text}\0`);
+const textAt = (pointer: Deno.PointerObject) => new Deno.UnsafePointerView(pointer).getCString();
+
+/** 0 if there is no such interface. */
+export const if_nametoindex = (name: string) => libc().if_nametoindex(cString(name));
+
+/** @param list gets the address of the first entry, for {@linkcode freeifaddrs} */
+export const getifaddrs = (list: BigUint64Array<ArrayBuffer>) => orErrno(libc().getifaddrs(list));
+export const freeifaddrs = (list: Deno.PointerValue) => libc().freeifaddrs(list);
+
+/** `null` if the variable is not set. */
+export function getenv(name: string): string | null {
+  const value = libc().getenv(cString(name));
+  return value === null ? null : textAt(value);
+}
+
+export const strerror = (errno: number) => textAt(libc().strerror(errno)!);

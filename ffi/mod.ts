@@ -25,36 +25,15 @@
 
 import type { DialedConn, DialOptions } from "./dial.ts";
 
-export {
-  type Arrived,
-  type ArrivedClient,
-  arrivedFrom,
-  keepArrivals,
-  readArrived,
-  watchArriving,
-} from "./arrived.ts";
+export { arrivedFrom, keepArrivals, readArrived, watchArriving } from "./arrived.ts";
+export type { Arrived, ArrivedClient } from "./arrived.ts";
 export { type ConnectOptions, MarkedConn } from "./conn.ts";
 export type { DialedConn, DialOptions } from "./dial.ts";
-export {
-  describe,
-  hex,
-  type Mark,
-  markOf,
-  nameOf,
-  parseDscp,
-  parseIpTos,
-  parseTos,
-  sameDscp,
-} from "./dscp.ts";
+export { describe, hex, type Mark, markOf, nameOf, sameDscp } from "./dscp.ts";
+export { parseDscp, parseIpTos, parseTos } from "./dscp.ts";
 export { LibcError } from "./calls.ts";
-export {
-  type Connection,
-  DescriptorError,
-  fdOf,
-  type Handshake,
-  type Listening,
-  type Socket,
-} from "./fd.ts";
+export { DescriptorError, fdOf } from "./fd.ts";
+export type { Connection, Handshake, Listening, Socket } from "./fd.ts";
 export { CannotRunError } from "./libc.ts";
 export { getTos, MarkError, ReflectedTosError, setTos } from "./mark.ts";
 export type { Hop } from "./probe.ts";

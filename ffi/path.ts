@@ -13,8 +13,9 @@
 import { destination, resolve } from "./dial.ts";
 import { TIME_EXCEEDED } from "./icmp.ts";
 import { checkPermission, pause } from "./deno.ts";
-import { freshEnds, type Hop, probeEnds, Prober, type ProbeResult, REFUSED } from "./probe.ts";
-import { resultOf, setResetOnClose } from "./probe.ts";
+import { fdOf } from "./fd.ts";
+import { type Hop, Prober, type ProbeResult, REFUSED, resultOf } from "./probe.ts";
+import { setResetOnClose } from "./probe.ts";
 import { formatAddress } from "./sockaddr.ts";
 
 /** Where a path leads, as in `ConnectOptions`. */
@@ -42,8 +43,8 @@ const REST = 1000;
 /** How a hop has answered so far. */
 interface HopStats {
   answers: number;
-  /** Whether it lets marks pass, but does not answer. */
-  isMute: boolean;
+  /** Whether a mark passed it without its answer. */
+  isPassed: boolean;
   /** When to probe it again, as it probably limits its answers. */
   retryAfter: number;
 }
@@ -80,7 +81,7 @@ export class Climb implements Disposable {
     tos: number,
     maxHops: number,
     signal: AbortSignal,
-    deadline: number = Infinity,
+    deadline: number,
   ): AsyncGenerator<Hop, ProbeResult> {
     if (this.#prober === null) await this.#open(signal);
     const silent: number[] = [], late = new Map<number, Hop>();
@@ -93,15 +94,16 @@ export class Climb implements Disposable {
           ttl = 0;
           continue;
         }
-        if (reply.hop.answer !== null) yield isReached ? notTarget(reply.hop) : reply.hop;
+        // The hop rejected the probe, though the target does not.
+        const isRefused = isReached && reply.hop.answer === REFUSED;
+        const answer = isRefused ? "refused this probe only" : reply.hop.answer;
+        if (answer !== null) yield { ...reply.hop, answer };
         if (!isReached) throw reply.error;
         break;
       }
       inRow = reply.hop.answer === null ? inRow + 1 : 0;
       // What lets the mark pass and never answers will not answer other marks either.
-      for (const stats of inRow === 0 ? silent.map((hop) => this.#statsOf(hop)) : []) {
-        stats.isMute = stats.answers === 0;
-      }
+      if (inRow === 0) silent.forEach((hop) => this.#statsOf(hop).isPassed = true);
       if (reply.conn !== null) {
         found = reply;
         break;
@@ -110,14 +112,10 @@ export class Climb implements Disposable {
       if (inRow > 0) silent.push(ttl);
       if (inRow === MOST_SILENT && late.size === 0) {
         const rest = Array.from({ length: maxHops - ttl }, (_, at) => ttl + 1 + at);
-        const wait = this.options.many ? MOST_WAIT : LONGEST_WAIT;
         const hops = [...silent, ...rest].map((ttl) => ({ ttl, tos }));
-        await this.#scout(
-          hops,
-          late,
-          Math.min(wait, halfway(deadline) - performance.now()),
-          signal,
-        );
+        const most = this.options.many ? MOST_WAIT : LONGEST_WAIT;
+        const wait = Math.min(most, halfway(deadline) - performance.now());
+        await this.#scout(hops, late, wait, signal);
       }
     }
     const distance = found?.hop.hop ?? null, by = halfway(deadline);
@@ -130,7 +128,11 @@ export class Climb implements Disposable {
       const reply = await this.#probeTarget(tos, signal);
       found = { ...reply, hop: { ...reply.hop, hop: distance } };
     }
-    if (found.conn !== null) return this.#release(found);
+    if (found.conn !== null) {
+      // An ordinary connection again
+      if (!this.options.many) setResetOnClose(fdOf(found.conn), false);
+      return found;
+    }
     if (found.hop.answer !== null) yield found.hop;
     throw found.error ?? new Deno.errors.TimedOut("Connection timed out");
   }
@@ -149,18 +151,14 @@ export class Climb implements Disposable {
     onStep: (done: number, all: number) => void,
   ): Promise<void> {
     signal.throwIfAborted();
-    const late = new Map<number, Hop>(),
-      waiting = new Map<number, { tos: number; path: Hop[] }[]>();
+    const late = new Map<number, Hop>();
+    const waiting = new Map<number, { tos: number; path: Hop[] }[]>();
     for (const { tos, path, hops } of paths) {
       for (const ttl of hops) waiting.set(ttl, [...waiting.get(ttl) ?? [], { tos, path }]);
     }
-    const unknown = [...waiting].filter(([ttl]) => this.#statsOf(ttl).answers === 0);
-    await this.#scout(
-      unknown.map(([ttl, [{ tos }]]) => ({ ttl, tos })),
-      late,
-      LONGEST_WAIT,
-      signal,
-    );
+    const unknown = [...waiting].filter(([ttl]) => this.#statsOf(ttl).answers === 0)
+      .map(([ttl, [{ tos }]]) => ({ ttl, tos }));
+    await this.#scout(unknown, late, LONGEST_WAIT, signal);
     for (const [ttl, hop] of late) {
       if (hop.answer !== null) continue;
       for (const { path } of waiting.get(ttl)!) path[ttl - 1] = hop;
@@ -184,7 +182,8 @@ export class Climb implements Disposable {
     const isKnown = this.#stats.has(ttl), isRouter = ttl < this.#distance;
     const stats = this.#statsOf(ttl), now = performance.now(), scouted = late.get(ttl);
     if (scouted?.answer === null) return resultOf({ ttl, started: now }, scouted);
-    if (isRouter && (stats.isMute || now < stats.retryAfter)) {
+    const isMute = stats.isPassed && stats.answers === 0;
+    if (isRouter && (isMute || now < stats.retryAfter)) {
       return resultOf({ ttl, started: now }, {});
     }
     const waits = isKnown && isRouter ? [this.#wait] : [this.#wait, MOST_WAIT];
@@ -213,9 +212,8 @@ export class Climb implements Disposable {
     signal: AbortSignal,
   ): Promise<void> {
     if (hops.length > 0) this.options.onWait?.(wait);
-    const ends = freshEnds(this.#prober!.ends);
     await Promise.all(hops.map(async ({ ttl, tos }) => {
-      const { hop, conn } = await this.#prober!.probe(ttl, tos, wait, signal, ends);
+      const { hop, conn } = await this.#prober!.probe(ttl, tos, wait, signal, true);
       late.set(ttl, hop);
       if (conn === null) return;
       conn.close();
@@ -249,33 +247,21 @@ export class Climb implements Disposable {
 
   /** Whether the target answers the default TTL, as a firewall may reject small ones alone. */
   async #isReachable({ hop }: ProbeResult, tos: number, signal: AbortSignal): Promise<boolean> {
-    const reply = hop.answer === null ? null : await this.#probeTarget(tos, signal);
-    reply?.conn?.close();
-    return reply !== null && reply.conn !== null;
+    if (hop.answer === null) return false;
+    const { conn } = await this.#probeTarget(tos, signal);
+    conn?.close();
+    return conn !== null;
   }
 
   /** Probes the target; also from a fresh port, as a firewall may pass one SYN of two ports. */
   async #probeTarget(tos: number, signal: AbortSignal): Promise<ProbeResult> {
     const reply = await this.#prober!.probe(null, tos, TARGET_WAIT, signal);
     if (reply.hop.answer !== null || reply.error !== null || this.#isReached) return reply;
-    const fresh = await this.#prober!.probe(
-      null,
-      tos,
-      FRESH_WAIT,
-      signal,
-      freshEnds(this.#prober!.ends),
-    );
-    return { ...fresh, isFreshPort: true };
-  }
-
-  /** Makes an ordinary connection of a probe that came through. */
-  #release(reply: ProbeResult): ProbeResult {
-    if (!this.options.many) setResetOnClose(reply.fd, false);
-    return reply;
+    return await this.#prober!.probe(null, tos, FRESH_WAIT, signal, true);
   }
 
   #statsOf(ttl: number): HopStats {
-    const stats = this.#stats.get(ttl) ?? { answers: 0, isMute: false, retryAfter: 0 };
+    const stats = this.#stats.get(ttl) ?? { answers: 0, isPassed: false, retryAfter: 0 };
     this.#stats.set(ttl, stats);
     return stats;
   }
@@ -305,7 +291,7 @@ export class Climb implements Disposable {
     this[Symbol.dispose]();
     this.#stats.clear();
     [this.#distance, this.#isReached] = [Infinity, false];
-    this.#prober = new Prober(probeEnds(destination(hostname, this.options.port)));
+    this.#prober = new Prober(destination(hostname, this.options.port));
     return true;
   }
 
@@ -314,11 +300,6 @@ export class Climb implements Disposable {
     this.#prober?.[Symbol.dispose]();
     this.#prober = null;
   }
-}
-
-/** A hop that rejected a probe, though the target did not. */
-function notTarget(hop: Hop): Hop {
-  return hop.answer === REFUSED ? { ...hop, answer: "refused this probe only" } : hop;
 }
 
 /** The time in the middle between now and a deadline. */

@@ -4,22 +4,15 @@
  *
  * @module
  */
-import { DialedConn, startConnect } from "./dial.ts";
-import {
-  denoError,
-  getOption,
-  getOptionBytes,
-  orDenoError,
-  setOption,
-  setOptionInts,
-} from "./calls.ts";
-import { Socket } from "./fd.ts";
+import { connectedAt, type DialedConn, startConnect } from "./dial.ts";
+import { denoError, getOption, getOptionBytes, orDenoError, orLibcError } from "./calls.ts";
+import { setOption } from "./calls.ts";
 import { type IcmpError, icmpMeaning, keptLowerBits, type Message } from "./icmp.ts";
 import { parseIcmpError, parseQuote, TIME_EXCEEDED } from "./icmp.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
 import { nextEvent, unwatch, watch } from "./poll.ts";
-import { AF_INET, decode, headerAddress, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { addressOf, AF_INET, decode, encode } from "./sockaddr.ts";
 import { pause } from "./deno.ts";
 
 /** What one hop answered to one mark. */
@@ -47,7 +40,6 @@ export interface Hop {
 
 /** What one probe found. */
 export interface ProbeResult {
-  readonly fd: number;
   readonly hop: Hop;
   /** The connection, if the probe came through: with the default TTL again. */
   readonly conn: DialedConn | null;
@@ -59,37 +51,14 @@ export interface ProbeResult {
   readonly isFreshPort: boolean;
 }
 
-/** A local port and one address of the target: all probes between them take the same path. */
-export interface Ends {
-  /** `AF_INET` or `AF_INET6`. */
-  readonly family: number;
-  /** This end, the port with any address. */
-  readonly local: Uint8Array<ArrayBuffer>;
-  readonly remote: Uint8Array<ArrayBuffer>;
-  /** The address of the other end, as text. */
-  readonly address: string;
+/** Any address and port of this host. */
+export function anyEnd(family: number): Uint8Array<ArrayBuffer> {
+  return encode({ transport: "tcp", hostname: family === AF_INET ? "0.0.0.0" : "::", port: 0 });
 }
 
-/** The two ends of all probes; an IPv4-mapped address is an IPv4 one. */
-export function probeEnds(sockaddr: Uint8Array<ArrayBuffer>): Ends {
-  const { at, size } = headerAddress(sockaddr);
-  const remote = size === 16 ? sockaddr : new Uint8Array(16);
-  if (size === 4) {
-    remote.set([AF_INET, 0, sockaddr[2], sockaddr[3], ...sockaddr.subarray(at, at + 4)]);
-  }
-  return freshEnds({ family: remote[0], local: remote, remote, address: decode(remote).hostname });
-}
-
-/** The same with a local port that the kernel chooses. */
-export function freshEnds(ends: Ends): Ends {
-  const local = new Uint8Array(ends.local.length);
-  local[0] = ends.family;
-  return { ...ends, local };
-}
-
-/** A socket that keeps a local port while no probe has it: `ends` is given the port. */
-export function openPort({ family, local }: Ends): number {
-  const fd = orDenoError(libc.socket(family));
+/** A socket that keeps a port while no probe has it. @param local is given the port */
+export function openPort(local: Uint8Array<ArrayBuffer>): number {
+  const fd = orDenoError(libc.socket(local[0]));
   setOption(fd, libc.SO_REUSEADDR, 1);
   orDenoError(libc.bind(fd, local));
   orDenoError(libc.getsockname(fd, local));
@@ -137,7 +106,8 @@ function setProbing(fd: number, family: number, isProbe: boolean, ttl: number): 
  */
 export function setResetOnClose(fd: number, isOn: boolean): void {
   // struct linger { int l_onoff; int l_linger; }, socket(7)
-  setOptionInts(fd, libc.SO_LINGER, new Int32Array([isOn ? 1 : 0, 0]));
+  const linger = Int32Array.of(isOn ? 1 : 0, 0);
+  orLibcError("setsockopt(SO_LINGER)", libc.setsockopt(fd, libc.SO_LINGER, linger));
 }
 
 /** Milliseconds from a connection's SYN to its SYN-ACK; 0 if the SYN was sent again. */
@@ -183,63 +153,84 @@ const SILENT: Hop = { ...NOTHING, hop: null, evidence: null, answer: null };
 
 /** The result of a probe that did not connect. */
 export function resultOf(
-  { fd = -1, ttl, started }: Pick<Probe, "ttl" | "started"> & Partial<Probe>,
+  { ttl, started, isFreshPort = false }: Pick<Probe, "ttl" | "started"> & Partial<Probe>,
   hop: Partial<Hop>,
   error: Error | null = null,
 ): ProbeResult {
-  return {
-    fd,
-    hop: { ...SILENT, ...hop, hop: ttl },
-    conn: null,
-    error,
-    started,
-    isFreshPort: false,
-  };
+  return { hop: { ...SILENT, ...hop, hop: ttl }, conn: null, error, started, isFreshPort };
 }
 
-/** A SYN that waits for its answer; `ttl` is `null` for the default, which reaches the target. */
-type Probe = Readonly<
-  { fd: number; ends: Ends; ttl: number | null; tos: number; started: number }
->;
+/** A SYN that waits for its answer. */
+interface Probe extends Pick<ProbeResult, "started" | "isFreshPort"> {
+  readonly fd: number;
+  /** `null` for the default, which reaches the target. */
+  readonly ttl: number | null;
+  readonly tos: number;
+}
 
-/** Sends probes of one path; holds its local port and the raw socket meanwhile. */
+/**
+ * Sends probes from one local port to one address, between which all take the same path; holds the
+ * port and the raw socket meanwhile.
+ */
 export class Prober implements Disposable {
   /** The slowest answer so far, in milliseconds. */
   slowest = 0;
+  readonly #family: number;
+  readonly #local: Uint8Array<ArrayBuffer>;
+  readonly #remote: Uint8Array<ArrayBuffer>;
   /** Keeps the local port while no probe has it. */
   readonly #anchor: number;
   readonly #raw: number | null;
 
-  constructor(readonly ends: Ends) {
-    this.#anchor = openPort(ends);
-    this.#raw = ends.family === AF_INET ? openRaw() : null;
+  /** Takes a port. @param to the target as a `sockaddr` */
+  constructor(to: Uint8Array<ArrayBuffer>) {
+    const address = addressOf(to), isIPv4 = address.length === 4;
+    // An IPv4-mapped address is an IPv4 one.
+    this.#remote = isIPv4 ? encode({ ...decode(to), hostname: address.join(".") }) : to;
+    this.#family = this.#remote[0];
+    this.#local = anyEnd(this.#family);
+    this.#anchor = openPort(this.#local);
+    this.#raw = isIPv4 ? openRaw() : null;
   }
 
   /** Whether routers on this path can show the whole mark: on IPv4 this takes CAP_NET_RAW. */
   get isExact(): boolean {
-    return this.#raw !== null || this.ends.family !== AF_INET;
+    return this.#raw !== null || this.#family !== AF_INET;
   }
 
-  /** Sends one SYN and waits for its answer. @param ttl `null` for the default */
+  /**
+   * Sends one SYN and waits for its answer.
+   *
+   * @param ttl `null` for the default
+   * @param isFreshPort from a port that the kernel chooses, which may take another path
+   */
   async probe(
     ttl: number | null,
     tos: number,
     wait: number,
     signal: AbortSignal,
-    ends: Ends = this.ends,
+    isFreshPort = false,
   ): Promise<ProbeResult> {
     signal.throwIfAborted();
-    const fd = orDenoError(libc.socket(ends.family));
+    const family = this.#family, fd = orDenoError(libc.socket(family));
     let reply: ProbeResult | null = null;
     try {
-      const probe = { fd, ends, ttl, tos, started: this.#prepare(fd, ends, ttl ?? -1, tos) };
-      const result = startConnect(fd, ends.remote);
+      setOption(fd, libc.SO_REUSEADDR, 1);
+      orDenoError(libc.bind(fd, isFreshPort ? anyEnd(family) : this.#local));
+      setProbing(fd, family, true, ttl ?? -1);
+      setResetOnClose(fd, true);
+      setTosAt(fd, family, tos);
+      for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
+      const probe = { fd, ttl, tos, isFreshPort, started: performance.now() };
+      const result = startConnect(fd, this.#remote);
       watch(fd);
       if (result !== -libc.EINPROGRESS) return resultOf(probe, {}, denoError(-result));
       while ((reply = this.#connected(probe) ?? this.#refused(probe)) === null) {
         const rest = wait - (performance.now() - probe.started);
         if (rest <= 0) return resultOf(probe, { waited: wait });
-        await eventWithin(fd, rest, signal);
+        const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
+        await Promise.race([nextEvent(fd), pause(rest, either)]);
+        over.abort();
         signal.throwIfAborted();
       }
       return reply;
@@ -251,26 +242,13 @@ export class Prober implements Disposable {
     }
   }
 
-  /** Makes a socket a probe that has not left yet. @returns `performance.now()` */
-  #prepare(fd: number, { family, local }: Ends, ttl: number, tos: number): number {
-    setOption(fd, libc.SO_REUSEADDR, 1);
-    orDenoError(libc.bind(fd, local));
-    setProbing(fd, family, true, ttl);
-    setResetOnClose(fd, true);
-    setTosAt(fd, family, tos);
-    for (const _old of rawPackets(this.#raw)) { /* about earlier probes */ }
-    return performance.now();
-  }
-
   /** The connection, if the probe came through; else `null`. */
   #connected(probe: Probe): ProbeResult | null {
-    const { fd, ends: { family, address }, started } = probe;
-    const remote = new Uint8Array(SOCKADDR_SIZE), local = new Uint8Array(SOCKADDR_SIZE);
-    if (libc.getpeername(fd, remote) < 0) return null;
-    orDenoError(libc.getsockname(fd, local));
+    const { fd, started } = probe, conn = connectedAt(fd);
+    if (conn === null) return null;
+    const address = conn.remoteAddr.hostname;
     const milliseconds = this.#time(started, handshakeTime(fd));
-    setProbing(fd, family, false, -1);
-    const conn = new DialedConn(new Socket(fd, family, local, remote));
+    setProbing(fd, this.#family, false, -1);
     return { ...resultOf(probe, { address, milliseconds, answer: "connected" }), conn };
   }
 
@@ -291,7 +269,7 @@ export class Prober implements Disposable {
     const errno = getOption(fd, libc.SO_ERROR);
     if (errno === 0) return null;
     if (errno === libc.ECONNREFUSED) {
-      const { address } = probe.ends, milliseconds = this.#time(started);
+      const address = decode(this.#remote).hostname, milliseconds = this.#time(started);
       return resultOf(probe, { address, milliseconds, answer: REFUSED }, denoError(errno));
     }
     // An error without its ICMP message shows nothing.
@@ -311,7 +289,7 @@ export class Prober implements Disposable {
     if (error.tos !== null) return { tos: error.tos, icmpTos: null, evidence: "quote" };
     // The kernel gives the packet to raw sockets before it queues the error.
     for (const packet of rawPackets(this.#raw)) {
-      const quote = parseQuote(packet, error, this.ends.remote);
+      const quote = parseQuote(packet, error, this.#remote);
       if (quote !== null) return { ...quote, evidence: "quote" };
     }
     const { icmpTos } = error;
@@ -324,11 +302,4 @@ export class Prober implements Disposable {
     libc.close(this.#anchor);
     if (this.#raw !== null) libc.close(this.#raw);
   }
-}
-
-/** Waits for an event of a descriptor, at most so many milliseconds, or until `signal` aborts. */
-async function eventWithin(fd: number, milliseconds: number, signal: AbortSignal): Promise<void> {
-  const over = new AbortController(), either = AbortSignal.any([signal, over.signal]);
-  await Promise.race([nextEvent(fd), pause(milliseconds, either)]);
-  over.abort();
 }

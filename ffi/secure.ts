@@ -6,8 +6,9 @@
 
 import { Duplex } from "node:stream";
 import { connect, type TLSSocket } from "node:tls";
+import { BAD_CERTIFICATE, getOption } from "./calls.ts";
 import { fdOf } from "./fd.ts";
-import { segmentSize } from "./sent.ts";
+import { TCP_MAXSEG } from "./libc.ts";
 import { familyOf } from "./sockaddr.ts";
 
 /** Which certificates a TLS connection trusts. */
@@ -33,7 +34,6 @@ export class DialedTlsConn {
   readonly #chunks: Uint8Array[] = [];
   #failure: Error | null = null;
   #isEnded = false;
-  #isClosed = false;
   #wakeReader: () => void = () => {};
   #wakeTransport: () => void = () => {};
 
@@ -69,7 +69,7 @@ export class DialedTlsConn {
     // Each segment by itself: the kernel copies one packet for each write.
     const send = async (bytes: Uint8Array) => {
       while (bytes.length > 0) {
-        const segment = segmentSize(fdOf(this.#below));
+        const segment = getOption(fdOf(this.#below), TCP_MAXSEG);
         bytes = bytes.subarray(await this.#below.write(bytes.subarray(0, segment)));
       }
     };
@@ -97,7 +97,7 @@ export class DialedTlsConn {
       this.#socket.once("close", () => fail("the server closed the connection"));
       this.#socket.once("error", ({ code, message }: Error & { code?: string }) => {
         const isCertificate = /CERT|VERIFY|ISSUER|SIGNED/.test(code ?? "");
-        fail(isCertificate ? `invalid peer certificate: ${message}` : message);
+        fail(isCertificate ? BAD_CERTIFICATE + message : message);
       });
     });
   }
@@ -111,7 +111,6 @@ export class DialedTlsConn {
    */
   async read(buffer: Uint8Array): Promise<number | null> {
     while (this.#chunks.length === 0) {
-      if (this.#isClosed) throw new Deno.errors.BadResource("the connection is closed");
       if (this.#failure !== null) throw this.#failure;
       if (this.#isEnded) return null;
       await new Promise<void>((resolve) => this.#wakeReader = resolve);
@@ -139,8 +138,7 @@ export class DialedTlsConn {
 
   /** Closes it and the connection below; reads and writes that wait end. */
   close(): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
+    this.#failure = new Deno.errors.BadResource("the connection is closed");
     this.#socket.destroy();
     this.#below.close();
     this.#wakeReader();

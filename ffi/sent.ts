@@ -11,8 +11,8 @@
 
 import { type Connection, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
-import { getOption, getOptionBytes, setOption } from "./calls.ts";
-import { AF_INET, AF_INET6, headerAddress, sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
+import { setOption } from "./calls.ts";
+import { addressOf, AF_INET, AF_INET6, sameBytes, SOCKADDR_SIZE } from "./sockaddr.ts";
 
 /** A packet that left, as its IP header shows. */
 export interface SentPacket {
@@ -82,21 +82,9 @@ export function drainSentAt({ fd, local, remote }: Socket): SentPacket[] {
 const copy = new Uint8Array(512);
 
 /**
- * Bytes of data that one packet of a TCP connection can carry now, so that a copy shows all of it.
+ * Bytes of data that a TCP connection has sent or is about to send, each counted once, by its
+ * `struct tcp_info`; `null` if that is cut short, as before Linux 4.19.
  */
-export function segmentSize(fd: number): number {
-  return getOption(fd, libc.TCP_MAXSEG);
-}
-
-/**
- * Bytes of data that a TCP connection has sent or is about to send, each counted once; `null`
- * before Linux 4.19.
- */
-export function dataSent(fd: number): number | null {
-  return parseDataSent(getOptionBytes(fd, libc.TCP_INFO));
-}
-
-/** {@linkcode dataSent} as a `struct tcp_info` has it; `null` if that is cut short. */
 export function parseDataSent(info: Uint8Array): number | null {
   // tcpi_notsent_bytes, tcpi_bytes_sent, tcpi_bytes_retrans; include/uapi/linux/tcp.h
   if (info.length < 216) return null;
@@ -109,9 +97,7 @@ export function parseDataSent(info: Uint8Array): number | null {
  * and perhaps the headers of a tunnel: where version, protocol, and an address with its port are
  * the connection's own. One end is enough, as NAT on this host may have changed the other.
  *
- * @param packet the bytes from the error queue, perhaps cut short
- * @param local this end as a `sockaddr`, in the connection's own family
- * @param remote the other end, likewise
+ * @param packet perhaps cut short
  * @param isHere whether an address is one of this host's
  * @returns `null` if there is no such header: then nothing was observed
  */
@@ -121,8 +107,10 @@ export function parseLooped(
   remote: Uint8Array,
   isHere: (sockaddr: Uint8Array) => boolean = isHostAddress,
 ): SentPacket | null {
-  const { at: atLocal, size } = headerAddress(local), { at: atRemote } = headerAddress(remote);
-  const isIPv4 = size === 4;
+  const ours = addressOf(local), theirs = addressOf(remote), size = ours.length;
+  const isIPv4 = size === 4,
+    has = (at: number, bytes: Uint8Array) =>
+      sameBytes(packet.subarray(at, at + bytes.length), bytes);
   for (let at = 0; at < packet.length; at++) {
     // RFC 791 section 3.1, RFC 8200 section 3; TCP from a plain socket has no extension headers
     if (packet[at] >> 4 !== (isIPv4 ? 4 : 6)) continue;
@@ -132,10 +120,8 @@ export function parseLooped(
     if (tcp < at + 20 || tcp + 13 > packet.length) continue;
     // Source and destination, addresses and ports, stand side by side in both versions.
     const source = at + (isIPv4 ? 12 : 8);
-    const isFromUs = sameBytes(packet, tcp, local, 2, 2) &&
-      sameBytes(packet, source, local, atLocal, size);
-    const isToThem = sameBytes(packet, tcp + 2, remote, 2, 2) &&
-      sameBytes(packet, source + size, remote, atRemote, size);
+    const isFromUs = has(tcp, local.subarray(2, 4)) && has(source, ours);
+    const isToThem = has(tcp + 2, remote.subarray(2, 4)) && has(source + size, theirs);
     if (!isFromUs && !isToThem) continue;
     // The two MAC addresses of `lo` are zero, whichever rule sent the packet there.
     const isOnLoopback = packet.subarray(0, 12).every((byte) => byte === 0);
@@ -145,7 +131,10 @@ export function parseLooped(
 }
 
 function packetAt(packet: Uint8Array, at: number, tcp: number): Omit<SentPacket, "isRedirected"> {
-  const length = lengthAt(packet, at), outer = outermostHeader(packet, at);
+  const isIPv4 = packet[at] >> 4 === 4, outer = outermostHeader(packet, at);
+  // IPv6's does not count its own header.
+  const said = wordAt(packet, at + (isIPv4 ? 2 : 4));
+  const length = isIPv4 || said === 0 ? said : 40 + said;
   // RFC 9293 section 3.1: the upper half of byte 12 is the header's length in words.
   const headers = tcp - at + (packet[tcp + 12] >> 4) * 4;
   return {
@@ -159,6 +148,9 @@ function packetAt(packet: Uint8Array, at: number, tcp: number): Omit<SentPacket,
   };
 }
 
+// EtherTypes of IPv4 and IPv6, RFC 9542 appendix B; PPP's numbers, RFC 1332 and RFC 5072
+const IP_TYPES = [0x0800, 0x86dd, 0x0021, 0x0057];
+
 /**
  * Where the outermost IP header is: right behind the link header, whatever its packet's length and
  * whatever it carries. If anything else is there, the packet is wrapped in something unknown.
@@ -167,39 +159,24 @@ function packetAt(packet: Uint8Array, at: number, tcp: number): Omit<SentPacket,
  * @returns `null` if something is in front of the own header that is not IP
  */
 function outermostHeader(packet: Uint8Array, own: number): number | null {
-  const behind = behindEthernet(packet);
-  if (behind === own || isHeader(packet, behind, own)) return behind;
+  const VLAN = [0x8100, 0x88a8], PPPOE = 0x8864; // IEEE 802.1Q, RFC 2516
+  const saysIP = (at: number) => IP_TYPES.includes(wordAt(packet, at - 2));
+  // Ethernet, with its tags
+  let at = 14;
+  while (VLAN.includes(wordAt(packet, at - 2))) at += 4;
+  if (wordAt(packet, at - 2) === PPPOE) at += 8;
+  if (saysIP(at) && (at === own || isHeader(packet, at, own))) return at;
   // A device without a link header, such as tun.
   if (isHeader(packet, 0, own)) return 0;
   // The link header of PPP or IPoIB (RFC 4391), or one with a switch's tag: with no room for an
   // outer IP header behind two MAC addresses and a type.
-  const isTagged = own < 14 + 20 && IP_TYPES.includes(wordAt(packet, own - 2));
-  return own <= 4 || isTagged ? own : null;
-}
-
-// EtherTypes of IPv4 and IPv6, RFC 9542 appendix B; PPP's numbers, RFC 1332 and RFC 5072
-const IP_TYPES = [0x0800, 0x86dd, 0x0021, 0x0057];
-
-/** Where the IP packet in an Ethernet frame begins, behind its tags; -1 if it is not one. */
-function behindEthernet(packet: Uint8Array): number {
-  const VLAN = [0x8100, 0x88a8], PPPOE = 0x8864; // IEEE 802.1Q, RFC 2516
-  let at = 14;
-  while (VLAN.includes(wordAt(packet, at - 2))) at += 4;
-  if (wordAt(packet, at - 2) === PPPOE) at += 8;
-  return IP_TYPES.includes(wordAt(packet, at - 2)) ? at : -1;
+  return own <= 4 || (own < 14 + 20 && saysIP(own)) ? own : null;
 }
 
 /** Whether a whole IP header may be at `at`, in front of `end`. */
 function isHeader(packet: Uint8Array, at: number, end: number): boolean {
   if (packet[at] >> 4 === 6) return at + 40 <= end;
   return packet[at] >> 4 === 4 && (packet[at] & 0x0f) >= 5 && at + 20 <= end;
-}
-
-/** Bytes of the IP packet at `at`; 0 if its header does not say. */
-function lengthAt(packet: Uint8Array, at: number): number {
-  if (packet[at] >> 4 === 4) return wordAt(packet, at + 2);
-  const payload = wordAt(packet, at + 4);
-  return payload === 0 ? 0 : 40 + payload;
 }
 
 /** Two bytes in network order; 0 if the packet was cut before them. */
@@ -217,14 +194,14 @@ function byteAt(packet: Uint8Array, at: number): number {
 
 /** Whether an address, as a `sockaddr`, is one of this host's; its port does not count. */
 export function isHostAddress(sockaddr: Uint8Array): boolean {
-  const { at, size } = headerAddress(sockaddr);
+  const address = addressOf(sockaddr);
   // All of 127.0.0.0/8, of which the interface has one.
-  return (size === 4 && sockaddr[at] === 127) || interfaceWith(sockaddr) !== null;
+  return (address.length === 4 && address[0] === 127) || interfaceWith(sockaddr) !== null;
 }
 
 /** The name of the interface that has an address; `null` if none has, or if it is unknown. */
 export function interfaceWith(sockaddr: Uint8Array): string | null {
-  const { at, size } = headerAddress(sockaddr), first = new BigUint64Array(1);
+  const wanted = addressOf(sockaddr), first = new BigUint64Array(1);
   if (libc.getifaddrs(first) < 0) return null;
   const list = Deno.UnsafePointer.create(first[0]);
   let found: string | null = null;
@@ -232,13 +209,11 @@ export function interfaceWith(sockaddr: Uint8Array): string | null {
     // struct ifaddrs { struct ifaddrs *ifa_next; char *ifa_name; unsigned ifa_flags;
     //   struct sockaddr *ifa_addr; … }
     const view = new Deno.UnsafePointerView(entry), address = view.getPointer(24);
-    const theirs = new Uint8Array(SOCKADDR_SIZE);
     const family = address === null ? 0 : new Deno.UnsafePointerView(address).getUint16();
     if (family === AF_INET || family === AF_INET6) {
-      const length = family === AF_INET ? 16 : SOCKADDR_SIZE;
-      Deno.UnsafePointerView.copyInto(address!, theirs.subarray(0, length));
-      const { at: atTheirs, size: sizeTheirs } = headerAddress(theirs);
-      if (size === sizeTheirs && sameBytes(sockaddr, at, theirs, atTheirs, size)) {
+      const theirs = new Uint8Array(family === AF_INET ? 16 : SOCKADDR_SIZE);
+      Deno.UnsafePointerView.copyInto(address!, theirs);
+      if (sameBytes(addressOf(theirs), wanted)) {
         found = Deno.UnsafePointerView.getCString(view.getPointer(8)!);
       }
     }

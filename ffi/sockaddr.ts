@@ -73,17 +73,28 @@ function ipv6Bytes(text: string): number[] {
 
 /** The address and port in a structure, written as Deno writes them. @throws {TypeError} not IP */
 export function decode(sockaddr: Uint8Array): Deno.NetAddr {
-  const { at, size } = headerAddress(sockaddr);
-  const port = sockaddr[2] << 8 | sockaddr[3];
-  const bytes = sockaddr.subarray(at, at + size);
-  if (size === 4) {
-    const hostname = `${sockaddr[0] === AF_INET ? "" : "::ffff:"}${bytes.join(".")}`;
+  const address = addressOf(sockaddr), port = sockaddr[2] << 8 | sockaddr[3];
+  if (address.length === 4) {
+    const hostname = `${sockaddr[0] === AF_INET ? "" : "::ffff:"}${address.join(".")}`;
     return { transport: "tcp", hostname, port };
   }
-  const groups = Array.from({ length: 8 }, (_, i) => bytes[2 * i] << 8 | bytes[2 * i + 1]);
+  const groups = Array.from({ length: 8 }, (_, i) => address[2 * i] << 8 | address[2 * i + 1]);
   // The URL parser shortens it as RFC 5952 asks.
   const { hostname } = new URL(`http://[${groups.map((group) => group.toString(16)).join(":")}]/`);
   return { transport: "tcp", hostname: hostname.slice(1, -1), port };
+}
+
+/**
+ * The address in a structure as an IP header has it: 4 bytes for IPv4, IPv4-mapped addresses
+ * included, else 16. @throws {TypeError} not IP
+ */
+export function addressOf(sockaddr: Uint8Array): Uint8Array {
+  if (sockaddr[0] === AF_INET) return sockaddr.subarray(4, 8);
+  if (sockaddr[0] !== AF_INET6) throw new TypeError(`address family ${sockaddr[0]} is not IP`);
+  // ::ffff:0:0/96, RFC 4291 section 2.5.5.2
+  let at = 8;
+  while (at < 20 && sockaddr[at] === (at < 18 ? 0 : 0xff)) at++;
+  return sockaddr.subarray(at === 20 ? 20 : 8, 24);
 }
 
 /**
@@ -92,45 +103,18 @@ export function decode(sockaddr: Uint8Array): Deno.NetAddr {
  */
 export function sameEnd(a: Uint8Array, b: Uint8Array): boolean {
   // The port first: it alone distinguishes most sockets.
-  if (a[2] !== b[2] || a[3] !== b[3]) return false;
-  const atA = addressAt(a), atB = addressAt(b);
-  const size = atA === 8 ? 16 : 4;
-  return atA > 0 && atB > 0 && (atB === 8) === (atA === 8) && sameBytes(a, atA, b, atB, size);
+  const isAlike = a[2] === b[2] && a[3] === b[3] && isIP(a) && isIP(b);
+  return isAlike && sameBytes(addressOf(a), addressOf(b));
 }
 
-/** Whether two runs of `size` bytes are the same. */
-export function sameBytes(
-  a: Uint8Array,
-  atA: number,
-  b: Uint8Array,
-  atB: number,
-  size: number,
-): boolean {
-  for (let i = 0; i < size; i++) if (a[atA + i] !== b[atB + i]) return false;
-  return true;
+function isIP([family]: Uint8Array): boolean {
+  return family === AF_INET || family === AF_INET6;
 }
 
-/**
- * Where in `sockaddr` the address is as an IP header has it: 4 bytes for IPv4, IPv4-mapped
- * addresses included, else 16.
- *
- * @throws {TypeError} not IP
- */
-export function headerAddress(
-  sockaddr: Uint8Array,
-): { readonly at: number; readonly size: 4 | 16 } {
-  const at = addressAt(sockaddr);
-  if (at === 0) throw new TypeError(`address family ${sockaddr[0]} is not IP`);
-  return { at, size: at === 8 ? 16 : 4 };
-}
-
-/** Where that address starts; 0 for a family that is not IP. */
-function addressAt(sockaddr: Uint8Array): number {
-  if (sockaddr[0] === AF_INET) return 4;
-  if (sockaddr[0] !== AF_INET6) return 0;
-  // ::ffff:0:0/96, RFC 4291 section 2.5.5.2
-  for (let at = 8; at < 20; at++) if (sockaddr[at] !== (at < 18 ? 0 : 0xff)) return 8;
-  return 20;
+/** Whether two runs of bytes are the same. */
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) return false;
+  return a.length === b.length;
 }
 
 /** An address and port as people write them: `127.0.0.1:8086`, `[::1]:8086`. */

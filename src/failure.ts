@@ -6,7 +6,7 @@
  */
 
 import { netPermission } from "../ffi/deno.ts";
-import { LibcError } from "../ffi/calls.ts";
+import { BAD_CERTIFICATE, LibcError } from "../ffi/calls.ts";
 import type { ConnectOptions } from "../ffi/conn.ts";
 import { DescriptorError } from "../ffi/fd.ts";
 import { CannotRunError } from "../ffi/libc.ts";
@@ -163,13 +163,13 @@ function tlsText(error: Error): string {
 }
 
 function tlsFailure(error: Error): Failure {
-  const message = errorText(error);
-  const bare = message.replace(/^invalid peer certificate: /, "");
+  const message = errorText(error), isCertificate = message.startsWith(BAD_CERTIFICATE);
+  const bare = isCertificate ? message.slice(BAD_CERTIFICATE.length) : message;
   const [said, words] = CERTIFICATE_ERRORS.find(([said]) => said.test(bare)) ?? [/$/, bare];
   const seconds = said.exec(bare)![1];
   const date = seconds && new Date(Number(seconds) * 1000).toISOString().slice(0, 10);
   const why = date === undefined ? words : `${words} ${date}`;
-  if (bare === message) {
+  if (!isCertificate) {
     const isPlain = /InvalidContentType|wrong version number|packet length too long/.test(message);
     const hint = isPlain ? "the server does not speak TLS: is it http://?" : undefined;
     return new Failure(Exit.tlsFailed, `TLS failed: ${tlsText(error)}`, hint);
