@@ -40,14 +40,18 @@ interface Route {
   readonly tools?: Tools;
 }
 
-type Tools = ReturnType<typeof toolsFor>;
-
 /** What climbs, and the time limits of a path and of the request behind it. */
+interface Tools {
+  readonly climb: Climb;
+  readonly limits: Limits;
+  readonly requestLimits: Limits;
+}
+
 function toolsFor(
   { host: hostname, port }: Target,
   options: RequestOptions,
   more: Pick<ClimbOptions, "many" | "onWait">,
-) {
+): Tools {
   return {
     climb: new Climb({ hostname, port, family: options.family, ...more }),
     limits: new Limits({ ...options, maxTime: 0 }),
