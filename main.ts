@@ -73,6 +73,7 @@ import {
   type Header,
   parseTarget,
   type Target,
+  VERSION,
 } from "./src/target.ts";
 import type { Trace, TraceOptions } from "./src/trace.ts";
 import {
@@ -82,7 +83,6 @@ import {
   newExchange,
   requestFailure,
 } from "./src/verdict.ts";
-import { VERSION } from "./src/target.ts";
 
 export { Exit, Failure };
 export type {

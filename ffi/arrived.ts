@@ -9,7 +9,7 @@
  * @module
  */
 
-import { acceptedFrom, type Connection, DescriptorError, type Found } from "./fd.ts";
+import { acceptedFrom, type Connection, DescriptorError } from "./fd.ts";
 import { type Handshake, type Listening, type Socket, socketOf } from "./fd.ts";
 import * as libc from "./libc.ts";
 import { setTosAt } from "./mark.ts";
@@ -133,7 +133,10 @@ export function arrivedFrom(listener: Listening, remoteAddr: Deno.Addr): Arrived
 }
 
 /** {@linkcode readArrived} of a socket that has been found, before its first reply. */
-export function arrivedAt(socket: Found, handshake = readHandshake(socket.fd)): Arrived {
+export function arrivedAt(
+  socket: Pick<Socket, "fd" | "local">,
+  handshake = readHandshake(socket.fd),
+): Arrived {
   const { syn, sequence, endedWith } = handshake;
   // An IPv4-mapped connection reports what an IPv4 one does.
   if (addressOf(socket.local).length !== 4) {
@@ -158,7 +161,7 @@ function readHandshake(fd: number): Handshake {
 }
 
 /** The Traffic Class of the latest packet; `null` on IPv4. */
-export function latestClass({ fd, local }: Found): number | null {
+export function latestClass({ fd, local }: Pick<Socket, "fd" | "local">): number | null {
   if (addressOf(local).length === 4) return null;
   return parseControl(getOptionBytes(fd, libc.IPV6_2292PKTOPTIONS), libc.IPV6_TCLASS);
 }
@@ -266,6 +269,7 @@ export function parseReturned(
   const tcp = (packet[0] & 0x0f) * 4, length = packet[2] << 8 | packet[3];
   const isOurs = packet[tcp] === remote[2] && packet[tcp + 1] === remote[3] &&
     packet[tcp + 2] === local[2] && packet[tcp + 3] === local[3];
-  const data = tcp + (packet[tcp + 12] >> 4) * 4;
-  return isOurs && length > data ? packet[1] : null;
+  // At least five; none if the packet ends before.
+  const words = packet[tcp + 12] >> 4;
+  return isOurs && words >= 5 && length > tcp + 4 * words ? packet[1] : null;
 }

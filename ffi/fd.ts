@@ -49,16 +49,16 @@ export interface Handshake {
   readonly endedWith: "ack" | "data";
 }
 
-/** A TCP socket of this process, until an `await` or the next search. */
-export interface Found {
+/** A connection of this process, good until an `await` or the next search. */
+interface Found {
   /** Its descriptor. */
   readonly fd: number;
   /** `AF_INET` or `AF_INET6`. */
   readonly family: number;
   /** This end, as a `sockaddr` in the connection's own family. */
   readonly local: Uint8Array<ArrayBuffer>;
-  /** The other end, likewise; `null` for a listener. */
-  readonly remote: Uint8Array<ArrayBuffer> | null;
+  /** The other end, likewise. */
+  readonly remote: Uint8Array<ArrayBuffer>;
 }
 
 /** A TCP socket of this process: its descriptor, its ends, and whether it still is open. */
@@ -217,7 +217,7 @@ const sockets = new Map<number, Socket>();
 function socketAt({ fd, family, local, remote }: Found): Socket {
   const before = sockets.get(fd);
   if (before?.isOurs) return before;
-  const socket = new Socket(fd, family, local.slice(), remote?.slice() ?? null);
+  const socket = new Socket(fd, family, local.slice(), remote.slice());
   sockets.set(fd, socket);
   return socket;
 }

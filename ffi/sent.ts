@@ -77,8 +77,9 @@ export function drainSentAt({ fd, local, remote }: Socket): SentPacket[] {
   }
 }
 
-// Room for the headers of a packet inside an IPv6 tunnel; the kernel cuts off the rest.
-const copy = new Uint8Array(256);
+// Room for the headers of a packet inside an SRv6 tunnel over 24 segments, RFC 8754; the kernel
+// cuts off the rest.
+const copy = new Uint8Array(512);
 
 /**
  * Bytes of data that a TCP connection has sent or is about to send, each counted once, by its
@@ -115,7 +116,8 @@ export function parseLooped(
     if (packet[at] >> 4 !== (isIPv4 ? 4 : 6)) continue;
     if (packet[at + (isIPv4 ? 9 : 6)] !== libc.IPPROTO_TCP) continue;
     const tcp = at + (isIPv4 ? (packet[at] & 0x0f) * 4 : 40);
-    if (tcp < at + 20 || tcp + 4 > packet.length) continue;
+    // Byte 12 of TCP's header, the last that is needed, says where data begins.
+    if (tcp < at + 20 || tcp + 13 > packet.length) continue;
     // Source and destination, addresses and ports, stand side by side in both versions.
     const source = at + (isIPv4 ? 12 : 8);
     const isFromUs = has(tcp, local.subarray(2, 4)) && has(source, ours);

@@ -17,7 +17,7 @@ import { unmapIPv4 } from "./verdict.ts";
 import { DEFAULT_PORT, VERSION } from "./target.ts";
 
 /** A request as far as the server looks at it. */
-export interface ParsedRequest {
+interface ParsedRequest {
   /** The status of the answer, with its reason. */
   readonly status: string;
   readonly method?: string;
@@ -120,10 +120,9 @@ export function logLine(
 // ─── The loop ───────────────────────────────────────────────────────────────────────────────────
 
 const MOST_CLIENTS = 1024;
-/**
- * Milliseconds for the head of a request; to close after the reply, or once the server is stopped.
- */
+/** Milliseconds for the head of a request; the kernel holds who is silent back for 3 s before. */
 const HEAD_TIME = 10_000;
+/** Milliseconds to close after the reply, or once the server is stopped. */
 export const CLOSE_TIME = 1000;
 
 /** A client that sends its head, or that has its reply and has not closed yet. */

@@ -263,7 +263,9 @@ function marksReport(all: readonly TracedPath[], notes: readonly string[], width
     return { ...traced, sort, text, drop };
   });
   const isInWords = (one: typeof outcomes[number]) =>
-    one.sort === "changed" && (changesOf(one).length === 0 || isDisagreeing(one));
+    /^rejected$|^changed on/.test(one.sort) ||
+    (one.sort === "changed" && (changesOf(one).length === 0 || isDisagreeing(one)));
+  const told = [...Map.groupBy(outcomes.filter(isInWords), ({ text }) => text)];
   const sorts = [...Map.groupBy(outcomes, ({ sort }) => sort)];
   const counts = sorts.map(([sort, some]) => {
     const isNamed = sorts.length > 1 && some.length <= 8;
@@ -274,7 +276,7 @@ function marksReport(all: readonly TracedPath[], notes: readonly string[], width
     ...partlySilentLines(all),
     ...changeLines(all.filter((traced) => !isDisagreeing(traced))),
     ...drops.map(([text, some]) => `${labels(some)} ${some.length > 1 ? "are" : "is"} ${text}.`),
-    ...outcomes.filter(isInWords).map((one) => `${labels([one])} was ${one.text}.`),
+    ...told.map(([text, some]) => `${labels(some)} ${some.length > 1 ? "were" : "was"} ${text}.`),
     ...notes,
     `Of ${plural(all.length, "mark")}: ${counts.join(", ")}.`,
   ];

@@ -182,7 +182,9 @@ function compareShares(
     count: all.filter((one) => one === true).length,
     of: all.filter((one) => one !== null).length,
   }));
-  const differences = ours.map((one, at) => Number(one ?? theirs[at]) - Number(theirs[at] ?? one));
+  const differences = ours.map((one, at) =>
+    Number(one ?? theirs[at] ?? 0) - Number(theirs[at] ?? one)
+  );
   const exact = fisher(share.count, share.of, against.count, against.of);
   const p = strict(exact, differences, threshold);
   const isLarge = Math.abs(share.count / share.of - against.count / against.of) >= smallest;

@@ -31,7 +31,7 @@ export function plural(count: number, unit: string): string {
 /** Wraps text at `width` columns; a longer word gets its own line, and each line its end. */
 export function wrap(text: string, width: number): string {
   // Most lines fit, and the expression takes 0.2 ms to compile.
-  if (text !== "" && text.length <= width) return `${text}\n`;
+  if (text.length <= width && /.$/.test(text)) return `${text}\n`;
   width = Math.max(1, width);
   return text.replace(new RegExp(`([^ ]{${width},}|.{1,${width}})(?: |$)`, "g"), "$1\n");
 }

@@ -51,7 +51,7 @@ const LIMITS: Record<string, number> = {
   "64 marks over three routers": 3,
   "lines of main.ts": 350,
   "lines of the largest file of src/ and ffi/": 450,
-  "lines of main.ts + src/ + ffi/": 8200,
+  "lines of main.ts + src/ + ffi/": 7950,
 };
 
 // ─── Programs ────────────────────────────────────────────────────────────────────────────────────

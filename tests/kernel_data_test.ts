@@ -182,9 +182,11 @@ Deno.test("a packet says how many bytes of data it carries, and from where in th
   );
   const { length, payload, sequence } = parseLooped(whole, LOCAL, REMOTE)!;
   assert.deepEqual([length, payload, sequence], [72, 20, 0xfedcba98]);
+  const cut = parseLooped(whole.subarray(0, 14 + 20 + 13), LOCAL, REMOTE)!;
+  assert.deepEqual([cut.length, cut.payload, cut.sequence], [72, 20, 0xfedcba98]);
 });
 
-Deno.test("a packet of another connection, or cut before its ports, is not observed", () => {
+Deno.test("a packet of another connection, or cut before its data begins, is not observed", () => {
   assert.equal(
     parseLooped(ipv4(0xb8, [192, 0, 2, 9], [198, 51, 100, 9], [0x12, 0x34, 0, 80]), LOCAL, REMOTE),
     null,
@@ -194,8 +196,9 @@ Deno.test("a packet of another connection, or cut before its ports, is not obser
     null,
   );
   const whole = behind(ETHERNET + "0800");
-  for (let size = 0; size < 14 + 24; size++) {
-    assert.equal(parseLooped(whole.subarray(0, size), LOCAL, REMOTE), null);
+  // Byte 12 of the TCP header says where data begins, and with it how much there is.
+  for (let size = 0; size <= 14 + 20 + 12; size++) {
+    assert.equal(parseLooped(whole.subarray(0, size), LOCAL, REMOTE), null, `${size}`);
   }
 });
 

@@ -159,9 +159,13 @@ Deno.test("a reply that takes long is waited for with what is known: both ends a
   }
 });
 
-Deno.test("Ctrl-C in a single request prints what is known: 130", async () => {
+Deno.test("a single request that a signal ends prints what is known: 130 or 143", async () => {
   for (
-    const [args, known] of [[["--json"], /"readBack":184.*"code":130/], [[], /^mark +EF/m]] as const
+    const [args, signal, exit, known] of [
+      [["--json"], "SIGINT", 130, /"readBack":184.*"code":130/],
+      [[], "SIGINT", 130, /^mark +EF/m],
+      [["--json"], "SIGTERM", 143, /"readBack":184.*"code":143/],
+    ] as const
   ) {
     const reached = Promise.withResolvers<void>();
     await using server = new RawServer(async (conn) => {
@@ -171,8 +175,8 @@ Deno.test("Ctrl-C in a single request prints what is known: 130", async () => {
     });
     await using run = new Background(command([...args, server.url]));
     await reached.promise;
-    const { code } = await run.stop("SIGINT");
-    assert.equal(code, 130);
+    const { code } = await run.stop(signal);
+    assert.equal(code, exit);
     assert.match(run.said, known);
   }
 });
@@ -244,4 +248,20 @@ testWith(["script"], "help, report, table and errors fit 80 and 60 columns", asy
       }
     }
   }
+});
+
+Deno.test("a log keeps 64 KiB for a reader that waits, counts what it drops, and goes on after it", async () => {
+  const output = new URL("../src/output.ts", import.meta.url);
+  const script = `import { Log } from "${output}";
+    const log = new Log();
+    for (let at = 0; at < 2000; at++) log.add(String(at).padEnd(99, "."));
+    await log.written;
+    log.add("last");
+    await log.written;`;
+  const { code, stderr } = await execute([Deno.execPath(), "eval", script]);
+  assert.equal(code, 0, stderr);
+  const lines = stderr.split("\n");
+  // The first line is being written; 656 of 100 bytes are the first to be more than 64 KiB.
+  const kept = Array.from({ length: 657 }, (_, at) => String(at).padEnd(99, "."));
+  assert.deepEqual(lines, [...kept, "… 1343 lines dropped", "last", ""]);
 });

@@ -421,6 +421,17 @@ Of 3 marks: 2 changed (EF, CS6), 1 kept all the way (AF41).
     pathReport([all[0], bleached], true, 80),
     /: 1 changed \(EF\), 1 changed on the way back \(AF41\)\.\n$/,
   );
+  // What the places of changes do not say is said in words, once for all marks that share it.
+  const rejected = [EF, AF41].map((tos) =>
+    traced([router(1, tos, "host unreachable")], { failure: new Failure(7, "") }, tos)
+  );
+  assert.equal(
+    pathReport([...rejected, bleached], true, 200).split("\n").slice(4).join("\n"),
+    `EF, AF41 were kept as far as hop 1 (10.0.0.1), and rejected: host unreachable.
+AF41 was kept all the way, but the reply came back as DF (0x00).
+Of 3 marks: 2 rejected (EF, AF41), 1 changed on the way back (AF41).
+`,
+  );
   const times = (count: number) => pathReport(Array(count).fill(all[1]), true, 80);
   assert.match(times(8), /^hop /);
   assert.doesNotMatch(times(9), /^hop /);

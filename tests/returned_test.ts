@@ -161,6 +161,8 @@ Deno.test("a packet's byte is read if it has data for the connection's ports", (
       ["another destination", ip("0029") + tcp("5678 1235"), null],
       ["another destination", ip("0029") + tcp("5678 1334"), null],
       ["cut short", ip("0029"), null],
+      ["cut behind the ports", ip("0018") + "5678 1234", null],
+      ["less than a header of TCP", ip("0029") + tcp("5678 1234", "40"), null],
       ["nothing", "", null],
     ] as const
   ) assert.equal(parseReturned(fromHex(packet), local, remote), tos, what);

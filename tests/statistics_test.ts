@@ -271,6 +271,19 @@ Deno.test("a difference that the order in the rounds explains as well is none", 
     assertClose(failed.p, p);
     assert.equal(failed.differs, differs);
   }
+  // Slow in turn; of a last round that was interrupted only one mark's request is known.
+  const slowInTurn = (tos: number, isSlow: (round: number) => boolean, ...last: number[]) => {
+    const total = [...numbers(0, 20).map((round) => isSlow(round) ? 10 : 1), ...last];
+    return { mark: markOf(tos), total, failures: total.map(Number.isNaN) };
+  };
+  for (const last of [[], [1], [NaN]]) {
+    const { slow } = comparison(
+      slowInTurn(0xb8, (round) => round < 16, ...last),
+      slowInTurn(0, (round) => round >= 16),
+    );
+    assertClose(slow.p, 0.007290358091535644);
+    assert.equal(slow.differs, false, `${last}`);
+  }
   // The same counts, of which the rounds are independent.
   const ef = inTurn(0xb8, (round) => round < 16), df = inTurn(0, (round) => round < 4);
   assertClose(comparison(ef, df).failed.p, fisher(16, 20, 4, 20));

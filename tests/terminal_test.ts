@@ -124,3 +124,20 @@ testWith(
     assert.equal(lines.join("\n").match(/^mark /gm)!.length, 1, lines.join("\n"));
   },
 );
+
+testWith(
+  ["tmux"],
+  "live lines that fill the screen are cut to the last one, which can be replaced",
+  async () => {
+    await using terminal = await Terminal.start(80);
+    const output = new URL("../src/output.ts", import.meta.url);
+    for (const [count, first] of [[23, 1], [24, 24]]) {
+      const text = `Array.from({ length: ${count} }, (_, at) => "line " + (at + 1)).join("\\n")`;
+      const script =
+        `import { LiveText } from "${output}"; new LiveText(true).update(() => ${text});`;
+      const { lines, code } = await terminal.run(`${Deno.execPath()} eval '${script}'`);
+      const expected = Array.from({ length: count - first + 1 }, (_, at) => `line ${first + at}`);
+      assert.deepEqual([code, lines], [0, expected]);
+    }
+  },
+);

@@ -69,6 +69,8 @@ Deno.test("text is wrapped at a width, and a longer word gets its own line", () 
       ["a bcdefgh i", 3, ["a", "bcdefgh", "i"]],
       ["ab cd", 0, ["ab", "cd"]],
       ["ab cd", -5, ["ab", "cd"]],
+      ["ab\ncd\n", 9, ["ab", "cd"]],
+      ["", 9, []],
     ] as const
   ) assert.equal(wrap(text, width), lines.map((line) => `${line}\n`).join(""), text);
 });
