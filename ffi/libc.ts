@@ -149,19 +149,17 @@ const TABLE = {
 type Table = Readonly<Record<string, Deno.ForeignFunction>>;
 type Functions<T extends Table> = { readonly [N in keyof T]: Deno.UnsafeFnPointer<T[N]>["call"] };
 
-const MANY = 100;
-
 /**
- * Opens functions of a library.
- *
- * Deno compiles a trampoline for each symbol that is opened as a function, 0.2 ms each, 7 ms for
- * the table. So all are opened as addresses; one that a process calls many times is given its
- * trampoline, which saves 2.5 µs a call and a tenth of the time of a series.
+ * Opens functions of a library, as addresses, which `called` is told of when they are first called.
  *
  * @throws {CannotRunError} not Linux, or no such library or function
  * @throws {Deno.errors.NotCapable} `--allow-ffi` is missing
  */
-export function open<T extends Table>(library: string, table: T): Functions<T> {
+export function open<T extends Table>(
+  library: string,
+  table: T,
+  called: Record<string, Deno.ForeignFunction> = {},
+): Functions<T> {
   if (Deno.build.os !== "linux") {
     throw new CannotRunError(`this needs Linux, and here is ${Deno.build.os}`);
   }
@@ -175,31 +173,39 @@ export function open<T extends Table>(library: string, table: T): Functions<T> {
     throw new CannotRunError(`cannot open ${library}, the GNU C library`, { cause: error });
   }
   for (const name in table) {
-    let call: unknown, uses = 0;
+    let call: unknown;
     const get = () => {
-      if (++uses === 1) {
-        // The "value" of a symbol that is a pointer is the symbol's address.
-        const address = symbols[name] as Deno.PointerObject<Deno.ForeignFunction>;
-        const pointer = new Deno.UnsafeFnPointer(address, table[name] as Deno.ForeignFunction);
-        call = pointer.call.bind(pointer);
-      } else if (uses === MANY) {
-        call = Deno.dlopen(library, { [name]: table[name] }).symbols[name];
-      }
-      return call;
+      if (call !== undefined) return call;
+      called[name] = table[name];
+      // The "value" of a symbol that is a pointer is the symbol's address.
+      const address = symbols[name] as Deno.PointerObject<Deno.ForeignFunction>;
+      const pointer = new Deno.UnsafeFnPointer(address, called[name]);
+      return call = pointer.call.bind(pointer);
     };
     Object.defineProperty(functions, name, { get });
   }
   return functions as Functions<T>;
 }
 
-let opened: Functions<typeof TABLE> | undefined;
+const LIBC = "libc.so.6", MANY = 100;
+const called: Record<string, Deno.ForeignFunction> = {};
+let opened: Functions<typeof TABLE> | undefined, uses = 0;
 /** This thread's errno. */
 let errno: Deno.UnsafePointerView;
 
+/**
+ * libc's functions. Deno compiles a trampoline for each symbol that is opened as a function: 0.2 ms
+ * each, 7 ms for the table. So they are addresses; when a process has made many calls, those that
+ * it has made get trampolines, which save 2.5 µs a call and a tenth of the time of a series.
+ */
 function libc(): Functions<typeof TABLE> {
   if (opened === undefined) {
-    opened = open("libc.so.6", TABLE);
+    opened = open(LIBC, TABLE, called);
     errno = new Deno.UnsafePointerView(opened.__errno_location()!);
+  }
+  if (++uses === MANY) {
+    const compiled = Deno.dlopen(LIBC, called).symbols;
+    opened = { __proto__: opened, ...compiled } as unknown as typeof opened;
   }
   return opened;
 }

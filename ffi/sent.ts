@@ -107,10 +107,10 @@ export function parseLooped(
   remote: Uint8Array,
   isHere: (sockaddr: Uint8Array) => boolean = isHostAddress,
 ): SentPacket | null {
-  const ours = addressOf(local), theirs = addressOf(remote), size = ours.length;
-  const isIPv4 = size === 4,
-    has = (at: number, bytes: Uint8Array) =>
-      sameBytes(packet.subarray(at, at + bytes.length), bytes);
+  const ours = addressOf(local), theirs = addressOf(remote);
+  const size = ours.length, isIPv4 = size === 4;
+  const has = (at: number, bytes: Uint8Array) =>
+    sameBytes(packet.subarray(at, at + bytes.length), bytes);
   for (let at = 0; at < packet.length; at++) {
     // RFC 791 section 3.1, RFC 8200 section 3; TCP from a plain socket has no extension headers
     if (packet[at] >> 4 !== (isIPv4 ? 4 : 6)) continue;

@@ -276,6 +276,15 @@ testWith(
   },
 );
 
+testWith(NEEDS, "https: a closed dialed connection says so to whoever reads it", async () => {
+  const { secured, close } = await securedPair();
+  const waiting = secured.read(new Uint8Array(1));
+  close();
+  for (const read of [waiting, secured.read(new Uint8Array(1))]) {
+    await assert.rejects(read, Deno.errors.BadResource);
+  }
+});
+
 testWith(
   NEEDS,
   "https: a dialed connection receives no more than is read, and the rest once it is",

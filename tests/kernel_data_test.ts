@@ -186,6 +186,15 @@ Deno.test("a packet says how many bytes of data it carries, and from where in th
   assert.deepEqual([cut.length, cut.payload, cut.sequence], [72, 20, 0xfedcba98]);
 });
 
+Deno.test("an IPv6 packet over 64 KiB, which leaves its length to the network card, has none", () => {
+  const packet = fromHex(
+    "00".repeat(14) + "6b800000 0000 06 40" + "00".repeat(15) + "01" + "00".repeat(15) + "01" +
+      "1234 0050 fedcba98 00000000 5018 0000 0000 0000",
+  );
+  const { length, payload } = parseLooped(packet, at("::1", 0x1234), at("::1", 80))!;
+  assert.deepEqual([length, payload], [0, 0]);
+});
+
 Deno.test("a packet of another connection, or cut before its data begins, is not observed", () => {
   assert.equal(
     parseLooped(ipv4(0xb8, [192, 0, 2, 9], [198, 51, 100, 9], [0x12, 0x34, 0, 80]), LOCAL, REMOTE),
@@ -274,6 +283,7 @@ Deno.test("addresses are compared as the kernel does, however they are written",
       ["::1", "::2", false],
       ["::1", "0.0.0.1", false],
       ["::fffe:127.0.0.1", "127.0.0.1", false],
+      ["1.2.3.4", "102:304::", false],
     ] as const
   ) assert.deepEqual([same(a, b), same(b, a)], [isSame, isSame], `${a}, ${b}`);
   assert.ok(!same("127.0.0.1", "127.0.0.1", 80, 81));

@@ -30,6 +30,19 @@ Deno.test("a missing permission is 103 and names the flag", async () => {
 });
 
 testWith(
+  ["root", "ip"],
+  "of several addresses one that --deny-net denies is passed over",
+  async () => {
+    await using namespace = await Namespace.create("::1 localhost\n127.0.0.1 localhost\n");
+    await using _server = await FarEnd.start("8086", namespace.under);
+    const flags = ["--allow-ffi", "--allow-net", "--deny-net=[::1]:8086"];
+    const { under } = namespace, args = ["--mark-syn", "http://localhost:8086/"];
+    const { code, stderr } = await dscpGet(args, { under, flags });
+    assert.equal(code, 0, stderr);
+  },
+);
+
+testWith(
   ["root", "ip", "script"],
   "where libc connects, a name needs a permission without port: 103, and nobody is asked",
   async () => {
