@@ -215,7 +215,8 @@ function libc(): Functions<typeof TABLE> {
  *
  * V8 may still come between: once in a process, when a thread first waits for one of its locks, it
  * looks for a file in /sys that is seldom there, and errno is ENOENT (this thread's in 1 of 4,000
- * runs on a busy machine). So what is done next depends on the socket, not on errno alone.
+ * runs on one busy machine, in 1 of 30 on another). So what is done next depends on the socket, not
+ * on errno alone.
  */
 function orErrno(result: number | bigint): number {
   return result >= 0 ? Number(result) : -errno.getInt32();
