@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { get, RequestFailure } from "../main.ts";
 import { Exit, Failure, isPeerGone, rootCause } from "../src/failure.ts";
 import { Background, command, inject, openDescriptors, testWith } from "./support/processes.ts";
-import { OK, RawServer, readRequest, replying, send } from "./support/servers.ts";
+import { closedPort, OK, RawServer, readRequest, replying, send } from "./support/servers.ts";
 import { until } from "./support/waiting.ts";
 
 Deno.test("the other end has gone if a write finds the connection broken, reset or aborted", () => {
@@ -73,4 +73,15 @@ Deno.test("connected and mark are printed before the reply comes", async () => {
   await using run = new Background(command([server.url]));
   assert.equal((await run.end()).code, 0);
   assert.match(run.said, /^connected .*\nmark .*\nsent .*\nreply .*\nhandshake .*\n$/);
+});
+
+Deno.test("a request's total time is that since it began, also if it fails", async () => {
+  await using server = replying(OK);
+  const failing = `http://127.0.0.1:${closedPort()}/`;
+  for (const url of [server.url, failing]) {
+    const began = performance.now();
+    const exchange = await get(url).catch((error) => (error as RequestFailure).exchange);
+    const { milliseconds: { total }, started } = exchange;
+    assert.ok(began <= started && total! > 0 && started + total! <= performance.now(), `${total}`);
+  }
 });
